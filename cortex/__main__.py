@@ -1,0 +1,101 @@
+"""The command line: parse, import the one command asked for, run it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "serve": ("cortex.gateway.command", "run the gateway"),
+    "neuron": ("cortex.neuron.command", "run the daemon of a GPU host"),
+    "status": ("cortex.cli.status", "show nodes, devices and models"),
+    "models": ("cortex.cli.models", "list, load and unload models"),
+    "chat": ("cortex.cli.chat", "talk to a model in the terminal"),
+    "pull": ("cortex.cli.pull", "download a model's weights to this host"),
+    "plugins": ("cortex.cli.plugins", "show plugins, what they offer and what failed"),
+}
+BAD_USAGE = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Returns:
+        0 done, 1 failed, 2 bad usage or configuration, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if problem := wrong_python():
+        print(problem, file=sys.stderr)
+        return BAD_USAGE
+    parser = argparse.ArgumentParser(
+        prog="cortex", description="One reliable LLM endpoint out of a handful of GPU boxes."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = parser.add_subparsers(metavar="command", dest="command")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in argv[:1]:
+            chosen = import_module(module)
+            chosen.add_arguments(command)
+            command.set_defaults(run=chosen.run)
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        _ask_plugins(commands)
+    args = parser.parse_args(argv)
+    if args.version:
+        from cortex import __version__
+
+        print(f"cortex {__version__} (Python {sys.version.split()[0]})")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 0
+    return _run(args)
+
+
+def wrong_python() -> str | None:
+    """
+    Say what is wrong with this interpreter, if anything.
+
+    A zipapp carries compiled modules of one Python version; under another it would run without
+    them, or not.
+    """
+    try:
+        from cortex._built_for import PYTHON  # written by cortex.zipapp
+    except ImportError:
+        return None
+    if sys.version_info[:2] == PYTHON:
+        return None
+    want = ".".join(map(str, PYTHON))
+    have = f"{sys.executable} is {sys.version.split()[0]}"
+    return f"cortex: this file was built for Python {want}, and {have}: run it with python{want}"
+
+
+def _ask_plugins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from cortex.config.load import load_gateway
+    from cortex.plugins import Plugins
+
+    settings = load_gateway(None)[0].plugins
+    Plugins(settings).manager.hook.cortex_register_commands(commands=commands)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from cortex.errors import ConfigError, CortexError
+
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        print(f"cortex {args.command}: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except CortexError as error:
+        print(f"cortex {args.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

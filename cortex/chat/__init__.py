@@ -1,0 +1,1 @@
+"""What travels: requests and the events of an answer."""

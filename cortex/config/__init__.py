@@ -1,0 +1,1 @@
+"""Configuration: strict, typed, and clear about what is wrong where."""

@@ -1,0 +1,252 @@
+"""
+Reads configuration: file, then environment, then strict structure.
+
+An error names file and key path and says what was meant: ``cortex.toml: gateway.lisen: unknown key
+(did you mean 'listen'?)``.  Paths inside a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
+
+import attrs
+import tomlkit
+import tomlkit.exceptions
+from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, transform_error
+from cattrs.cols import is_tuple, list_structure_factory
+
+from cortex.config.schema import (
+    Address,
+    Catalogue,
+    GatewayConfig,
+    NeuronConfig,
+    PluginSettings,
+)
+from cortex.errors import ConfigError
+
+T = TypeVar("T")
+_KINDS: dict[type, str] = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def environment() -> Mapping[str, str]:
+    """Return the process's environment; nothing else in cortex reads it."""
+    return os.environ
+
+
+def cache_dir() -> Path:
+    """Return where downloads are kept: ``$CORTEX_CACHE``, else ``$XDG_CACHE_HOME/cortex``."""
+    env = environment()
+    if own := env.get("CORTEX_CACHE"):
+        return Path(own)
+    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cortex"
+
+
+def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
+    """
+    Read cortex.toml and the models.toml it names.
+
+    Args:
+        path: None means all defaults, and an empty catalogue where no models.toml is.
+
+    Raises:
+        ConfigError: Names the file and the key path.
+    """
+    table = _read(path) if path else {}
+    _override(table, "CORTEX_", GatewayConfig)
+    where = path.name if path else "cortex.toml"
+    config = structure(table, GatewayConfig, where)
+    folder = path.parent if path else Path()
+    _check_neurons(config, where)
+    models_path = folder / config.gateway.models_config
+    catalogue = Catalogue()
+    if path or models_path.exists():
+        if not models_path.exists():
+            raise ConfigError(f"{where}: gateway.models_config: no file {models_path}")
+        catalogue = load_catalogue(models_path)
+    return attrs.evolve(config, plugins=_plugin_settings(config.plugins, folder)), catalogue
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """Read models.toml."""
+    catalogue = structure(_read(path), Catalogue, path.name)
+    ids = [model.id for model in catalogue.models]
+    for model_id in ids:
+        if ids.count(model_id) > 1:
+            raise ConfigError(f"{path.name}: models: {model_id!r} is listed twice")
+    for alias in catalogue.aliases:
+        if alias in ids:
+            raise ConfigError(f"{path.name}: aliases.{alias}: is also the id of a model")
+    return catalogue
+
+
+def load_neuron(path: Path | None) -> NeuronConfig:
+    """Read neuron.toml; None means all defaults."""
+    table = _read(path) if path else {}
+    _override(table, "NEURON_", NeuronConfig)
+    config = structure(table, NeuronConfig, path.name if path else "neuron.toml")
+    folder = path.parent if path else Path()
+    return attrs.evolve(config, plugins=_plugin_settings(config.plugins, folder))
+
+
+def structure(table: Mapping[str, Any], cls: type[T], where: str) -> T:
+    """
+    Read a table into an attrs class, strictly.
+
+    Raises:
+        ConfigError: Every problem, each with *where* and its key path.
+    """
+    try:
+        return _converter.structure(table, cls)
+    except ClassValidationError as error:
+        problems = transform_error(error, "$", _explain)
+        raise ConfigError("; ".join(_place(problem, where) for problem in problems)) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(tomlkit.loads(path.read_text("utf-8")).unwrap())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except tomlkit.exceptions.ParseError as error:
+        raise ConfigError(
+            f"{path.name}: line {error.line}, column {error.col}: {_said(error)}"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomlkit.exceptions.TOMLKitError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _said(error: tomlkit.exceptions.ParseError) -> str:
+    return str(error).rpartition(" at line ")[0] or str(error)
+
+
+def _check_neurons(config: GatewayConfig, where: str) -> None:
+    names = [neuron.name for neuron in config.neurons]
+    for number, neuron in enumerate(config.neurons):
+        at = f"{where}: neurons[{number}]"
+        if names.count(neuron.name) > 1:
+            raise ConfigError(f"{at}.name: {neuron.name!r} is taken by another neuron")
+        url = urlsplit(neuron.endpoint)
+        if url.scheme != "http" or not url.hostname:
+            raise ConfigError(f"{at}.endpoint: expected http://host:port, got {neuron.endpoint!r}")
+
+
+def _plugin_settings(settings: PluginSettings, folder: Path) -> PluginSettings:
+    env = environment()
+    home = Path(env.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "cortex" / "plugins"
+    directories = [folder / directory for directory in settings.directories]
+    if home.is_dir():
+        directories.append(home)
+    only = settings.only
+    if (named := env.get("CORTEX_PLUGINS")) is not None:
+        only = frozenset(filter(None, (name.strip() for name in named.split(","))))
+    return attrs.evolve(settings, directories=tuple(directories), only=only)
+
+
+def _override(table: dict[str, Any], prefix: str, cls: type[Any]) -> None:
+    """Apply ``PREFIX_SECTION__KEY=value``; the first part must be a key of *cls*, others are not for us."""
+    known = {field.name for field in attrs.fields(cls)}
+    for name, value in environment().items():
+        keys = name.removeprefix(prefix).lower().split("__")
+        if not name.startswith(prefix) or keys[0] not in known or name == "CORTEX_PLUGINS":
+            continue
+        inner = table
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        try:
+            inner[keys[-1]] = tomlkit.value(value).unwrap()
+        except tomlkit.exceptions.TOMLKitError:
+            inner[keys[-1]] = value
+
+
+def _strict(kind: type) -> Callable[[Any, Any], Any]:
+    def hook(value: Any, _: Any) -> Any:
+        if type(value) is kind or (kind is float and type(value) is int):
+            return kind(value)
+        raise ValueError(f"expected {_KINDS[kind]}, got {_shown(value)}")
+
+    return hook
+
+
+def _list_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    structure_items = list_structure_factory(list[get_args(cls)[0]], converter)  # type: ignore[misc]
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError(f"expected a list, got {_shown(value)}")  # noqa: TRY004 - collected
+        return tuple(structure_items(value, None))
+
+    return hook
+
+
+def _from_string(parse: Callable[[str], T]) -> Callable[[Any, Any], T]:
+    def hook(value: Any, _: Any) -> T:
+        if not isinstance(value, str):
+            raise ValueError(f"expected a string, got {_shown(value)}")  # noqa: TRY004 - collected
+        return parse(value)
+
+    return hook
+
+
+def _shown(value: object) -> str:
+    kind = next(
+        (word for kind, word in _KINDS.items() if type(value) is kind), type(value).__name__
+    )
+    return kind if isinstance(value, list | dict | bool) else f"{value!r} ({kind})"
+
+
+def _explain(error: BaseException, _: type | None) -> str:
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)]
+        return "\n".join(
+            f"{key}\t{_near(key, known)}" for key in sorted(map(str, error.extra_fields))
+        )
+    if isinstance(error, KeyError):
+        return "missing"
+    if isinstance(error, TypeError):
+        return f"expected another type ({error})"
+    return str(error)
+
+
+def _near(key: str, known: list[str]) -> str:
+    if near := get_close_matches(key, known, n=1):
+        return f"unknown key (did you mean {near[0]!r}?)"
+    return f"unknown key (known: {', '.join(known)})"
+
+
+def _place(problem: str, where: str) -> str:
+    """Turn ``said @ $.path`` into ``where: path: said``; a tab before `said` extends the path."""
+    said, _, path = problem.rpartition(" @ $")
+    path = path.lstrip(".")
+    lines = []
+    for line in said.split("\n"):
+        key, tab, rest = line.rpartition("\t")
+        full = ".".join(filter(None, [path, key])) if tab else path
+        lines.append(": ".join(filter(None, [where, full, rest])))
+    return "; ".join(lines)
+
+
+def _make_converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind in (str, bool, int, float):
+        converter.register_structure_hook(kind, _strict(kind))
+    converter.register_structure_hook_factory(is_tuple, _list_of)
+    converter.register_structure_hook(Address, _from_string(Address.parse))
+    converter.register_structure_hook(Path, _from_string(Path))
+    return converter
+
+
+_converter = _make_converter()

@@ -1,0 +1,155 @@
+"""
+What cortex.toml, models.toml and neuron.toml may say; an unknown key is an error.
+
+A key is here only if it does something.  `docs/configuration.md` documents every one (a test sees
+to it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from cortex.fleet.model import ModelSpec
+
+
+@attrs.frozen
+class Address:
+    """A ``host:port`` to listen on; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004
+            raise ValueError(f"expected host:port, got {text!r}")
+        return cls(host.strip("[]"), int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@attrs.frozen(kw_only=True)
+class PluginSettings:
+    """
+    ``[plugins]``: where third-party plugins are found and which of them are used.
+
+    Attributes:
+        directories: Folders with installed plugins, relative to the file.
+        block: Plugins never to load, built-in ones included.
+        require: Plugins without which not to start.
+        only: The third-party plugins to load; None loads all (``CORTEX_PLUGINS=a,b``; empty loads
+            none).
+    """
+
+    directories: tuple[Path, ...] = ()
+    block: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
+    only: frozenset[str] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class GatewaySection:
+    """``[gateway]``."""
+
+    listen: Address = Address("0.0.0.0", 31313)  # noqa: S104 - an endpoint is there to be reached
+    metrics_listen: Address = Address("0.0.0.0", 31314)  # noqa: S104
+    models_config: Path = Path("models.toml")
+    dialects: tuple[str, ...] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class RoutingSection:
+    """``[routing]``."""
+
+    strategy: str = "least-loaded"
+
+
+@attrs.frozen(kw_only=True)
+class EvictionSection:
+    """``[eviction]``; a model stays at least `min_residency_s` after its load."""
+
+    strategy: str = "lru"
+    min_residency_s: float = 20.0
+
+
+@attrs.frozen(kw_only=True)
+class QueueSection:
+    """``[queue]``: requests that wait for a model, per model, and how long."""
+
+    max_depth: int = 512
+    max_wait_s: float = 600.0
+
+
+@attrs.frozen(kw_only=True)
+class NeuronEntry:
+    """``[[neurons]]``: one node of the fleet."""
+
+    name: str
+    endpoint: str
+    token: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class GatewayConfig:
+    """cortex.toml, and with it models.toml."""
+
+    gateway: GatewaySection = attrs.field(factory=GatewaySection)
+    routing: RoutingSection = attrs.field(factory=RoutingSection)
+    eviction: EvictionSection = attrs.field(factory=EvictionSection)
+    queue: QueueSection = attrs.field(factory=QueueSection)
+    neurons: tuple[NeuronEntry, ...] = ()
+    plugins: PluginSettings = attrs.field(factory=PluginSettings)
+
+
+@attrs.frozen(kw_only=True)
+class Catalogue:
+    """models.toml."""
+
+    models: tuple[ModelSpec, ...] = ()
+    aliases: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class DefaultModel:
+    """``[[default_models]]``: a model to load at start."""
+
+    model_id: str
+    harness: str | None = None
+    source: str | None = None
+    quant: str | None = None
+    context: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class NeuronConfig:
+    """
+    neuron.toml.
+
+    Attributes:
+        token: If set, every route but ``/health`` wants it as a bearer.
+        harness: Options by harness name; typed by the harness.
+        sources: Options by source name; typed by the source.
+    """
+
+    listen: Address = Address("0.0.0.0", 13131)  # noqa: S104
+    token: str | None = None
+    default_models: tuple[DefaultModel, ...] = ()
+    harness: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    sources: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    plugins: PluginSettings = attrs.field(factory=PluginSettings)

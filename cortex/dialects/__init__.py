@@ -1,0 +1,1 @@
+"""API dialects; each module is a built-in plugin."""

@@ -1,0 +1,292 @@
+"""
+The one error tree: every error a client or an operator sees is a `CortexError`.
+
+A class fixes code, status and type (docs/http-api.md lists them); an instance adds the sentence,
+what to do about it and the figures.  Messages are lower case, without a full stop, and name the
+thing and its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class CortexError(Exception):
+    """
+    Something we can explain to the caller.
+
+    Attributes:
+        code: Stable snake_case identifier; clients and tests match on it.
+        status: The HTTP status a server answers with.
+        type: The `error.type` of the OpenAI envelope.
+        hint: What the reader can do about it, or an empty string.
+        param: The request field at fault, as a path such as ``messages[2].content``.
+        retry_after_s: Seconds after which trying again makes sense.
+        details: Further members of the error object, JSON values only.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    retry_after_s: float | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.param = param
+        self.details = dict(details or {})
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(CortexError):
+    """The configuration cannot be used; the message names file and key."""
+
+    code = "config"
+
+
+class PluginError(CortexError):
+    """A plugin cannot be loaded or broke a registration rule."""
+
+    code = "plugin"
+
+
+class RemoteError(CortexError):
+    """What a server answered to one of our own clients; the instance carries its code and status."""
+
+    def __init__(self, message: str, *, code: str, status: int, **more: object) -> None:
+        super().__init__(message, details=more)
+        self.__dict__["code"] = code
+        self.__dict__["status"] = status
+
+
+# What a client of the inference API can cause.
+
+
+class InvalidRequest(CortexError):
+    """A field has a value we cannot honour."""
+
+    code = "invalid_value"
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidJson(InvalidRequest):
+    """The body is not JSON."""
+
+    code = "invalid_json"
+
+
+class MissingParameter(InvalidRequest):
+    """A required field is absent."""
+
+    code = "missing_required_parameter"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field we know and cannot honour; it is never silently ignored."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt does not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class NotAuthenticated(InvalidRequest):
+    """A key or token is missing or wrong."""
+
+    code = "invalid_api_key"
+    status = 401
+    type = "authentication_error"
+
+
+class RouteNotFound(InvalidRequest):
+    """No such path."""
+
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path does not take this method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class ModelNotFound(InvalidRequest):
+    """No model or alias has this name."""
+
+    code = "model_not_found"
+    status = 404
+
+
+class RequestTimeout(InvalidRequest):
+    """The client took too long to send its request."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body is over the limit."""
+
+    code = "request_too_large"
+    status = 413
+
+
+class ModelNotFeasible(InvalidRequest):
+    """No node of this fleet could ever hold the model."""
+
+    code = "model_not_feasible"
+    status = 422
+
+
+# What the fleet can be short of.
+
+
+class QueueFull(CortexError):
+    """Too many requests wait for this model already."""
+
+    code = "queue_full"
+    status = 429
+    type = "rate_limit_error"
+    retry_after_s = 5.0
+
+
+class QueueTimeout(CortexError):
+    """The request waited as long as it may."""
+
+    code = "queue_timeout"
+    status = 503
+    type = "overloaded_error"
+    retry_after_s = 5.0
+
+
+class ModelLoading(CortexError):
+    """The model is still loading; the details say how far."""
+
+    code = "model_loading"
+    status = 503
+    type = "overloaded_error"
+    retry_after_s = 10.0
+
+
+class NoNodeAvailable(CortexError):
+    """No healthy node can serve the model now."""
+
+    code = "no_node_available"
+    status = 503
+    type = "api_error"
+    retry_after_s = 5.0
+
+
+class LoadFailed(CortexError):
+    """The model could not be loaded; the message is the cause."""
+
+    code = "load_failed"
+    status = 503
+    type = "api_error"
+    retry_after_s = 10.0
+
+
+class UpstreamUnreachable(CortexError):
+    """A neuron did not answer."""
+
+    code = "upstream_unreachable"
+    status = 502
+    type = "api_error"
+    retry_after_s = 1.0
+
+
+class UpstreamDied(CortexError):
+    """A neuron died while it answered."""
+
+    code = "upstream_died"
+    status = 502
+    type = "api_error"
+
+
+# What a neuron answers to a load, an unload or an inference request.
+
+
+class RepoFetchFailed(CortexError):
+    """The weights could not be fetched."""
+
+    code = "repo_fetch_failed"
+    status = 422
+    type = "invalid_request_error"
+
+
+class EmptyRepo(RepoFetchFailed):
+    """The place exists and holds no weights we can read."""
+
+    code = "empty_repo"
+
+
+class QuantNotFound(RepoFetchFailed):
+    """The repository has no file of this quantisation; details: requested, available, nearest."""
+
+    code = "quant_not_found"
+
+
+class UnsupportedArchitecture(RepoFetchFailed):
+    """The engine cannot run this kind of model; details: model_type, supported."""
+
+    code = "unsupported_architecture"
+
+
+class TensorParallelNotSupported(RepoFetchFailed):
+    """The harness cannot split the model over this many devices."""
+
+    code = "tp_not_supported"
+
+
+class InsufficientVram(CortexError):
+    """The device has too little free memory; details: needed_mb, free_mb."""
+
+    code = "insufficient_vram"
+    status = 507
+    type = "api_error"
+
+
+class DeviceUnavailable(CortexError):
+    """The device is recovering or gone."""
+
+    code = "device_unavailable"
+    status = 503
+    type = "api_error"
+    retry_after_s = 5.0
+
+
+class ModelBusy(CortexError):
+    """The model has requests in flight; details: in_flight."""
+
+    code = "model_busy"
+    status = 409
+    type = "api_error"
+
+
+class Draining(CortexError):
+    """The node admits no new work."""
+
+    code = "draining"
+    status = 503
+    type = "overloaded_error"
+    retry_after_s = 5.0

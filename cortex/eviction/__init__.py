@@ -1,0 +1,1 @@
+"""Eviction policies; each module is a built-in plugin."""

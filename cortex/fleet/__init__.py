@@ -1,0 +1,1 @@
+"""What is: models, devices and nodes."""

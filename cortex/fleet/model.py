@@ -1,0 +1,130 @@
+"""Models: what the catalogue says, what a checkpoint is, what is loaded where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+Status = Literal[
+    "loaded", "loading", "unloading", "unloaded", "recovering", "poisoned", "failed", "asleep"
+]
+
+
+@attrs.frozen(kw_only=True)
+class ModelSpec:
+    """
+    One entry of models.toml, or what a load request asks for.
+
+    Attributes:
+        source: ``scheme`` or ``scheme:location``; None asks every source whether it knows the id.
+        quant: GGUF file tag such as ``Q4_K_M``, case-insensitive.
+        vram_mb: Estimate of the memory it takes, until a load measures it.
+        min_devices: Devices it needs on one node.
+        pinned_on: Nodes it may run on; there it is never evicted.
+        priority: Rank for ``eviction.strategy = "priority"``; higher stays.
+        context: Tokens of context to serve at most; None is the checkpoint's own limit.
+        defaults: Sampling defaults a client may override.
+    """
+
+    id: str
+    harness: str | None = None
+    source: str | None = None
+    quant: str | None = None
+    vram_mb: int | None = None
+    min_devices: int = 1
+    min_device_vram_mb: int = 0
+    pinned_on: tuple[str, ...] = ()
+    priority: int = 0
+    context: int | None = None
+    defaults: Mapping[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """Weights on this host's disk: a ``.gguf`` file, or a folder with config.json and safetensors."""
+
+    path: Path
+    format: Literal["gguf", "safetensors"]
+    size_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How far a long job is; `total` 0 means unknown.  Units are bytes for stage ``fetching``."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class RunningModel:
+    """What a harness says of a model it has loaded."""
+
+    used_bytes: int
+    context: int
+    capabilities: tuple[str, ...] = ("text",)
+
+
+@attrs.frozen(kw_only=True)
+class ModelStats:
+    """What a model is doing now; rates are tokens per second over the last requests."""
+
+    in_flight: int = 0
+    queue_depth: int = 0
+    max_in_flight: int = 0
+    tok_s_prefill: float = 0.0
+    tok_s_decode: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class LoadedModel:
+    """A model that holds memory on a device now, as an eviction policy sees it; times are monotonic."""
+
+    id: str
+    used_bytes: int
+    last_used: float
+    priority: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Candidate:
+    """A node that could answer this request."""
+
+    node: str
+    in_flight: int = 0
+    queued: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class ModelCard:
+    """
+    A row of ``/v1/models``: what a client may ask for.
+
+    Attributes:
+        extra: Members beyond the dialect's own, JSON values.
+    """
+
+    id: str
+    owned_by: str = "cortex"
+    context: int | None = None
+    extra: Mapping[str, object] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class RequestRecord:
+    """One finished request, for metrics and hooks; exactly one each, also for a client that left."""
+
+    id: str
+    model: str
+    node: str
+    dialect: str
+    status: int
+    outcome: Literal["ok", "error", "cancelled"]
+    ttft_s: float | None
+    duration_s: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0

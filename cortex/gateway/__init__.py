@@ -1,0 +1,1 @@
+"""`cortex serve`: one address for the whole fleet."""

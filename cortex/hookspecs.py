@@ -1,0 +1,118 @@
+"""
+Every hook cortex calls.
+
+Three families, told apart by their prefix:
+
+``cortex_register_*``
+    Called once at start.  Offer named implementations; the configuration picks one by name.
+``cortex_choose_*``
+    A decision (``firstresult``): return None to pass.  Built-ins go last.
+``cortex_on_*``
+    A notification.  What you raise is logged against your plugin and dropped.
+
+No hook runs for each request on the way to the first byte: what a hook chose is called directly.
+Hooks run on the event loop of their process and must not block.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Literal
+
+from prometheus_client.registry import CollectorRegistry
+
+from cortex import hookspec
+from cortex.api import Dialect, EvictionPolicy, Harness, Register, RoutingStrategy, Source
+from cortex.fleet.model import ModelSpec, RequestRecord
+from cortex.fleet.node import Device, NodeModel
+
+Role = Literal["gateway", "neuron"]
+
+
+@hookspec
+def cortex_register_routing_strategies(register: Register[RoutingStrategy]) -> None:
+    """
+    Offer routing strategies, chosen by ``[routing] strategy``.
+
+    One instance is built at start; its `choose` is called for each request.  Candidates are
+    healthy, have the model loaded, and are never empty.
+    """
+
+
+@hookspec
+def cortex_register_eviction_policies(register: Register[EvictionPolicy]) -> None:
+    """
+    Offer eviction policies, chosen by ``[eviction] strategy``.
+
+    `victims` sees only models that may go: pinned and busy ones are left out before the call.
+    """
+
+
+@hookspec
+def cortex_register_dialects(register: Register[Dialect]) -> None:
+    """
+    Offer API dialects; all of them are served, unless ``[gateway] dialects`` names some.
+
+    A dialect does no I/O.  Two dialects that claim one method and path are an error at start.
+    """
+
+
+@hookspec
+def cortex_register_harnesses(register: Register[Harness]) -> None:
+    """
+    Offer inference harnesses, chosen by a model's ``harness`` key.
+
+    The module must import without its engine: import torch, or start a process, in the factory.
+    The factory gets the options of ``[harness.NAME]`` and a `cortex.api.HarnessHost`.
+    """
+
+
+@hookspec
+def cortex_register_sources(register: Register[Source]) -> None:
+    """Offer places weights come from, chosen by a model's ``source`` key, else asked in order."""
+
+
+@hookspec
+def cortex_register_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """
+    Add subcommands; set ``run=callable(args) -> int`` as a parser default.
+
+    Asked only when the command line names a command cortex does not know.
+    """
+
+
+@hookspec
+def cortex_register_collectors(registry: CollectorRegistry, role: Role) -> None:
+    """Add Prometheus collectors to what the process of this *role* exposes on ``/metrics``."""
+
+
+@hookspec(firstresult=True)
+def cortex_choose_model(name: str, known: Sequence[str]) -> str | None:
+    """Translate a model name that is neither an id nor an alias into one of *known*."""
+
+
+@hookspec(firstresult=True)
+def cortex_choose_harness(spec: ModelSpec, device: Device) -> str | None:
+    """Name the harness for a model whose profile names none; the default is ``torch``."""
+
+
+@hookspec
+def cortex_lifespan(role: Role) -> AbstractAsyncContextManager[None] | None:
+    """Return a context manager entered at start and left, in reverse order, at stop."""
+
+
+@hookspec
+def cortex_on_request_finished(record: RequestRecord) -> None:
+    """Learn that a request of the gateway ended, well or not, after its last byte was sent."""
+
+
+@hookspec
+def cortex_on_model_changed(node: str, model: NodeModel) -> None:
+    """Learn that a model changed its status; on the neuron *node* is its own host name."""
+
+
+@hookspec
+def cortex_on_node_changed(node: str, healthy: bool) -> None:
+    """Learn that a node went out of service or came back; gateway only."""

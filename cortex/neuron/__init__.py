@@ -1,0 +1,1 @@
+"""`cortex neuron`: the daemon of one GPU host."""

@@ -1,0 +1,1 @@
+"""What runs models; each module is a built-in plugin."""

@@ -1,0 +1,191 @@
+"""
+Finds plugins and asks them what they offer.
+
+Order: built-ins, then the plugin directories, then the interpreter's own site-packages.  A
+    third-party plugin that cannot be used is kept as a `Failure` and never takes the process down;
+    a process stops only where its configuration names what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import site
+import sys
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from typing import Any
+
+import attrs
+import pluggy
+
+from cortex import hookspecs
+from cortex.config.schema import PluginSettings
+from cortex.errors import ConfigError, PluginError
+from cortex.registry import Registry, did_you_mean
+
+GROUP = "cortex"
+BUILTINS = (
+    "cortex.dialects.openai_chat",
+    "cortex.routing.least_loaded",
+    "cortex.routing.round_robin",
+    "cortex.eviction.lru",
+    "cortex.eviction.priority",
+    "cortex.sources.package",
+    "cortex.sources.file",
+    "cortex.sources.hf",
+    "cortex.neuron.harnesses.torch",
+    "cortex.neuron.harnesses.echo",
+)
+KINDS = {
+    "dialect": "cortex_register_dialects",
+    "routing strategy": "cortex_register_routing_strategies",
+    "eviction policy": "cortex_register_eviction_policies",
+    "source": "cortex_register_sources",
+    "harness": "cortex_register_harnesses",
+}
+log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class Failure:
+    """A plugin that was found and cannot be used, wholly or for one kind of offer."""
+
+    plugin: str
+    distribution: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} ({self.distribution}): {self.cause}"
+
+
+def entry_points() -> Iterator[metadata.EntryPoint]:
+    """
+    Yield the entry points of our group, first on `sys.path` first.
+
+    Archives are skipped: the zipapp itself is one, and reading its directory again costs more than
+    all else here.
+    """
+    path = [part for part in sys.path if not part.endswith((".pyz", ".zip"))]
+    for distribution in metadata.distributions(path=path):
+        yield from (entry for entry in distribution.entry_points if entry.group == GROUP)
+
+
+class Plugins:
+    """The plugins of this process."""
+
+    def __init__(self, settings: PluginSettings | None = None) -> None:
+        settings = settings or PluginSettings()
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(hookspecs)
+        self.failures: list[Failure] = []
+        self._distributions: dict[str, str] = {}
+        self._registries: dict[str, Registry[Any]] = {}
+        for name in settings.block:
+            self.manager.set_blocked(name)
+        for module in BUILTINS:
+            if not self.manager.is_blocked(module):
+                self.manager.register(import_module(module), module)
+        for directory in settings.directories:
+            site.addsitedir(str(directory))
+        self._load_entry_points(settings.only)
+        for name in settings.require:
+            self._require(name)
+
+    def _load_entry_points(self, only: frozenset[str] | None) -> None:
+        for entry in entry_points():
+            name, distribution = entry.name, entry.dist.name if entry.dist else "?"
+            if self.manager.has_plugin(name) or self.manager.is_blocked(name):
+                continue
+            if only is not None and name not in only:
+                continue
+            try:
+                self.manager.register(entry.load(), name)
+                self.manager.check_pending()
+            except Exception as error:  # noqa: BLE001 - whatever a stranger's import raises
+                if self.manager.has_plugin(name):
+                    self.manager.unregister(name=name)
+                self._fail(name, distribution, error)
+            else:
+                self._distributions[name] = distribution
+
+    def _require(self, name: str) -> None:
+        for kind in KINDS:
+            self.offers(kind)
+        for failure in self.failures:
+            if failure.plugin == name:
+                raise ConfigError(f"plugins.require: {failure}")
+        if not self.manager.has_plugin(name):
+            hint = did_you_mean(name, dict.fromkeys(self.loaded()))
+            raise ConfigError(f"plugins.require: no plugin is called {name!r}", hint=hint)
+
+    def _fail(self, name: str, distribution: str, error: Exception) -> None:
+        cause = f"{type(error).__name__}: {error}"
+        if isinstance(error, pluggy.PluginValidationError):
+            cause = f"unknown hook: {error}"
+        elif isinstance(error, PluginError):
+            cause = str(error)
+        failure = Failure(name, distribution, cause)
+        self.failures.append(failure)
+        log.warning("%s", failure)
+
+    def distribution(self, plugin: str) -> str:
+        """Return the distribution a plugin came in."""
+        return self._distributions.get(plugin, "cortex-fleet")
+
+    def loaded(self) -> list[str]:
+        """Return the names of the plugins in use, built-ins first."""
+        return [
+            name for name, _ in self.manager.list_name_plugin() if self.manager.has_plugin(name)
+        ]
+
+    def offers(self, kind: str) -> Registry[Any]:
+        """
+        Return every offer of one *kind* of `KINDS`, asking the plugins the first time.
+
+        A plugin that breaks a rule loses its remaining offers of this kind; the others keep theirs.
+        """
+        if kind in self._registries:
+            return self._registries[kind]
+        registry = self._registries[kind] = Registry(kind)
+        hook = KINDS[kind]
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            name = implementation.plugin_name
+            others = [p for p in self.manager.get_plugins() if p is not implementation.plugin]
+            ask = self.manager.subset_hook_caller(hook, others)
+            try:
+                ask(register=registry.registrar(name))
+            except Exception as error:
+                if name in BUILTINS:
+                    raise
+                self._fail(name, self.distribution(name), error)
+        return registry
+
+    def choose(self, kind: str, name: str, where: str) -> Any:
+        """
+        Return the offer called *name*.
+
+        Raises:
+            ConfigError: Nobody offers it; names the plugin that failed, if that may be why.
+        """
+        registry = self.offers(kind)
+        if name in registry:
+            return registry[name]
+        for failure in self.failures:
+            if name in failure.plugin or name in failure.distribution:
+                raise ConfigError(f"{where}: {kind} {name!r} is not there, because {failure}")
+        try:
+            return registry[name]
+        except ConfigError as error:
+            hint = error.hint
+            if self.failures:
+                hint += "; see `cortex plugins` for plugins that failed"
+            raise ConfigError(f"{where}: {error.message}", hint=hint) from None
+
+    def notify(self, hook: str, **arguments: object) -> None:
+        """Call a ``cortex_on_*`` hook of every plugin; what one raises is logged and dropped."""
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                wanted = {name: arguments[name] for name in implementation.argnames}
+                implementation.function(**wanted)
+            except Exception:
+                log.exception("plugin %s: %s raised", implementation.plugin_name, hook)

@@ -1,0 +1,1 @@
+"""Routing strategies; each module is a built-in plugin."""

@@ -1,0 +1,1 @@
+"""Where weights come from; each module is a built-in plugin."""
