@@ -49,7 +49,7 @@ class ReplyEncoder(Protocol):
 
     def feed(self, event: ChatEvent) -> bytes: ...
     def keep_alive(self) -> bytes:
-        """Return bytes that tell a waiting client we are alive; nothing where that cannot be said."""
+        """Return bytes that tell a waiting client we are alive, or nothing."""
         ...
 
 
@@ -82,7 +82,7 @@ class RoutingStrategy(Protocol):
     """Chooses a node.  Pure: no I/O, no awaiting; it may remember what it chose."""
 
     def choose(self, head: RequestHead, candidates: Sequence[Candidate]) -> Candidate:
-        """Pick one of *candidates*, which are healthy, have the model loaded, and are never empty."""
+        """Pick one of *candidates*: healthy, with the model loaded, never empty."""
         ...
 
 

@@ -65,7 +65,7 @@ class PluginError(CortexError):
 
 
 class RemoteError(CortexError):
-    """What a server answered to one of our own clients; the instance carries its code and status."""
+    """What a server answered to a client of ours; the instance carries code and status."""
 
     def __init__(self, message: str, *, code: str, status: int, **more: object) -> None:
         super().__init__(message, details=more)

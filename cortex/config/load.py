@@ -11,14 +11,13 @@ import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import attrs
 import tomlkit
 import tomlkit.exceptions
 from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, transform_error
-from cattrs.cols import is_tuple, list_structure_factory
 
 from cortex.config.schema import (
     Address,
@@ -30,7 +29,7 @@ from cortex.config.schema import (
 from cortex.errors import ConfigError
 
 T = TypeVar("T")
-_KINDS: dict[type, str] = {
+_KINDS: dict[Callable[[Any], object], str] = {
     str: "a string",
     bool: "true or false",
     int: "a whole number",
@@ -172,7 +171,7 @@ def _override(table: dict[str, Any], prefix: str, cls: type[Any]) -> None:
             inner[keys[-1]] = value
 
 
-def _strict(kind: type) -> Callable[[Any, Any], Any]:
+def _strict(kind: Callable[[Any], object]) -> Callable[[Any, Any], Any]:
     def hook(value: Any, _: Any) -> Any:
         if type(value) is kind or (kind is float and type(value) is int):
             return kind(value)
@@ -182,12 +181,12 @@ def _strict(kind: type) -> Callable[[Any, Any], Any]:
 
 
 def _list_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    structure_items = list_structure_factory(list[get_args(cls)[0]], converter)  # type: ignore[misc]
+    structure_items = converter.get_structure_hook(list[get_args(cls)[0]])  # type: ignore[misc]
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"expected a list, got {_shown(value)}")  # noqa: TRY004 - collected
-        return tuple(structure_items(value, None))
+        return tuple(structure_items(value, cls))
 
     return hook
 
@@ -243,7 +242,7 @@ def _make_converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind in (str, bool, int, float):
         converter.register_structure_hook(kind, _strict(kind))
-    converter.register_structure_hook_factory(is_tuple, _list_of)
+    converter.register_structure_hook_factory(lambda cls: get_origin(cls) is tuple, _list_of)
     converter.register_structure_hook(Address, _from_string(Address.parse))
     converter.register_structure_hook(Path, _from_string(Path))
     return converter

@@ -23,7 +23,7 @@ class LeastRecentlyUsed:
 
 
 def oldest_first(need_bytes: int, loaded: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
-    """Return the longest unused of *loaded* that together free *need_bytes*; nothing if all cannot."""
+    """Return the longest unused that together free *need_bytes*; nothing if all cannot."""
     gone: list[LoadedModel] = []
     for model in sorted(loaded, key=lambda m: m.last_used):
         if need_bytes <= 0:

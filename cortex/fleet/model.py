@@ -44,7 +44,7 @@ class ModelSpec:
 
 @attrs.frozen(kw_only=True)
 class Checkpoint:
-    """Weights on this host's disk: a ``.gguf`` file, or a folder with config.json and safetensors."""
+    """Weights on this host's disk: a ``.gguf`` file, or a folder of config and safetensors."""
 
     path: Path
     format: Literal["gguf", "safetensors"]
@@ -82,7 +82,7 @@ class ModelStats:
 
 @attrs.frozen(kw_only=True)
 class LoadedModel:
-    """A model that holds memory on a device now, as an eviction policy sees it; times are monotonic."""
+    """A model that holds memory on a device, as an eviction policy sees it; monotonic times."""
 
     id: str
     used_bytes: int
@@ -116,7 +116,7 @@ class ModelCard:
 
 @attrs.frozen(kw_only=True)
 class RequestRecord:
-    """One finished request, for metrics and hooks; exactly one each, also for a client that left."""
+    """One finished request; exactly one each, also for a client that left."""
 
     id: str
     model: str
