@@ -41,6 +41,16 @@ class ModelSpec:
     context: int | None = None
     defaults: Mapping[str, float] = attrs.field(factory=dict)
 
+    @property
+    def scheme(self) -> str | None:
+        """The source asked for; None is whichever knows the id."""
+        return self.source.partition(":")[0] if self.source else None
+
+    @property
+    def location(self) -> str:
+        """Where the source is to look: what follows its scheme, else the id."""
+        return (self.source or "").partition(":")[2] or self.id
+
 
 @attrs.frozen(kw_only=True)
 class Checkpoint:
