@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from asyncio import Task
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import attrs
@@ -124,9 +125,18 @@ class Source(Protocol):
 
 
 class HarnessHost(Protocol):
-    """What a harness may tell the neuron.  Event loop only."""
+    """
+    What a harness may ask of the neuron and tell it.  Event loop only.
+
+    Attributes:
+        devices: The devices of this node as they were at start.
+    """
 
     devices: Sequence[Device]
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> Task[None]:
+        """Run *work* in the background until it ends or the neuron does; it must not raise."""
+        ...
 
     def device_changed(self, index: int, state: DeviceState) -> None: ...
     def model_changed(

@@ -12,7 +12,7 @@ import attrs
 
 from cortex.errors import CortexError
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 
 
 @attrs.frozen(kw_only=True)

@@ -156,7 +156,7 @@ def _plugin_settings(settings: PluginSettings, folder: Path) -> PluginSettings:
 
 
 def _override(table: dict[str, Any], prefix: str, cls: type[Any]) -> None:
-    """Apply ``PREFIX_SECTION__KEY=value``; the first part must be a key of *cls*, others are not for us."""
+    """Apply ``PREFIX_SECTION__KEY=value`` where the first part is a key of *cls*."""
     known = {field.name for field in attrs.fields(cls)}
     for name, value in environment().items():
         keys = name.removeprefix(prefix).lower().split("__")
@@ -178,6 +178,10 @@ def _strict(kind: Callable[[Any], object]) -> Callable[[Any, Any], Any]:
         raise ValueError(f"expected {_KINDS[kind]}, got {_shown(value)}")
 
     return hook
+
+
+def _is_tuple(cls: Any) -> bool:
+    return get_origin(cls) is tuple
 
 
 def _list_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
@@ -242,7 +246,7 @@ def _make_converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind in (str, bool, int, float):
         converter.register_structure_hook(kind, _strict(kind))
-    converter.register_structure_hook_factory(lambda cls: get_origin(cls) is tuple, _list_of)
+    converter.register_structure_hook_factory(_is_tuple)(_list_of)
     converter.register_structure_hook(Address, _from_string(Address.parse))
     converter.register_structure_hook(Path, _from_string(Path))
     return converter

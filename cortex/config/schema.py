@@ -143,6 +143,7 @@ class NeuronConfig:
 
     Attributes:
         token: If set, every route but ``/health`` wants it as a bearer.
+        harnesses: The harnesses to run, in order; None runs every one offered.
         harness: Options by harness name; typed by the harness.
         sources: Options by source name; typed by the source.
     """
@@ -150,6 +151,7 @@ class NeuronConfig:
     listen: Address = Address("0.0.0.0", 13131)  # noqa: S104
     token: str | None = None
     default_models: tuple[DefaultModel, ...] = ()
+    harnesses: tuple[str, ...] | None = None
     harness: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     sources: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     plugins: PluginSettings = attrs.field(factory=PluginSettings)

@@ -60,6 +60,7 @@ class ModelHealth:
     max_in_flight: int = 0
     tok_s_prefill: float = 0.0
     tok_s_decode: float = 0.0
+    tokens_total: int = 0
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,315 @@
+"""
+OpenAI Chat Completions.
+
+Reference: https://platform.openai.com/docs/api-reference/chat.  Unknown fields are ignored; a
+field we know and cannot honour is a 400 that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from cortex import hookimpl
+from cortex.api import Dialect, Endpoint, Register, ReplyEncoder
+from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
+from cortex.chat.request import ChatRequest, Message, Sampling, Text
+from cortex.errors import (
+    CortexError,
+    InvalidJson,
+    InvalidRequest,
+    MissingParameter,
+    UnsupportedParameter,
+)
+from cortex.fleet.model import ModelCard
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class WirePart(msgspec.Struct):
+    """An element of a content array."""
+
+    type: str
+    text: str | None = None
+
+
+class WireMessage(msgspec.Struct):
+    """An element of ``messages``."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[WirePart] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    """``stream_options``."""
+
+    include_usage: bool = False
+
+
+class ResponseFormat(msgspec.Struct):
+    """``response_format``."""
+
+    type: str = "text"
+
+
+class WireRequest(msgspec.Struct):
+    """The body of ``POST /v1/chat/completions``."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    messages: Annotated[list[WireMessage], msgspec.Meta(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    stop: str | list[str] | None = None
+    # Known, and not honoured unless they say nothing.
+    n: Positive | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    logit_bias: dict[str, float] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    audio: Any = None
+
+
+_decode = msgspec.json.Decoder(WireRequest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class OpenAIChat:
+    """Both JSON bodies and SSE streams of chat completions."""
+
+    endpoints: Sequence[Endpoint] = (
+        Endpoint("POST", "/v1/chat/completions", "chat"),
+        Endpoint("GET", "/v1/models", "list_models"),
+        Endpoint("GET", "/v1/models/{model:.+}", "get_model"),
+    )
+
+    def parse_request(self, body: bytes, request_id: str) -> ChatRequest:
+        wire = decode(body)
+        refuse_unsupported(wire)
+        stop = wire.stop if isinstance(wire.stop, list) else [wire.stop] if wire.stop else []
+        return ChatRequest(
+            id=request_id,
+            model=wire.model,
+            messages=tuple(parse_message(m, i) for i, m in enumerate(wire.messages)),
+            sampling=Sampling(
+                temperature=wire.temperature,
+                top_p=wire.top_p,
+                top_k=max(wire.top_k, 0) if wire.top_k is not None else None,
+                seed=wire.seed,
+                max_tokens=wire.max_completion_tokens or wire.max_tokens,
+                stop=tuple(filter(None, stop)),
+            ),
+            stream=bool(wire.stream),
+            include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
+        )
+
+    def encoder(self, request: ChatRequest, created: int) -> ReplyEncoder:
+        if request.stream:
+            return StreamEncoder(request, created)
+        return BodyEncoder(request, created)
+
+    def render_models(self, cards: Sequence[ModelCard], created: int) -> bytes:
+        return _encode({"object": "list", "data": [model_row(card, created) for card in cards]})
+
+    def render_model(self, card: ModelCard, created: int) -> bytes:
+        return _encode(model_row(card, created))
+
+    def render_error(self, error: CortexError) -> tuple[int, bytes]:
+        return error.status, _encode({"error": error_object(error)})
+
+
+def decode(body: bytes) -> WireRequest:
+    """Decode a body, or say which field is wrong and how."""
+    try:
+        return _decode(body)
+    except msgspec.ValidationError as error:
+        raise explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidJson("the body is nested too deeply") from None
+
+
+def explain(said: str) -> InvalidRequest:
+    """Turn msgspec's ``Expected `str`, got `int` - at `$.messages[2].content``` into our error."""
+    problem, _, path = said.partition(" - at `$")
+    param = path.rstrip("`").lstrip(".")
+    if missing := re.search(r"missing required field `(\w+)`", problem):
+        name = ".".join(filter(None, [param, missing[1]]))
+        return MissingParameter(f"{name} is required", param=name)
+    words = problem.replace("`", "")
+    place = param or "the body"
+    return InvalidRequest(f"{place}: {words[0].lower()}{words[1:]}", param=param or None)
+
+
+def refuse_unsupported(wire: WireRequest) -> None:
+    """Raise for the first field that asks for what we cannot do."""
+    asked = {
+        "n": wire.n not in (None, 1),
+        "tools": bool(wire.tools),
+        "functions": bool(wire.functions),
+        "response_format": wire.response_format is not None and wire.response_format.type != "text",
+        "logprobs": bool(wire.logprobs),
+        "top_logprobs": bool(wire.top_logprobs),
+        "logit_bias": bool(wire.logit_bias),
+        "frequency_penalty": bool(wire.frequency_penalty),
+        "presence_penalty": bool(wire.presence_penalty),
+        "audio": wire.audio is not None,
+    }
+    for param, is_asked in asked.items():
+        if is_asked:
+            raise UnsupportedParameter(f"{param} is not supported", param=param)
+
+
+def parse_message(wire: WireMessage, index: int) -> Message:
+    """Read one turn; text reads the same as a string and as parts."""
+    at = f"messages[{index}]"
+    if wire.role == "tool" or wire.tool_calls:
+        field = "role" if wire.role == "tool" else "tool_calls"
+        raise UnsupportedParameter("tool calls are not supported", param=f"{at}.{field}")
+    parts = [WirePart("text", wire.content)] if isinstance(wire.content, str) else wire.content
+    texts = []
+    for number, part in enumerate(parts or []):
+        where = f"{at}.content[{number}]"
+        if part.type != "text":
+            raise UnsupportedParameter(
+                f"{where}: content of type {part.type!r} is not supported", param=where
+            )
+        if part.text is None:
+            raise MissingParameter(f"{where}.text is required", param=f"{where}.text")
+        texts.append(Text(part.text))
+    role = "system" if wire.role == "developer" else wire.role
+    return Message(role=role, parts=tuple(texts))
+
+
+class StreamEncoder:
+    """Server-sent events: a role, deltas, a finish reason, the usage if asked for, ``[DONE]``."""
+
+    content_type = "text/event-stream"
+
+    def __init__(self, request: ChatRequest, created: int) -> None:
+        self._include_usage = request.include_usage
+        head = _encode(
+            {
+                "id": f"chatcmpl-{request.id}",
+                "object": "chat.completion.chunk",
+                "created": created,
+                "model": request.model,
+            }
+        )
+        self._head = b"data: " + head[:-1]
+        self._tail = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+
+    def feed(self, event: ChatEvent) -> bytes:
+        match event:
+            case TextDelta(text):
+                return self._choice(b'{"content":' + _encode(text) + b"}")
+            case Started():
+                return self._choice(b'{"role":"assistant","content":""}')
+            case Finished(reason=reason, usage=usage):
+                last = self._choice(b"{}", _encode(reason))
+                if self._include_usage:
+                    last += self._head + b',"choices":[],"usage":'
+                    last += _encode(usage_object(usage)) + b"}\n\n"
+                return last + b"data: [DONE]\n\n"
+            case Failed(error):
+                return b"data: " + _encode({"error": error_object(error)}) + b"\n\n"
+
+    def keep_alive(self) -> bytes:
+        return self._choice(b"{}")
+
+    def _choice(self, delta: bytes, reason: bytes = b"null") -> bytes:
+        choice = b',"choices":[{"index":0,"delta":%b,"logprobs":null,"finish_reason":%b}]'
+        return self._head + choice % (delta, reason) + self._tail
+
+
+class BodyEncoder:
+    """One JSON object at the end."""
+
+    content_type = "application/json"
+
+    def __init__(self, request: ChatRequest, created: int) -> None:
+        self._request = request
+        self._created = created
+        self._text: list[str] = []
+
+    def feed(self, event: ChatEvent) -> bytes:
+        match event:
+            case TextDelta(text):
+                self._text.append(text)
+            case Finished(reason=reason, usage=usage):
+                return self._body(reason, usage)
+            case Failed(error):
+                return _encode({"error": error_object(error)})
+        return b""
+
+    def keep_alive(self) -> bytes:
+        return b""
+
+    def _body(self, reason: str, usage: Usage) -> bytes:
+        message = {"role": "assistant", "content": "".join(self._text), "refusal": None}
+        return _encode(
+            {
+                "id": f"chatcmpl-{self._request.id}",
+                "object": "chat.completion",
+                "created": self._created,
+                "model": self._request.model,
+                "choices": [
+                    {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+                ],
+                "usage": usage_object(usage),
+            }
+        )
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Render token counts, with our own timings beside them."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+        "cortex": {
+            "queue_ms": round(usage.queue_ms, 1),
+            "prefill_ms": round(usage.prefill_ms, 1),
+            "decode_ms": round(usage.decode_ms, 1),
+        },
+    }
+
+
+def error_object(error: CortexError) -> dict[str, Any]:
+    """Render an error's cause; figures ride beside the standard members."""
+    return {
+        "message": str(error),
+        "type": error.type,
+        "code": error.code,
+        "param": error.param,
+        **error.details,
+    }
+
+
+def model_row(card: ModelCard, created: int) -> dict[str, Any]:
+    """Render a model of the catalogue."""
+    row = {"id": card.id, "object": "model", "created": created, "owned_by": card.owned_by}
+    if card.context:
+        row["max_model_len"] = row["context_length"] = card.context
+    return {**row, **card.extra}
+
+
+@hookimpl
+def cortex_register_dialects(register: Register[Dialect]) -> None:
+    register("openai-chat", OpenAIChat, summary="POST /v1/chat/completions, GET /v1/models")

@@ -1,0 +1,256 @@
+"""
+The neuron's HTTP surface.
+
+Nothing here waits for a device: ``/health``, ``/models`` and ``/events`` answer from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from time import monotonic
+from typing import Any
+
+import attrs
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from cortex import __version__
+from cortex.api import Dialect, Harness, HarnessHost
+from cortex.config.schema import NeuronConfig
+from cortex.errors import InvalidRequest, NotAuthenticated
+from cortex.fleet.model import ModelCard, ModelSpec
+from cortex.fleet.node import Health, ModelHealth
+from cortex.neuron import chat, discovery
+from cortex.neuron.activation import Activator
+from cortex.neuron.events import Events
+from cortex.neuron.metrics import NeuronCollector
+from cortex.neuron.models import Models
+from cortex.plugins import Plugins
+from cortex.web import add_dialects, application, read_json, reply, sse
+
+REFRESH_S = 1.0
+OPEN = ("/", "/health")  # what needs no token
+
+
+class LoadBody(msgspec.Struct, forbid_unknown_fields=False):
+    """``POST /models/load``."""
+
+    model_id: str
+    harness: str | None = None
+    quant: str | None = None
+    tensor_parallel: int = 1
+    devices: list[int] = []
+    source: str | None = None
+    context: int | None = None
+    vram_mb: int | None = None
+    defaults: dict[str, float] = {}
+    wait: bool = True
+
+
+class UnloadBody(msgspec.Struct):
+    """``POST /models/unload``."""
+
+    model_id: str
+    force: bool = False
+
+
+class Neuron:
+    """One node: its devices, harnesses and models behind HTTP."""
+
+    def __init__(
+        self,
+        config: NeuronConfig,
+        plugins: Plugins,
+        host: discovery.Host,
+        models: Models,
+        events: Events,
+    ) -> None:
+        self.models = models
+        self.events = events
+        self.activator = Activator(config.default_models)
+        self.draining = False
+        self._config = config
+        self._plugins = plugins
+        self._host = host
+        self._began = monotonic()
+        self._dialects = {offer.name: offer.build() for offer in plugins.offers("dialect")}
+        self._metrics = CollectorRegistry(auto_describe=False)
+        self._metrics.register(NeuronCollector(self))
+        plugins.manager.hook.cortex_register_collectors(registry=self._metrics, role="neuron")
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = application(self._authenticate)
+        add_dialects(app, self._dialects, self)
+        app.router.add_get("/", self._root)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/discovery", self._discovery)
+        app.router.add_get("/models", self._models)
+        app.router.add_post("/models/load", self._load)
+        app.router.add_post("/models/unload", self._unload)
+        app.router.add_get("/models/{id:.+}/endpoint", self._endpoint)
+        app.router.add_get("/events", self._events)
+        app.router.add_get("/metrics", self._prometheus)
+        app.on_shutdown.append(self._on_shutdown)
+        return app
+
+    async def refresh(self) -> None:
+        """Keep the devices' figures fresh, in a thread: a driver may take its time."""
+        while True:
+            fresh = await asyncio.to_thread(discovery.read, self._host.devices)
+            self.models.devices = fresh
+            await asyncio.sleep(REFRESH_S)
+
+    async def load(self, spec: ModelSpec, device: int | None = None, wait: bool = True) -> Any:
+        """Load a model with the harness it names, or the one the plugins choose."""
+        harness = spec.harness
+        if harness is None:
+            harness = self._plugins.manager.hook.cortex_choose_harness(
+                spec=spec, device=self.models.devices[0]
+            )
+        if harness not in self.models.harnesses:
+            known = ", ".join(self.models.harnesses)
+            raise InvalidRequest(
+                f"this node has no harness {harness!r}", hint=f"it has {known}", param="harness"
+            )
+        return await self.models.load(spec, harness, device, wait)
+
+    def health(self) -> Health:
+        """Return what ``GET /health`` answers."""
+        states = self.models.device_states
+        devices = tuple(
+            attrs.evolve(device, state=states.get(device.index, "ok"))
+            for device in self.models.devices
+        )
+        status = "ok" if all(device.state == "ok" for device in devices) else "degraded"
+        return Health(
+            status="draining" if self.draining else status,
+            uptime_secs=round(monotonic() - self._began, 3),
+            version=__version__,
+            devices=devices,
+            activation=self.activator.state,
+            models=tuple(self._model_health()),
+        )
+
+    def _model_health(self) -> list[ModelHealth]:
+        rows = []
+        for model in self.models.list():
+            stats = self.models.harnesses[model.harness].stats(model.id)
+            rows.append(ModelHealth(id=model.id, state=model.status, **attrs.asdict(stats)))
+        return rows
+
+    # Routes.
+
+    @web.middleware
+    async def _authenticate(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        token = self._config.token
+        if token is not None and request.path not in OPEN:
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), token.encode()):
+                raise NotAuthenticated("this neuron wants its token as a bearer")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _root(self, _: web.Request) -> web.Response:
+        return reply({"name": "cortex neuron", "version": __version__})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return reply(self.health())
+
+    async def _discovery(self, _: web.Request) -> web.Response:
+        return reply(
+            attrs.evolve(
+                self._host.discovery,
+                harnesses=tuple(self.models.harnesses),
+                dialects=tuple(self._dialects),
+            )
+        )
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return reply(self.models.list())
+
+    async def _load(self, request: web.Request) -> web.Response:
+        body: LoadBody = await read_json(request, LoadBody)
+        spec = ModelSpec(
+            id=body.model_id,
+            harness=body.harness,
+            quant=body.quant,
+            source=body.source,
+            context=body.context,
+            vram_mb=body.vram_mb,
+            min_devices=max(body.tensor_parallel, len(body.devices), 1),
+            defaults=body.defaults,
+        )
+        device = body.devices[0] if body.devices else None
+        entry = await self.load(spec, device, body.wait)
+        if entry.status == "loading":
+            return reply({"status": "loading", "model_id": spec.id}, 202)
+        used_mb = entry.running.used_bytes >> 20 if entry.running else 0
+        loaded = {"status": entry.status, "model_id": spec.id}
+        return reply({**loaded, "load_s": round(entry.load_s, 2), "vram_used_mb": used_mb})
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        body: UnloadBody = await read_json(request, UnloadBody)
+        await self.models.unload(body.model_id, body.force)
+        return reply({"status": "unloaded", "model_id": body.model_id})
+
+    async def _endpoint(self, request: web.Request) -> web.Response:
+        self.models.serving(request.match_info["id"])
+        return reply({"url": f"http://{request.host}", "dialects": list(self._dialects)})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Cache-Control": "no-cache"})
+        response.content_type = "text/event-stream"
+        await response.prepare(request)
+        with self.events.listener() as queue:
+            snapshot = {"health": self.health(), "models": self.models.list()}
+            await response.write(sse("snapshot", snapshot))
+            while (event := await queue.get()) is not None:  # ends with the client or the neuron
+                await response.write(event)
+        return response
+
+    async def _prometheus(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._metrics), content_type="text/plain")
+
+    async def _on_shutdown(self, _: web.Application) -> None:
+        self.draining = True
+        self.events.close()
+
+    def cards(self) -> list[ModelCard]:
+        """Return what ``/v1/models`` lists."""
+        return [
+            ModelCard(id=model.id, context=model.limit.context or None)
+            for model in self.models.list()
+            if model.routable
+        ]
+
+    async def serve(
+        self,
+        request: web.Request,
+        name: str,  # noqa: ARG002
+        dialect: Dialect,
+    ) -> web.StreamResponse:
+        """Answer one inference request."""
+        return await chat.serve(request, dialect, self.models, self._host.discovery.hostname)
+
+
+def build_harnesses(
+    config: NeuronConfig, plugins: Plugins, host: HarnessHost, where: str
+) -> dict[str, Harness]:
+    """
+    Build the harnesses the configuration names, or every one offered.
+
+    Raises:
+        ConfigError: One is unknown, has wrong options, or its engine is not installed.
+    """
+    names = config.harnesses
+    if names is None:
+        names = tuple(offer.name for offer in plugins.offers("harness"))
+    built = {}
+    for name in names:
+        offer = plugins.choose("harness", name, f"{where}: harnesses")
+        table = config.harness.get(name, {})
+        built[name] = offer.build(host, table=table, where=f"{where}: harness.{name}")
+    return built

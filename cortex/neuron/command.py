@@ -1,0 +1,91 @@
+"""``cortex neuron``: run the daemon of a GPU host."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cortex.config.schema import NeuronConfig
+
+DRAIN_S = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="neuron.toml; without it, all defaults"
+    )
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", help="where to listen (default: 0.0.0.0:13131)"
+    )
+    parser.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"]
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT."""
+    import attrs
+    import uvloop
+
+    from cortex.config.load import load_neuron
+    from cortex.config.schema import Address
+    from cortex.errors import ConfigError
+
+    logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    config = load_neuron(args.config)
+    if args.listen:
+        try:
+            config = attrs.evolve(config, listen=Address.parse(args.listen))
+        except ValueError as error:
+            raise ConfigError(f"--listen: {error}") from None
+    where = args.config.name if args.config else "neuron.toml"
+    try:
+        uvloop.run(serve(config, where))
+    except* ConfigError as group:
+        raise group.exceptions[0] from None
+    return 0
+
+
+async def serve(config: NeuronConfig, where: str) -> None:
+    """Run a neuron: bind first, then warm up, then serve until told to stop."""
+    from cortex.api import Source
+    from cortex.config.load import cache_dir
+    from cortex.fleet.model import ModelSpec
+    from cortex.neuron import discovery
+    from cortex.neuron.app import Neuron, build_harnesses
+    from cortex.neuron.events import Events
+    from cortex.neuron.models import Models
+    from cortex.plugins import Plugins
+    from cortex.web import lifespans, listening, until_signal
+
+    plugins = Plugins(config.plugins)
+    host = await asyncio.to_thread(discovery.discover)
+
+    def source_of(spec: ModelSpec) -> Source:
+        return plugins.source_of(spec, config.sources, where, cache_dir())
+
+    async with asyncio.TaskGroup() as tasks, lifespans(plugins, "neuron"):
+        events = Events()
+        models = Models(host.devices, tasks, events.publish, source_of)
+        neuron = Neuron(config, plugins, host, models, events)
+        models.harnesses = build_harnesses(config, plugins, models, where)
+        async with listening(neuron.application(), config.listen, drain_s=DRAIN_S) as address:
+            gpus = ", ".join(device.name for device in host.devices)
+            print(f"cortex neuron listens on http://{address} with {gpus}", flush=True)
+            if not address.is_loopback and config.token is None:
+                print("no token is set: whoever reaches this address can use it", flush=True)
+            background = [
+                tasks.create_task(neuron.refresh(), name="refresh"),
+                tasks.create_task(neuron.activator.run(neuron.load), name="activation"),
+            ]
+            print(f"cortex neuron: {await until_signal()}, stopping", flush=True)
+            for task in background:
+                task.cancel()
+        for harness in models.harnesses.values():
+            await harness.aclose()
+        models.stop()

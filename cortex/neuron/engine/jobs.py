@@ -1,0 +1,210 @@
+"""
+The job channel between the neuron and a device worker: messages, and how they are framed.
+
+A frame is four bytes of length (big-endian) and a msgpack object.  Jobs go in, events come out;
+every event names the model or request it is about, so a late one never reaches the wrong waiter.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import msgspec
+
+LENGTH = struct.Struct(">I")
+MAX_FRAME_BYTES = 256 << 20
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What crosses the channel."""
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """
+    Load a checkpoint.
+
+    Attributes:
+        path: A ``.gguf`` file or a folder with config.json and safetensors.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        context: Tokens of context at most; None is the checkpoint's own limit.
+    """
+
+    model: str
+    path: str
+    dtype: str = "auto"
+    context: int | None = None
+
+
+class Unload(Message, frozen=True, kw_only=True):
+    """Free a model's memory; its requests end with `Lost`."""
+
+    model: str
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    """
+    Continue *prompt* (token ids) by at most *max_tokens*.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: 0 keeps all.
+    """
+
+    id: str
+    model: str
+    prompt: list[int]
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """Stop a request at the next step."""
+
+    id: str
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    """Ask for a `Pong`; answered whatever the device does."""
+
+
+class Shutdown(Message, frozen=True, kw_only=True):
+    """Leave."""
+
+
+Job = Load | Unload | Generate | Cancel | Ping | Shutdown
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The worker imported torch and owns its device."""
+
+    torch: str
+    device: str
+
+
+class LoadProgress(Message, frozen=True, kw_only=True):
+    """How far a load is, in steps of its own."""
+
+    model: str
+    stage: str
+    done: int
+    total: int
+
+
+class TextFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What the neuron needs to turn messages into token ids and back.
+
+    Attributes:
+        tokenizer: tokenizer.json of the tokenizers library.
+        special_tokens: Strings a chat template may name, such as ``bos_token``.
+        sampling: temperature, top_p and top_k of the checkpoint's generation config.
+    """
+
+    tokenizer: str
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    sampling: dict[str, float]
+
+
+class Loaded(Message, frozen=True, kw_only=True):
+    """The model can be used."""
+
+    model: str
+    used_bytes: int
+    context: int
+    text: TextFiles
+
+
+class LoadFailed(Message, frozen=True, kw_only=True):
+    """The model could not be loaded; `code` is one of `cortex.errors`."""
+
+    model: str
+    code: str
+    message: str
+    details: dict[str, str | int | list[str]] = {}
+
+
+class Unloaded(Message, frozen=True, kw_only=True):
+    """The model's memory is free."""
+
+    model: str
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """What one step produced: pairs of request id and token id."""
+
+    tokens: list[tuple[str, int]]
+
+
+class Done(Message, frozen=True, kw_only=True):
+    """
+    A request ended.
+
+    Attributes:
+        reason: ``stop`` (an end token), ``length`` or ``cancelled``.
+    """
+
+    id: str
+    reason: str
+    completion_tokens: int
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+
+
+class Lost(Message, frozen=True, kw_only=True):
+    """A request failed; the others go on."""
+
+    id: str
+    message: str
+
+
+class Pong(Message, frozen=True, kw_only=True):
+    """How long the step in flight has run; 0 between steps."""
+
+    busy_s: float
+
+
+class Poisoned(Message, frozen=True, kw_only=True):
+    """The device's context is beyond use; the worker leaves."""
+
+    message: str
+
+
+Event = (
+    Ready | LoadProgress | Loaded | LoadFailed | Unloaded | Tokens | Done | Lost | Pong | Poisoned
+)
+
+_encoder = msgspec.msgpack.Encoder()
+decode_job = msgspec.msgpack.Decoder(Job).decode
+decode_event = msgspec.msgpack.Decoder(Event).decode
+
+
+def frame(message: Message) -> bytes:
+    """Return a message ready to send."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def receive(channel: socket.socket) -> bytes | None:
+    """Block for the next frame's body; None when the other side is gone."""
+    head = _exactly(channel, LENGTH.size)
+    return _exactly(channel, LENGTH.unpack(head)[0]) if head else None
+
+
+def _exactly(channel: socket.socket, count: int) -> bytes | None:
+    parts = []
+    while count:
+        try:
+            part = channel.recv(min(count, 1 << 20))
+        except OSError:
+            return None
+        if not part:
+            return None
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,179 @@
+"""
+The device worker process.
+
+The device thread owns the device's context for the life of the process and is the only one to touch
+tensors.  The main thread reads the job channel and answers pings, whatever the device does.  When
+the neuron is gone the channel closes and the process leaves.  A poisoned context cannot be revived
+in
+place: the process says so and leaves, and the neuron starts another.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from time import perf_counter
+
+import msgspec
+import torch
+
+from cortex.errors import CortexError
+from cortex.neuron.engine import jobs, weights
+from cortex.neuron.engine.sequence import Sequence
+
+EXIT_POISONED = 70
+
+
+class Worker:
+    """Owns one device: its models and the requests that run on them."""
+
+    def __init__(self, channel: socket.socket, device: torch.device) -> None:
+        self._channel = channel
+        self._device = device
+        self._jobs: queue.SimpleQueue[jobs.Job] = queue.SimpleQueue()
+        self._models: dict[str, weights.Weights] = {}
+        self._running: dict[str, Sequence] = {}
+        self._send_lock = threading.Lock()
+        self._step_began = 0.0
+
+    def serve(self) -> None:
+        """Read jobs until the neuron leaves or says so; main thread."""
+        name = f"{'cuda' if self._device.type == 'cuda' else 'cpu'}-dev-{self._device.index or 0}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+        while (body := jobs.receive(self._channel)) is not None:
+            job = jobs.decode_job(body)
+            match job:
+                case jobs.Ping():
+                    began = self._step_began
+                    self._send(jobs.Pong(busy_s=perf_counter() - began if began else 0.0))
+                case jobs.Shutdown():
+                    return
+                case _:
+                    self._jobs.put(job)
+
+    # The rest runs on the device thread.
+
+    def _run(self) -> None:
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            torch.zeros(1, device=self._device)
+            self._send(jobs.Ready(torch=str(torch.__version__), device=str(self._device)))
+            with torch.inference_mode():
+                while True:
+                    for job in self._pending():
+                        self._accept(job)
+                    self._step()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, this context is done
+            self._send(jobs.Poisoned(message=f"{type(error).__name__}: {error}"))
+            os._exit(EXIT_POISONED)
+
+    def _pending(self) -> Iterator[jobs.Job]:
+        """Yield the jobs that wait; block for one only if there is nothing to do."""
+        if not self._running:
+            self._step_began = 0.0
+            yield self._jobs.get()
+        self._step_began = perf_counter()
+        while not self._jobs.empty():
+            yield self._jobs.get()
+
+    def _accept(self, job: jobs.Job) -> None:
+        match job:
+            case jobs.Load():
+                self._step_began = 0.0  # a load has its own deadline
+                self._load(job)
+            case jobs.Unload(model=model):
+                self._unload(model)
+            case jobs.Generate(id=request_id, model=model):
+                if (found := self._models.get(model)) is None:
+                    self._send(jobs.Lost(id=request_id, message=f"model {model!r} is not loaded"))
+                else:
+                    self._running[request_id] = Sequence(job, found, self._device)
+            case jobs.Cancel(id=request_id):
+                if (sequence := self._running.pop(request_id, None)) is not None:
+                    self._send(sequence.done("cancelled"))
+
+    def _load(self, job: jobs.Load) -> None:
+        def report(stage: str, done: int, total: int) -> None:
+            self._send(jobs.LoadProgress(model=job.model, stage=stage, done=done, total=total))
+
+        try:
+            loaded = weights.load(job, self._device, report)
+        except CortexError as error:
+            details = msgspec.convert(error.details, dict[str, str | int | list[str]])
+            self._send(
+                jobs.LoadFailed(
+                    model=job.model, code=error.code, message=error.message, details=details
+                )
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self._send(
+                jobs.LoadFailed(model=job.model, code="insufficient_vram", message=str(error))
+            )
+        else:
+            self._models[job.model] = loaded
+            self._send(
+                jobs.Loaded(
+                    model=job.model,
+                    used_bytes=loaded.used_bytes,
+                    context=loaded.context,
+                    text=loaded.text,
+                )
+            )
+
+    def _unload(self, model: str) -> None:
+        for sequence in [s for s in self._running.values() if s.job.model == model]:
+            del self._running[sequence.job.id]
+            self._send(jobs.Lost(id=sequence.job.id, message=f"model {model!r} was unloaded"))
+        self._models.pop(model, None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._send(jobs.Unloaded(model=model))
+
+    def _step(self) -> None:
+        """Advance every request by one step and send what came of it."""
+        tokens: list[tuple[str, int]] = []
+        ended: list[jobs.Event] = []
+        for request_id, sequence in list(self._running.items()):
+            try:
+                token = sequence.step()
+            except Exception as error:
+                if is_poison(error):
+                    raise
+                ended.append(jobs.Lost(id=request_id, message=f"{type(error).__name__}: {error}"))
+                del self._running[request_id]
+                continue
+            if token is not None:
+                tokens.append((request_id, token))
+            if sequence.reason is not None:
+                ended.append(sequence.done(sequence.reason))
+                del self._running[request_id]
+        if tokens:
+            self._send(jobs.Tokens(tokens=tokens))
+        for event in ended:
+            self._send(event)
+
+    def _send(self, event: jobs.Event) -> None:
+        try:
+            with self._send_lock:
+                self._channel.sendall(jobs.frame(event))
+        except OSError:
+            os._exit(0)  # the neuron is gone
+
+
+def is_poison(error: Exception) -> bool:
+    """Tell whether *error* leaves the device's context beyond use."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def main() -> None:
+    """Run a worker: ``python -m cortex.neuron.engine CHANNEL_FD DEVICE THREADS``."""
+    fd, device, threads = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    if threads:
+        torch.set_num_threads(threads)
+    Worker(socket.socket(fileno=fd), torch.device(device)).serve()
+    os._exit(0)  # the device thread may be in a step; nothing is worth waiting for

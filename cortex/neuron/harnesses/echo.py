@@ -1,0 +1,96 @@
+"""
+A harness without a model: it answers with the last message, word by word.
+
+Deterministic, for tests and demonstrations; ``delay_s`` paces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+
+import attrs
+
+from cortex import hookimpl
+from cortex.api import Harness, HarnessHost, Register, Report
+from cortex.chat.events import ChatEvent, Finished, Started, TextDelta, Usage
+from cortex.chat.request import ChatRequest
+from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
+
+CONTEXT = 4096
+
+
+@attrs.frozen(kw_only=True)
+class EchoOptions:
+    """
+    ``[harness.echo]``.
+
+    Attributes:
+        delay_s: Pause before each word, in seconds.
+        load_s: Time a load takes, in seconds.
+        used_mb: Memory a model pretends to take, in MiB.
+    """
+
+    delay_s: float = 0.0
+    load_s: float = 0.0
+    used_mb: int = 0
+
+
+class Echo:
+    """See the module; a token is a word."""
+
+    needs_weights = False
+
+    def __init__(self, options: EchoOptions, host: HarnessHost) -> None:  # noqa: ARG002
+        self._options = options
+        self._in_flight: Counter[str] = Counter()
+        self._tokens_total: Counter[str] = Counter()
+
+    async def load(
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint | None,  # noqa: ARG002
+        device: int,  # noqa: ARG002
+        report: Report,
+    ) -> RunningModel:
+        steps = 10
+        for step in range(steps):
+            report(Progress(stage="loading", done=step, total=steps))
+            await asyncio.sleep(self._options.load_s / steps)
+        used_mb = spec.vram_mb or self._options.used_mb
+        return RunningModel(used_bytes=used_mb << 20, context=spec.context or CONTEXT)
+
+    async def unload(self, model_id: str) -> None:
+        del self._in_flight[model_id]
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        prompt = [word for message in request.messages for word in message.text.split()]
+        words = request.messages[-1].text.split()
+        limit = request.sampling.max_tokens or len(words)
+        self._in_flight[request.model] += 1
+        try:
+            yield Started(prompt_tokens=len(prompt))
+            for number, word in enumerate(words[:limit]):
+                await asyncio.sleep(self._options.delay_s)
+                self._tokens_total[request.model] += 1
+                yield TextDelta(f" {word}" if number else word)
+            usage = Usage(prompt_tokens=len(prompt), completion_tokens=min(len(words), limit))
+            yield Finished(reason="length" if limit < len(words) else "stop", usage=usage)
+        finally:
+            self._in_flight[request.model] -= 1
+
+    def stats(self, model_id: str) -> ModelStats:
+        return ModelStats(
+            in_flight=self._in_flight[model_id],
+            max_in_flight=1 << 20,
+            tokens_total=self._tokens_total[model_id],
+        )
+
+    async def aclose(self) -> None:
+        self._in_flight.clear()
+
+
+@hookimpl
+def cortex_register_harnesses(register: Register[Harness]) -> None:
+    register("echo", Echo, options=EchoOptions, summary="repeats the last message; no model")

@@ -1,0 +1,293 @@
+"""
+The harness that runs models in our own torch engine, one worker process per device.
+
+This half lives in the neuron's process: text in, text out, and never torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from importlib.util import find_spec
+from typing import Literal
+
+import attrs
+
+from cortex import hookimpl
+from cortex.api import Harness, HarnessHost, Register, Report
+from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
+from cortex.chat.request import ChatRequest
+from cortex.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    ModelNotFound,
+    UpstreamDied,
+)
+from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
+from cortex.fleet.node import Device, DeviceState
+from cortex.neuron.engine import jobs
+from cortex.neuron.text import Decoder, Text
+from cortex.neuron.workers import DeviceWorker
+
+NEEDED = ("torch", "transformers", "tokenizers", "jinja2")
+CANCEL_TIMEOUT_S = 10.0
+
+
+@attrs.frozen(kw_only=True)
+class TorchOptions:
+    """
+    ``[harness.torch]``.
+
+    Attributes:
+        dtype: ``auto`` is the checkpoint's own on a GPU and float32 on a CPU.
+        device: ``auto`` takes every GPU, or the CPU if there is none.
+        max_sequences: Requests of one model that run at once; more wait.
+        threads: CPU threads of a worker; 0 lets torch decide.
+        watchdog_s: A worker whose step takes longer is replaced.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    max_sequences: int = 256
+    threads: int = 0
+    watchdog_s: float = 120.0
+
+
+@attrs.define(kw_only=True)
+class Running:
+    """A loaded model: where it runs, its text side, and what it is doing."""
+
+    worker: DeviceWorker
+    text: Text
+    context: int
+    defaults: Mapping[str, float]
+    slots: asyncio.Semaphore
+    in_flight: int = 0
+    waiting: int = 0
+    tok_s_prefill: float = 0.0
+    tok_s_decode: float = 0.0
+
+    def count(self, prompt_tokens: int, done: jobs.Done) -> None:
+        """Take a finished request into the smoothed rates."""
+        if done.prefill_ms:
+            self.tok_s_prefill = smooth(self.tok_s_prefill, 1e3 * prompt_tokens / done.prefill_ms)
+        if done.decode_ms and done.completion_tokens > 1:
+            rate = 1e3 * (done.completion_tokens - 1) / done.decode_ms
+            self.tok_s_decode = smooth(self.tok_s_decode, rate)
+
+
+def smooth(old: float, new: float) -> float:
+    """Return the running mean of a rate, in tokens per second."""
+    return new if not old else 0.8 * old + 0.2 * new
+
+
+class TorchHarness:
+    """See the module; a `cortex.neuron.workers.Watcher` of its workers."""
+
+    needs_weights = True
+
+    def __init__(self, options: TorchOptions, host: HarnessHost) -> None:
+        self._options = options
+        self._host = host
+        self._models: dict[str, Running] = {}
+        self._workers: dict[int, DeviceWorker] = {}
+        for device in self._devices():
+            worker = DeviceWorker(
+                *(device.index, device.kind, self),
+                threads=options.threads,
+                watchdog_s=options.watchdog_s,
+            )
+            self._workers[device.index] = worker
+            host.spawn(worker.supervise(), f"worker-{device.index}")
+
+    def _devices(self) -> list[Device]:
+        wanted = self._options.device
+        found = [d for d in self._host.devices if wanted in ("auto", d.kind)]
+        if not found and wanted == "cpu":
+            return [Device(index=0, kind="cpu")]
+        if not found:
+            raise ConfigError(f"harness.torch.device: this host has no {wanted} device")
+        return found
+
+    async def load(
+        self, spec: ModelSpec, checkpoint: Checkpoint | None, device: int, report: Report
+    ) -> RunningModel:
+        assert checkpoint is not None  # noqa: S101 - needs_weights
+        worker = self._workers.get(device) or next(iter(self._workers.values()))
+        report(Progress(stage="starting"))
+
+        def stage(name: str, done: int, total: int) -> None:
+            report(Progress(stage=name, done=done, total=total))
+
+        job = jobs.Load(
+            model=spec.id,
+            path=str(checkpoint.path),
+            dtype=self._options.dtype,
+            context=spec.context,
+        )
+        loaded = await worker.load(job, stage)
+        self._models[spec.id] = Running(
+            worker=worker,
+            text=await asyncio.to_thread(Text, loaded.text),
+            context=loaded.context,
+            defaults={**loaded.text.sampling, **spec.defaults},
+            slots=asyncio.Semaphore(self._options.max_sequences),
+        )
+        return RunningModel(used_bytes=loaded.used_bytes, context=loaded.context)
+
+    async def unload(self, model_id: str) -> None:
+        if (running := self._models.pop(model_id, None)) is not None:
+            await running.worker.unload(model_id)
+
+    def stats(self, model_id: str) -> ModelStats:
+        if (running := self._models.get(model_id)) is None:
+            return ModelStats()
+        return ModelStats(
+            in_flight=running.in_flight,
+            queue_depth=running.waiting,
+            max_in_flight=self._options.max_sequences,
+            tok_s_prefill=round(running.tok_s_prefill, 1),
+            tok_s_decode=round(running.tok_s_decode, 1),
+            tokens_total=running.worker.tokens_total[model_id],
+        )
+
+    async def aclose(self) -> None:
+        self._models.clear()
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        if (running := self._models.get(request.model)) is None:
+            raise ModelNotFound(f"model {request.model!r} is not loaded")
+        prompt = await asyncio.to_thread(running.text.prompt, request.messages)
+        job = generate_job(request, prompt, running)
+        running.waiting += 1
+        try:
+            await running.slots.acquire()  # a client that gives up cancels this wait
+        finally:
+            running.waiting -= 1
+        running.in_flight += 1
+        try:
+            yield Started(prompt_tokens=len(prompt))
+            decoder = running.text.decoder(request.sampling.stop)
+            async for event in self._answer(running, job, decoder):
+                yield event
+        finally:
+            running.in_flight -= 1
+            running.slots.release()
+
+    async def _answer(
+        self, running: Running, job: jobs.Generate, decoder: Decoder
+    ) -> AsyncGenerator[ChatEvent, None]:
+        stream = running.worker.generate(job)
+        completion_tokens = 0
+        try:
+            async for event in stream:
+                match event:
+                    case int():
+                        completion_tokens += 1
+                        if text := decoder.feed(event):
+                            yield TextDelta(text)
+                        if decoder.matched is not None:
+                            break
+                    case jobs.Lost(message=message):
+                        yield Failed(UpstreamDied(message))
+                        return
+                    case jobs.Done():
+                        if rest := decoder.finish():
+                            yield TextDelta(rest)
+                        running.count(len(job.prompt), event)
+                        yield finished(job, event)
+                        return
+            usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=completion_tokens)
+            yield Finished(reason="stop", usage=usage, stop_string=decoder.matched)
+        finally:
+            await stream.aclose()
+
+    # What the workers tell.
+
+    def device_changed(self, index: int, state: DeviceState) -> None:
+        self._host.device_changed(index, state)
+
+    def model_lost(self, model: str) -> None:
+        self._host.model_changed(model, "recovering")
+
+    def model_back(self, model: str) -> None:
+        self._host.model_changed(model, "loaded")
+
+    def model_failed(self, model: str, error: str) -> None:
+        self._models.pop(model, None)
+        self._host.model_changed(model, "failed", error)
+
+
+def generate_job(request: ChatRequest, prompt: list[int], running: Running) -> jobs.Generate:
+    """
+    Return the engine's job for a request.
+
+    What the request leaves open is filled from models.toml, then from the checkpoint.
+
+    Raises:
+        ContextLengthExceeded: The prompt leaves no room for an answer.
+    """
+    room = running.context - len(prompt)
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"maximum context length is {running.context} tokens, the prompt has {len(prompt)}",
+            param="messages",
+        )
+    sampling, defaults = request.sampling, running.defaults
+
+    def chosen(asked: float | None, name: str, otherwise: float) -> float:
+        return asked if asked is not None else defaults.get(name, otherwise)
+
+    return jobs.Generate(
+        id=request.id,
+        model=request.model,
+        prompt=prompt,
+        max_tokens=min(sampling.max_tokens or room, room),
+        temperature=chosen(sampling.temperature, "temperature", 1.0),
+        top_p=chosen(sampling.top_p, "top_p", 1.0),
+        top_k=int(chosen(sampling.top_k, "top_k", 0)),
+        seed=sampling.seed,
+    )
+
+
+def finished(job: jobs.Generate, done: jobs.Done) -> Finished:
+    """Return the last event of an answer the engine ended."""
+    return Finished(
+        reason="length" if done.reason == "length" else "stop",
+        usage=Usage(
+            prompt_tokens=len(job.prompt),
+            completion_tokens=done.completion_tokens,
+            queue_ms=done.queue_ms,
+            prefill_ms=done.prefill_ms,
+            decode_ms=done.decode_ms,
+        ),
+    )
+
+
+def missing_packages() -> list[str]:
+    """Return what this interpreter lacks to run the engine."""
+    return [name for name in NEEDED if find_spec(name) is None]
+
+
+def make(options: TorchOptions, host: HarnessHost) -> TorchHarness:
+    """Build the harness, or say which interpreter lacks what."""
+    if missing := missing_packages():
+        install = f"{sys.executable} -m pip install 'torch>=2.11' 'transformers>=5.17' jinja2 gguf"
+        raise ConfigError(
+            f"harness 'torch': {sys.executable} has no {', '.join(missing)}",
+            hint=f"install with: {install}; or start cortex with a Python that has torch",
+        )
+    return TorchHarness(options, host)
+
+
+@hookimpl
+def cortex_register_harnesses(register: Register[Harness]) -> None:
+    register(
+        "torch", make, options=TorchOptions, summary="the built-in engine, one worker a device"
+    )
+
+
+@hookimpl(trylast=True)
+def cortex_choose_harness(spec: ModelSpec, device: Device) -> str | None:  # noqa: ARG001
+    return "torch"

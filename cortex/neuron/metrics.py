@@ -1,0 +1,47 @@
+"""What a neuron counts, for Prometheus; read from its state when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cortex.fleet.node import Health
+
+GAUGES = {
+    "in_flight": "requests that run",
+    "queue_depth": "requests that wait",
+    "tok_s_prefill": "prompt tokens per second, smoothed",
+    "tok_s_decode": "generated tokens per second and request, smoothed",
+}
+
+
+class NeuronCollector(Collector):
+    """Renders `health()` as metrics."""
+
+    def __init__(self, neuron: object) -> None:
+        self._neuron = neuron
+
+    def collect(self) -> Iterable[Metric]:
+        health: Health = self._neuron.health()  # type: ignore[attr-defined]
+        used = GaugeMetricFamily("cortex_device_memory_used_mb", "in MiB", labels=["device"])
+        total = GaugeMetricFamily("cortex_device_memory_total_mb", "in MiB", labels=["device"])
+        state = GaugeMetricFamily("cortex_device_ok", "1 if it can be used", labels=["device"])
+        for device in health.devices:
+            label = [str(device.index)]
+            used.add_metric(label, device.vram_used_mb)
+            total.add_metric(label, device.vram_total_mb)
+            state.add_metric(label, device.state == "ok")
+        yield from (used, total, state)
+        for name, meaning in GAUGES.items():
+            gauge = GaugeMetricFamily(f"cortex_model_{name}", meaning, labels=["model"])
+            for model in health.models:
+                gauge.add_metric([model.id], getattr(model, name))
+            yield gauge
+        tokens = CounterMetricFamily(
+            "cortex_model_generated_tokens", "also those whose client had left", labels=["model"]
+        )
+        for model in health.models:
+            tokens.add_metric([model.id], model.tokens_total)
+        yield tokens

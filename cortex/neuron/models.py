@@ -1,0 +1,289 @@
+"""
+The models of this node: one table, written on the event loop only.
+
+A load is single-flight: a second caller joins the one under way, and a caller that leaves does not
+stop it.  Every change of status is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from time import monotonic
+from typing import Any, Literal
+
+import attrs
+
+from cortex.api import Harness, Source
+from cortex.errors import (
+    CortexError,
+    DeviceUnavailable,
+    InsufficientVram,
+    LoadFailed,
+    ModelBusy,
+    ModelNotFound,
+    TensorParallelNotSupported,
+)
+from cortex.fleet.model import Checkpoint, ModelSpec, Progress, RunningModel, Status
+from cortex.fleet.node import Device, DeviceState, Limit, NodeModel, Servable
+
+MIB = 1 << 20
+log = logging.getLogger(__name__)
+
+
+@attrs.define(kw_only=True)
+class Entry:
+    """One model: what was asked for, how far it is, what came of it."""
+
+    spec: ModelSpec
+    harness: str
+    device: int
+    status: Status = "loading"
+    progress: Progress = attrs.field(factory=lambda: Progress(stage="waiting"))
+    stage_began: float = attrs.field(factory=monotonic)
+    error: CortexError | None = None
+    running: RunningModel | None = None
+    job: asyncio.Task[None] | None = None
+    load_s: float = 0.0
+    last_used: float = attrs.field(factory=monotonic)
+
+
+class LoadCancelled(Exception):
+    """Raised inside a source's thread to end a fetch nobody wants any more."""
+
+
+class Models:
+    """The table, and a `cortex.api.HarnessHost`."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        tasks: asyncio.TaskGroup,
+        publish: Callable[[str, object], None],
+        source_of: Callable[[ModelSpec], Source],
+    ) -> None:
+        self.devices = devices
+        self.device_states: dict[int, DeviceState] = {}
+        self.harnesses: Mapping[str, Harness] = {}
+        self._tasks = tasks
+        self._background: set[asyncio.Task[None]] = set()
+        self._publish = publish
+        self._source_of = source_of
+        self._entries: dict[str, Entry] = {}
+
+    # What the harnesses ask and tell.
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._tasks.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def stop(self) -> None:
+        """End everything spawned; what was loaded goes with its worker."""
+        for task in self._background:
+            task.cancel()
+
+    def device_changed(self, index: int, state: DeviceState) -> None:
+        if self.device_states.get(index, "ok") != state:
+            log.warning("device %s: %s", index, state)
+            self.device_states[index] = state
+            self._publish("device", {"index": index, "state": state})
+
+    def model_changed(
+        self,
+        model_id: str,
+        status: Literal["loaded", "recovering", "failed"],
+        error: str | None = None,
+    ) -> None:
+        if (entry := self._entries.get(model_id)) is not None:
+            entry.error = LoadFailed(error) if error else None
+            self._set(entry, status)
+
+    # Jobs.
+
+    async def load(self, spec: ModelSpec, harness: str, device: int | None, wait: bool) -> Entry:
+        """
+        Load a model, or join its load.
+
+        Args:
+            spec: What to load.
+            harness: Name of one of `harnesses`.
+            device: Index, or None for the one with most free memory.
+            wait: Return when it is done, not when it is under way.
+
+        Raises:
+            CortexError: Why it cannot be loaded.
+        """
+        entry = self._entries.get(spec.id)
+        if entry is None or entry.status in ("failed", "unloaded"):
+            if spec.min_devices > 1:
+                raise TensorParallelNotSupported(
+                    f"harness {harness!r} runs a model on one device, not {spec.min_devices}"
+                )
+            entry = Entry(spec=spec, harness=harness, device=self._pick(device))
+            self._entries[spec.id] = entry
+            entry.job = self.spawn(self._load(entry), f"load {spec.id}")
+            self._set(entry, "loading")
+        if wait and entry.job is not None:
+            await asyncio.shield(entry.job)
+            if entry.error is not None:
+                raise entry.error
+        return entry
+
+    def _pick(self, index: int | None) -> int:
+        known = {device.index: device for device in self.devices}
+        if index is not None and index not in known:
+            raise DeviceUnavailable(f"there is no device {index}; this node has {sorted(known)}")
+        if index is not None:
+            return index
+        return max(known.values(), key=lambda d: (d.vram_free_mb, -d.index)).index
+
+    async def _load(self, entry: Entry) -> None:
+        began = monotonic()
+        try:
+            harness = self.harnesses[entry.harness]
+            checkpoint = await self._fetch(entry) if harness.needs_weights else None
+            self._check_room(entry, checkpoint)
+            entry.running = await harness.load(
+                entry.spec, checkpoint, entry.device, self._reporter(entry)
+            )
+        except CortexError as error:
+            entry.error = error
+        except asyncio.CancelledError:
+            entry.error = LoadFailed(f"the load of {entry.spec.id!r} was cancelled")
+            raise
+        except Exception as error:
+            log.exception("load of %s", entry.spec.id)
+            entry.error = LoadFailed(f"{type(error).__name__}: {error}")
+        finally:
+            entry.load_s = monotonic() - began
+            entry.job = None
+            entry.last_used = monotonic()
+            if entry.error is not None:
+                log.error("load of %s failed: %s", entry.spec.id, entry.error)
+            self._set(entry, "failed" if entry.error else "loaded")
+
+    async def _fetch(self, entry: Entry) -> Checkpoint:
+        """Run the source in a thread of its own; the thread ends when the load does."""
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        report = self._reporter(entry)
+
+        def tell(progress: Progress) -> None:
+            if gone.is_set():
+                raise LoadCancelled
+            loop.call_soon_threadsafe(report, progress)
+
+        source = self._source_of(entry.spec)
+        try:
+            return await asyncio.to_thread(source.fetch, entry.spec, tell)
+        finally:
+            gone.set()
+
+    def _check_room(self, entry: Entry, checkpoint: Checkpoint | None) -> None:
+        needed = max(checkpoint.size_bytes // MIB if checkpoint else 0, entry.spec.vram_mb or 0)
+        device = next(d for d in self.devices if d.index == entry.device)
+        if needed > device.vram_free_mb:
+            raise InsufficientVram(
+                f"{entry.spec.id} needs {needed} MiB, device {device.index} has"
+                f" {device.vram_free_mb} MiB free",
+                details={"needed_mb": needed, "free_mb": device.vram_free_mb},
+            )
+
+    def _reporter(self, entry: Entry) -> Callable[[Progress], None]:
+        def report(progress: Progress) -> None:
+            if progress.stage != entry.progress.stage:
+                entry.stage_began = monotonic()
+            entry.progress = progress
+            self._publish("load_progress", self._describe(entry))
+
+        return report
+
+    async def unload(self, model_id: str, force: bool) -> None:
+        """
+        Free a model.
+
+        Raises:
+            ModelNotFound: It is not here.
+            ModelBusy: It has requests in flight, or is loading, and *force* is not set.
+        """
+        entry = self.entry(model_id)
+        stats = self.harnesses[entry.harness].stats(model_id)
+        in_flight = stats.in_flight + stats.queue_depth
+        if (in_flight or entry.job) and not force:
+            doing = f"has {in_flight} requests in flight" if in_flight else "is loading"
+            raise ModelBusy(f"{model_id} {doing}", details={"in_flight": in_flight})
+        if entry.job is not None:
+            entry.job.cancel()
+        self._set(entry, "unloading")
+        await self.harnesses[entry.harness].unload(model_id)
+        if self._entries.get(model_id) is entry:
+            del self._entries[model_id]
+        self._set(entry, "unloaded")
+
+    def _set(self, entry: Entry, status: Status) -> None:
+        entry.status = status
+        log.info("model %s: %s", entry.spec.id, status)
+        self._publish("model", self._describe(entry))
+
+    # Looking.
+
+    def entry(self, model_id: str) -> Entry:
+        """Return a model of the table, whatever its status."""
+        if (entry := self._entries.get(model_id)) is None:
+            raise ModelNotFound(f"model {model_id!r} is not on this node")
+        return entry
+
+    def serving(self, model_id: str) -> Harness:
+        """
+        Return the harness that answers for a model, and remember that it was used.
+
+        Raises:
+            ModelNotFound: The model is not loaded.
+            DeviceUnavailable: It is there and cannot answer now.
+        """
+        entry = self._entries.get(model_id)
+        if entry is None or entry.status not in ("loaded", "recovering", "poisoned"):
+            raise ModelNotFound(
+                f"model {model_id!r} is not loaded on this node",
+                hint="POST /models/load loads it",
+                param="model",
+            )
+        if entry.status != "loaded":
+            raise DeviceUnavailable(f"model {model_id!r} is {entry.status}")
+        entry.last_used = monotonic()
+        return self.harnesses[entry.harness]
+
+    def ids(self) -> list[str]:
+        """Return the ids of the table."""
+        return list(self._entries)
+
+    def list(self) -> tuple[NodeModel, ...]:
+        """Return the table as ``GET /models`` shows it; asks no device."""
+        return tuple(self._describe(entry) for entry in self._entries.values())
+
+    def _describe(self, entry: Entry) -> NodeModel:
+        running, progress, loading = entry.running, entry.progress, entry.status == "loading"
+        done = progress.done / progress.total if progress.total else None
+        eta_s = None
+        if done and progress.stage == "fetching":
+            eta_s = round((monotonic() - entry.stage_began) * (1 - done) / done, 1)
+        context = running.context if running else 0
+        servable = entry.status == "loaded"
+        return NodeModel(
+            id=entry.spec.id,
+            status=entry.status,
+            harness=entry.harness,
+            devices=(entry.device,),
+            vram_used_mb=running.used_bytes // MIB if running else 0,
+            capabilities=running.capabilities if running else (),
+            limit=Limit(context=context, output=context),
+            progress=round(done, 4) if loading and done is not None else None,
+            stage=progress.stage if loading else None,
+            eta_s=eta_s if loading else None,
+            last_used_s=round(monotonic() - entry.last_used, 1),
+            servable=Servable(ok=servable, reason=None if servable else entry.status),
+            error=str(entry.error) if entry.error else None,
+        )

@@ -1,0 +1,304 @@
+"""
+Device worker processes as the neuron sees them: spawn, job channel, death, respawn.
+
+One writer, the event loop.  A worker that dies, or misses its heartbeat with a step in flight past
+the watchdog, is ended by its own process id and replaced; its requests end with an error, and its
+models are loaded again from the jobs that loaded them.  A model whose reload ends the worker once
+more is not tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Protocol
+
+from cortex import errors
+from cortex.config.load import environment
+from cortex.errors import CortexError, DeviceUnavailable
+from cortex.fleet.node import DeviceState
+from cortex.neuron.engine import jobs
+
+PING_S = 5.0
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 5.0
+HOPELESS_DEATHS = 3
+BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+log = logging.getLogger(__name__)
+
+Stage = Callable[[str, int, int], None]
+
+
+class Watcher(Protocol):
+    """Who is told what happens to a worker."""
+
+    def device_changed(self, index: int, state: DeviceState) -> None: ...
+    def model_lost(self, model: str) -> None: ...
+    def model_back(self, model: str) -> None: ...
+    def model_failed(self, model: str, error: str) -> None: ...
+
+
+class DeviceWorker:
+    """The process of one device, through all its lives."""
+
+    def __init__(
+        self, index: int, kind: str, watcher: Watcher, *, threads: int, watchdog_s: float
+    ) -> None:
+        self.index = index
+        self.pid: int | None = None
+        self.tokens_total: Counter[str] = Counter()  # by model, also those nobody waited for
+        self._kind = kind
+        self._threads = threads
+        self._watchdog_s = watchdog_s
+        self._watcher = watcher
+        self._ready = asyncio.Event()
+        self._writer: asyncio.StreamWriter | None = None
+        self._cause = ""
+        self._deaths = 0  # in a row, without ever being ready
+        self._kept: dict[str, jobs.Load] = {}
+        self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
+        self._unloads: dict[str, asyncio.Future[None]] = {}
+        self._streams: dict[str, asyncio.Queue[int | jobs.Done | jobs.Lost]] = {}
+        self._models: dict[str, str] = {}  # by request, until the engine is done with it
+        self._pong = 0.0
+        self._busy_s = 0.0
+
+    # Jobs.
+
+    async def load(self, job: jobs.Load, stage: Stage) -> jobs.Loaded:
+        """
+        Load a model.
+
+        Raises:
+            CortexError: What the worker says, or that it died.
+        """
+        deadline = monotonic() + START_TIMEOUT_S
+        while not self._ready.is_set():
+            if self._deaths >= HOPELESS_DEATHS or monotonic() > deadline:
+                raise self._unavailable()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ready.wait(), 0.5)
+        loaded = await self._load(job, stage)
+        self._kept[job.model] = job
+        return loaded
+
+    async def _load(self, job: jobs.Load, stage: Stage) -> jobs.Loaded:
+        future: asyncio.Future[jobs.Loaded] = asyncio.get_running_loop().create_future()
+        self._loads[job.model] = future, stage
+        try:
+            self._send(job)
+            return await future  # ends with the worker at the latest
+        finally:
+            del self._loads[job.model]
+
+    async def unload(self, model: str) -> None:
+        """Free a model; done at once if the worker is not there."""
+        self._kept.pop(model, None)
+        if not self._ready.is_set():
+            return
+        future = self._unloads[model] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(jobs.Unload(model=model))
+            await future  # ends with the worker at the latest
+        finally:
+            del self._unloads[model]
+
+    async def generate(
+        self, job: jobs.Generate
+    ) -> AsyncGenerator[int | jobs.Done | jobs.Lost, None]:
+        """Yield token ids, then one `Done` or `Lost`.  Closing it cancels the request."""
+        stream: asyncio.Queue[int | jobs.Done | jobs.Lost] = asyncio.Queue()
+        self._streams[job.id] = stream
+        ended = False
+        try:
+            self._send(job)
+            self._models[job.id] = job.model
+            while not ended:
+                event = await stream.get()  # the watchdog ends a worker that says nothing
+                ended = not isinstance(event, int)
+                yield event
+        finally:
+            del self._streams[job.id]
+            if not ended and self._ready.is_set():
+                self._send(jobs.Cancel(id=job.id))
+
+    def _send(self, job: jobs.Job) -> None:
+        if self._writer is None or self._writer.is_closing():
+            raise self._unavailable()
+        self._writer.write(jobs.frame(job))
+
+    def _unavailable(self) -> DeviceUnavailable:
+        cause = f": {self._cause}" if self._cause else ""
+        return DeviceUnavailable(f"the worker of device {self.index} is not running{cause}")
+
+    # Life and death.
+
+    async def supervise(self) -> None:
+        """Keep a worker running until cancelled."""
+        while True:
+            await asyncio.sleep(BACKOFF_S[min(self._deaths, len(BACKOFF_S) - 1)])
+            try:
+                if await self._live():
+                    self._deaths = 0
+            except OSError as error:
+                self._cause = str(error)
+            self._deaths += 1
+            log.error("device %s: worker ended: %s", self.index, self._cause)
+            self._watcher.device_changed(self.index, "recovering")
+
+    async def _live(self) -> bool:
+        """Run one worker to its end; return whether it ever was ready."""
+        self._cause = "it ended"
+        ours, theirs = socket.socketpair()
+        try:
+            process = await self._spawn(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = process.pid
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        was_ready = False
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read(reader))
+                watching = tasks.create_task(self._watch(process))
+                recovering = tasks.create_task(self._recover())
+                await reading
+                was_ready = self._ready.is_set()
+                self._writer.close()
+                self._lose_everything()
+                watching.cancel()
+                if not was_ready:
+                    recovering.cancel()
+        finally:
+            self._ready.clear()
+            self._writer.close()
+            await self._end(process)
+        return was_ready
+
+    async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
+        env = dict(environment())
+        env["TQDM_DISABLE"] = "1"  # progress goes through the channel
+        env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        device = "cpu"
+        if self._kind == "cuda":
+            device = "cuda:0"
+            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            env["CUDA_VISIBLE_DEVICES"] = str(self.index)
+        arguments = [str(theirs.fileno()), device, str(self._threads)]
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "cortex.neuron.engine", *arguments),
+            env=env,
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the neuron; the worker leaves with its channel
+        )
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """End the process by its own id."""
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                code = await process.wait()
+        except (TimeoutError, asyncio.CancelledError):
+            with suppress(ProcessLookupError):
+                process.kill()
+            code = await process.wait()  # a killed process is gone at once
+        if code < 0 and self._cause == "it ended":
+            self._cause = f"it was ended by signal {-code}"
+        self.pid = None
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (length,) = jobs.LENGTH.unpack(await reader.readexactly(jobs.LENGTH.size))
+                self._handle(jobs.decode_event(await reader.readexactly(length)))
+
+    def _handle(self, event: jobs.Event) -> None:  # noqa: C901 - a table of events
+        match event:
+            case jobs.Tokens(tokens=tokens):
+                for request_id, token in tokens:
+                    self.tokens_total[self._models[request_id]] += 1
+                    self._tell(request_id, token)
+            case jobs.Done(id=request_id) | jobs.Lost(id=request_id):
+                self._models.pop(request_id, None)
+                self._tell(request_id, event)
+            case jobs.Pong(busy_s=busy_s):
+                self._pong, self._busy_s = monotonic(), busy_s
+            case jobs.LoadProgress(model=model) if model in self._loads:
+                self._loads[model][1](event.stage, event.done, event.total)
+            case jobs.Loaded(model=model) if model in self._loads:
+                self._loads[model][0].set_result(event)
+            case jobs.LoadFailed(model=model) if model in self._loads:
+                self._loads[model][0].set_exception(error_of(event))
+            case jobs.Unloaded(model=model) if model in self._unloads:
+                self._unloads[model].set_result(None)
+            case jobs.Ready():
+                log.info("device %s: torch %s on %s", self.index, event.torch, event.device)
+                self._ready.set()
+            case jobs.Poisoned(message=message):
+                self._cause = message
+                self._watcher.device_changed(self.index, "poisoned")
+
+    def _tell(self, request_id: str, event: int | jobs.Done | jobs.Lost) -> None:
+        if (stream := self._streams.get(request_id)) is not None:
+            stream.put_nowait(event)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """End a worker that does not answer, or whose step does not end."""
+        self._pong = monotonic()
+        while self._writer and not self._writer.is_closing():
+            self._send(jobs.Ping())
+            await asyncio.sleep(PING_S)
+            silent_s = monotonic() - self._pong
+            if max(silent_s - PING_S, self._busy_s) > self._watchdog_s:
+                self._cause = f"no sign of life for {max(silent_s, self._busy_s):.0f} s"
+                process.kill()
+                return
+
+    async def _recover(self) -> None:
+        """Load again what the last worker had, then call the device well."""
+        await self._ready.wait()
+        for model, job in list(self._kept.items()):
+            del self._kept[model]  # if this load ends the worker, the next life goes without
+            try:
+                await self._load(job, lambda *_: None)
+            except CortexError as error:
+                self._watcher.model_failed(model, str(error))
+                if isinstance(error, DeviceUnavailable):
+                    return
+            else:
+                self._kept[model] = job
+                self._watcher.model_back(model)
+        self._watcher.device_changed(self.index, "ok")
+
+    def _lose_everything(self) -> None:
+        """Tell every waiter that the worker is gone; what was loaded is kept for the next one."""
+        self._ready.clear()
+        for future, _ in self._loads.values():
+            if not future.done():
+                future.set_exception(self._unavailable())
+        for done in self._unloads.values():
+            if not done.done():
+                done.set_result(None)
+        self._models.clear()
+        message = f"the device worker died: {self._cause}"
+        for request_id, stream in self._streams.items():
+            stream.put_nowait(jobs.Lost(id=request_id, message=message))
+        for model in self._kept:
+            self._watcher.model_lost(model)
+
+
+def error_of(event: jobs.LoadFailed) -> CortexError:
+    """Return the error a worker reported, as the class its code names."""
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    kinds = {kind.code: kind for kind in classes if issubclass(kind, CortexError)}
+    return kinds.get(event.code, errors.LoadFailed)(event.message, details=event.details)

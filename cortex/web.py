@@ -1,0 +1,234 @@
+"""
+What gateway and neuron both do with aiohttp: listen, answer errors in the client's dialect, stream.
+
+After an answer has begun no exception may reach aiohttp: it would append a page of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import time
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from cortex.api import Dialect, Operation
+from cortex.config.schema import Address
+from cortex.errors import (
+    ConfigError,
+    CortexError,
+    InvalidJson,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    RequestTooLarge,
+    RouteNotFound,
+)
+from cortex.fleet.model import ModelCard
+from cortex.hookspecs import Role
+from cortex.plugins import Plugins
+from cortex.registry import did_you_mean
+
+MAX_BODY_BYTES = 64 << 20
+BACKLOG = 4096
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BEGAN = int(time())  # what `created` of a model row says: Unix seconds
+log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+
+def application(*middlewares: Any) -> web.Application:
+    """Return an application with our body limit, and errors inside *middlewares* answered."""
+    return web.Application(
+        client_max_size=MAX_BODY_BYTES, middlewares=[answer_errors, *middlewares]
+    )
+
+
+DIALECT = web.AppKey("dialect", Mapping[str, Dialect])  # by route; where absent, `FALLBACK`
+FALLBACK = web.AppKey("fallback", Dialect)
+
+
+def reply(value: object, status: int = 200) -> web.Response:
+    """Answer with JSON."""
+    return web.Response(body=_encode(value), status=status, content_type="application/json")
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into the error of the dialect its route belongs to."""
+    try:
+        return await handler(request)
+    except CortexError as error:
+        return error_response(request, error)
+    except web.HTTPException as error:
+        return error_response(request, explain(request, error))
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        return error_response(request, CortexError("internal error; the log has the cause"))
+
+
+def explain(request: web.Request, error: web.HTTPException) -> CortexError:
+    """Return our error for one aiohttp raised."""
+    match error:
+        case web.HTTPNotFound():
+            return RouteNotFound(f"no such path: {request.path}")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
+        case web.HTTPRequestEntityTooLarge():
+            return RequestTooLarge(f"the body is over {MAX_BODY_BYTES >> 20} MiB")
+        case _:
+            return CortexError(error.reason)
+
+
+def error_response(request: web.Request, error: CortexError) -> web.Response:
+    """Render an error in the dialect of the request's route."""
+    resource = request.match_info.route.resource
+    dialects = request.app[DIALECT]
+    path = resource.canonical if resource else ""
+    dialect = dialects.get(path, request.app[FALLBACK])
+    status, body = dialect.render_error(error)
+    response = web.Response(body=body, status=status, content_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return response
+
+
+class InferenceServer(Protocol):
+    """Who answers behind the dialects: a gateway or a neuron."""
+
+    async def serve(
+        self, request: web.Request, name: str, dialect: Dialect
+    ) -> web.StreamResponse: ...
+    def cards(self) -> Sequence[ModelCard]: ...
+
+
+def add_dialects(
+    app: web.Application, dialects: Mapping[str, Dialect], server: InferenceServer
+) -> None:
+    """
+    Route every endpoint of *dialects*, by name, to *server*.
+
+    Raises:
+        ConfigError: Two dialects claim one method and path.
+    """
+    taken: dict[tuple[str, str], str] = {}
+    by_path: dict[str, Dialect] = {}
+    for name, dialect in dialects.items():
+        for endpoint in dialect.endpoints:
+            key = endpoint.method, endpoint.path
+            if key in taken:
+                raise ConfigError(
+                    f"dialects {taken[key]!r} and {name!r} both claim {' '.join(key)}"
+                )
+            taken[key] = name
+            handler = _handler(endpoint.operation, name, dialect, server)
+            resource = app.router.add_route(endpoint.method, endpoint.path, handler).resource
+            by_path[resource.canonical if resource else endpoint.path] = dialect
+    app[DIALECT] = by_path
+    app[FALLBACK] = dialects.get("openai-chat", next(iter(dialects.values())))
+
+
+def _handler(operation: Operation, name: str, dialect: Dialect, server: InferenceServer) -> Handler:
+    async def chat(request: web.Request) -> web.StreamResponse:
+        return await server.serve(request, name, dialect)
+
+    async def list_models(_: web.Request) -> web.StreamResponse:
+        body = dialect.render_models(server.cards(), BEGAN)
+        return web.Response(body=body, content_type="application/json")
+
+    async def get_model(request: web.Request) -> web.StreamResponse:
+        cards, wanted = {card.id: card for card in server.cards()}, request.match_info["model"]
+        if wanted not in cards:
+            raise ModelNotFound(
+                f"no model is called {wanted!r}", hint=did_you_mean(wanted, cards), param="model"
+            )
+        body = dialect.render_model(cards[wanted], BEGAN)
+        return web.Response(body=body, content_type="application/json")
+
+    return {"chat": chat, "list_models": list_models, "get_model": get_model}[operation]
+
+
+async def read_json(request: web.Request, kind: type[Any]) -> Any:
+    """
+    Read a body of our own API into *kind*.
+
+    Raises:
+        InvalidRequest: Names the field at fault.
+    """
+    try:
+        return msgspec.json.decode(await request.read() or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error).replace("`", "").replace("$.", "")) from None
+    except msgspec.DecodeError as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+
+
+def sse(event: str, data: object) -> bytes:
+    """Return one server-sent event."""
+    return b"event: %b\ndata: %b\n\n" % (event.encode(), _encode(data))
+
+
+@asynccontextmanager
+async def listening(
+    app: web.Application, address: Address, *, drain_s: float
+) -> AsyncIterator[Address]:
+    """
+    Serve *app* while inside; yields the address with the port the system chose.
+
+    Args:
+        app: What to serve.
+        address: Where.
+        drain_s: How long open requests may go on once left, in seconds.
+
+    Raises:
+        ConfigError: The address is taken or not ours.
+    """
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=drain_s
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            cause = error.strerror or str(error)
+            raise ConfigError(
+                f"cannot listen on {address}: {cause}", hint="stop what holds it, or use --listen"
+            ) from None
+        host, port = runner.addresses[0][:2]
+        yield Address(host, port)
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def lifespans(plugins: Plugins, role: Role) -> AsyncIterator[None]:
+    """Enter what plugins return from ``cortex_lifespan``; leave it in reverse order."""
+    async with AsyncExitStack() as stack:
+        for lifespan in plugins.manager.hook.cortex_lifespan(role=role):
+            if lifespan is not None:
+                await stack.enter_async_context(lifespan)
+        yield
+
+
+async def until_signal() -> str:
+    """Wait for SIGTERM or SIGINT; return its name."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[str] = loop.create_future()
+
+    def tell(name: str) -> None:
+        if not told.done():
+            told.set_result(name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, tell, number.name)
+    return await told
