@@ -339,7 +339,7 @@ def _call(command: list[str], *, limit_s: float, env: Mapping[str, str] | None =
     except subprocess.TimeoutExpired:
         raise BuildFailed(f"{what}: not done after {limit_s:g} s") from None
     if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines()[-8:]
+        words = (done.stderr or done.stdout).strip().splitlines()[-20:]
         raise BuildFailed("\n  ".join([f"{what}: exit status {done.returncode}", *words]))
     return done.stdout
 
