@@ -206,7 +206,7 @@ def test_a_step_that_fails_ends_the_build_with_its_last_words(
     said = capsys.readouterr()
     assert code == 1
     assert "-m pip wheel: exit status 1" in said.err
-    assert "Readme file does not exist: README.md" in said.err
+    assert "file does not exist: cortex/__init__.py" in said.err
     assert not (tmp_path / "dist").exists()
 
 
