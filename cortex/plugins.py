@@ -11,17 +11,20 @@ from __future__ import annotations
 import logging
 import site
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pluggy
 
 from cortex import hookspecs
+from cortex.api import Source
 from cortex.config.schema import PluginSettings
-from cortex.errors import ConfigError, PluginError
-from cortex.registry import Registry, did_you_mean
+from cortex.errors import ConfigError, PluginError, RepoFetchFailed
+from cortex.fleet.model import ModelSpec
+from cortex.registry import Offer, Registry, did_you_mean
 
 GROUP = "cortex"
 BUILTINS = (
@@ -42,6 +45,11 @@ KINDS = {
     "eviction policy": "cortex_register_eviction_policies",
     "source": "cortex_register_sources",
     "harness": "cortex_register_harnesses",
+}
+EXAMPLES = {  # of what each built-in source can be asked for
+    "package": "cortex pull smollm2-135m",
+    "file": "cortex pull my-model --source file:/srv/models/my-model.gguf",
+    "hf": "cortex pull Qwen/Qwen3-0.6B",
 }
 log = logging.getLogger(__name__)
 
@@ -148,7 +156,7 @@ class Plugins:
             return self._registries[kind]
         registry = self._registries[kind] = Registry(kind)
         hook = KINDS[kind]
-        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             name = implementation.plugin_name
             others = [p for p in self.manager.get_plugins() if p is not implementation.plugin]
             ask = self.manager.subset_hook_caller(hook, others)
@@ -180,6 +188,47 @@ class Plugins:
             if self.failures:
                 hint += "; see `cortex plugins` for plugins that failed"
             raise ConfigError(f"{where}: {error.message}", hint=hint) from None
+
+    def source_of(
+        self,
+        spec: ModelSpec,
+        tables: Mapping[str, Mapping[str, Any]],
+        where: str,
+        cache: Path,
+    ) -> Source:
+        """
+        Return the source of a model's weights: the one *spec* names, else the first to know the id.
+
+        Args:
+            spec: What is wanted.
+            tables: ``[sources]``, the options of each source.
+            where: The file they stand in, for errors.
+            cache: Where downloads are kept.
+
+        Raises:
+            ConfigError: The source, or one *tables* has options for, is not there.
+            RepoFetchFailed: No source knows the id.
+        """
+        for name in tables:
+            self.choose("source", name, f"{where}: sources")
+
+        def build(offer: Offer[Source]) -> Source:
+            table, at = tables.get(offer.name), f"{where}: sources.{offer.name}"
+            return offer.build(cache, table=table, where=at)
+
+        if spec.source is not None:
+            scheme = spec.source.partition(":")[0]
+            return build(self.choose("source", scheme, f"source of {spec.id}"))
+        offers = self.offers("source")
+        for source in map(build, offers):
+            if source.knows(spec.id):
+                return source
+        asked = ", ".join(offer.name for offer in offers)
+        examples = (EXAMPLES.get(o.name, f"cortex pull ID --source {o.name}:WHERE") for o in offers)
+        raise RepoFetchFailed(
+            f"no source knows the model {spec.id!r}, asked were {asked}",
+            hint=f"name one, for example: {'; '.join(examples)}",
+        )
 
     def notify(self, hook: str, **arguments: object) -> None:
         """Call a ``cortex_on_*`` hook of every plugin; what one raises is logged and dropped."""

@@ -1,0 +1,192 @@
+"""
+The HTTP client of the commands: one gateway, plain requests, SSE.
+
+Every wait is bounded, a proxy never gets between us and a loopback address, a redirect is an error
+that says where to, and whatever goes wrong is a `CortexError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cortex.errors import CortexError, RemoteError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+    from urllib.error import HTTPError
+    from urllib.request import OpenerDirector
+
+T = TypeVar("T")
+DEFAULT_URL = "http://127.0.0.1:31313"
+ANSWER_S = 30.0
+SILENCE_S = 300.0  # of a stream; the gateway sends keep-alives far more often
+MAX_ERROR_BYTES = 65536
+UNAUTHORIZED = 401
+
+
+class GatewayUnreachable(CortexError):
+    """The gateway did not answer, or stopped in the middle."""
+
+    code = "gateway_unreachable"
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """
+    Add the options that say which gateway, with which key.
+
+    Args:
+        parser: The command's.
+        again: *parser* is a subcommand of one that has them; what stands there holds.
+    """
+    default = argparse.SUPPRESS if again else None
+    parser.add_argument(
+        "--gateway",
+        metavar="URL",
+        default=default,
+        help=f"the gateway's address (default: $CORTEX_URL, else {DEFAULT_URL})",
+    )
+    parser.add_argument(
+        "--key",
+        default=default,
+        help="API key (default: $CORTEX_KEY, which other users of this host cannot see)",
+    )
+
+
+class Gateway:
+    """A gateway to talk to; safe to use from several threads."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise CortexError(f"expected http://host:port as gateway, got {url!r}")
+        self.url = url.rstrip("/")
+        self._host = parts.hostname
+        self._headers = {"Content-Type": "application/json", "User-Agent": "cortex"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Gateway:
+        """Return the gateway the command line names, else the environment, else this host's."""
+        from cortex.config.load import environment
+
+        env = environment()
+        url = args.gateway or env.get("CORTEX_URL") or DEFAULT_URL
+        return cls(url, args.key or env.get("CORTEX_KEY"))
+
+    def get(self, path: str, *, timeout_s: float = ANSWER_S) -> bytes:
+        """Return the body of a GET."""
+        with self._open("GET", path, None, timeout_s) as response:
+            return response.read()
+
+    def get_as(self, cls: type[T], path: str, *, timeout_s: float = ANSWER_S) -> T:
+        """Return the JSON body of a GET, read into *cls*."""
+        return self._decode(cls, path, self.get(path, timeout_s=timeout_s))
+
+    def post_as(
+        self, cls: type[T], path: str, body: Mapping[str, object], *, timeout_s: float = ANSWER_S
+    ) -> T:
+        """Return the JSON body of a POST's answer, read into *cls*."""
+        with self._open("POST", path, body, timeout_s) as response:
+            answer = response.read()
+        return self._decode(cls, path, answer)
+
+    def stream(self, path: str, body: Mapping[str, object]) -> Generator[str, None, None]:
+        """Yield the ``data:`` of each server-sent event; close the generator to hang up."""
+        with self._open("POST", path, body, SILENCE_S) as response:
+            data: list[str] = []
+            for raw in response:
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                if line.startswith("data:"):
+                    data.append(line.removeprefix("data:").removeprefix(" "))
+                elif not line and data:
+                    yield "\n".join(data)
+                    data = []
+
+    def _decode(self, cls: type[T], path: str, body: bytes) -> T:
+        import msgspec
+
+        try:
+            return msgspec.json.decode(body, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise CortexError(
+                f"{self.url}{path} answered something else than expected: {error}",
+                hint="is a cortex gateway at this address?",
+            ) from None
+
+    @contextmanager
+    def _open(
+        self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: float
+    ) -> Iterator[HTTPResponse]:
+        from http.client import HTTPException
+        from urllib.error import HTTPError, URLError
+        from urllib.request import Request
+
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(self.url + path, data, self._headers, method=method)  # noqa: S310 - http
+        try:
+            with self._opener().open(request, timeout=timeout_s) as response:
+                yield response
+        except HTTPError as error:
+            with error:
+                raise self._refusal(method, path, error) from None
+        except (OSError, HTTPException) as error:
+            cause = error.reason if isinstance(error, URLError) else error
+            raise self._unreachable(cause, timeout_s) from None
+
+    def _opener(self) -> OpenerDirector:
+        from urllib import request
+
+        from cortex.config.schema import Address
+
+        opener = request.OpenerDirector()
+        for handler in (request.HTTPHandler, request.HTTPSHandler, request.HTTPErrorProcessor):
+            opener.add_handler(handler())
+        opener.add_handler(request.HTTPDefaultErrorHandler())
+        if not Address(self._host, 0).is_loopback:
+            opener.add_handler(request.ProxyHandler())
+        return opener
+
+    def _refusal(self, method: str, path: str, answer: HTTPError) -> CortexError:
+        status = answer.code
+        try:
+            error = json.loads(answer.read(MAX_ERROR_BYTES))["error"]
+        except (ValueError, KeyError, TypeError, OSError):
+            message = f"{method} {self.url}{path} answered {status} {answer.reason}"
+            error = {"message": message, "hint": "is a cortex gateway at this address?"}
+            if elsewhere := answer.headers.get("Location"):
+                error["hint"] = f"it says to look at {elsewhere}"
+        if isinstance(error, dict) and status == UNAUTHORIZED:
+            error.setdefault("hint", "give a key with --key or CORTEX_KEY")
+        return remote_error(error, status)
+
+    def _unreachable(self, cause: object, timeout_s: float) -> CortexError:
+        hint = "start it with: cortex serve; name another one with --gateway or CORTEX_URL"
+        if isinstance(cause, ConnectionRefusedError):
+            return GatewayUnreachable(f"no gateway listens at {self.url}", hint=hint)
+        if isinstance(cause, TimeoutError):
+            return GatewayUnreachable(f"{self.url} was silent for {timeout_s:g} s")
+        if isinstance(cause, ConnectionError):
+            return GatewayUnreachable(f"{self.url} broke the connection")
+        return GatewayUnreachable(f"cannot talk to {self.url}: {cause}", hint=hint)
+
+
+def remote_error(error: Any, status: int) -> RemoteError:
+    """Return the exception for an ``error`` object of the gateway's envelope, however odd."""
+    if not isinstance(error, dict):
+        error = {"message": str(error)}
+    more = {k: v for k, v in error.items() if k not in {"message", "code", "hint", "status"}}
+    remote = RemoteError(
+        str(error.get("message") or "the gateway gave no reason"),
+        code=str(error.get("code") or "unknown"),
+        status=status,
+        **more,
+    )
+    remote.hint = str(error.get("hint") or "")
+    return remote

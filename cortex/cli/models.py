@@ -1,0 +1,103 @@
+"""``cortex models``: what can be asked for; load and unload."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from cortex.cli import client
+
+LOAD_S = 6 * 3600.0  # a first load downloads; the gateway has its own, shorter deadline
+UNLOAD_S = 300.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    client.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print what the gateway says, as JSON")
+    actions = parser.add_subparsers(metavar="action", dest="action", title="actions")
+    for name, summary in (
+        ("load", "load a model now, and wait until it can answer"),
+        ("unload", "unload a model; the catalogue keeps it"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary)
+        client.add_arguments(action, again=True)
+        action.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="print the gateway's answer, as JSON",
+        )
+        action.add_argument("model", metavar="MODEL", help="an id or alias `cortex models` lists")
+        where = "the gateway chooses" if name == "load" else "every node that has it"
+        action.add_argument("--node", metavar="NODE", help=f"a node's name (default: {where})")
+        if name == "unload":
+            action.add_argument(
+                "--force", action="store_true", help="even if that cuts off requests in flight"
+            )
+
+
+def run(args: argparse.Namespace) -> int:
+    """List, load or unload."""
+    gateway = client.Gateway.of(args)
+    if args.action == "load":
+        return _load(gateway, args)
+    if args.action == "unload":
+        return _unload(gateway, args)
+    if args.json:
+        return _print_json(gateway.get_as(dict, "/v1/models"))
+    from cortex.cli import catalogue
+    from cortex.cli.console import console
+
+    console().print(catalogue.show(catalogue.models(gateway)))
+    return 0
+
+
+def _load(gateway: client.Gateway, args: argparse.Namespace) -> int:
+    from cortex.cli.loads import follow
+
+    body = {"node": args.node} if args.node else {}
+    path = _path(args.model, "load")
+    start = time.monotonic()
+    try:
+        answer = follow(
+            gateway,
+            args.model,
+            args.node,
+            lambda: gateway.post_as(dict, path, body, timeout_s=LOAD_S),
+        )
+    except KeyboardInterrupt:
+        print("not waiting any longer; see how it goes with: cortex status", file=sys.stderr)
+        raise
+    return _done(args, answer, f" in {time.monotonic() - start:.1f} s")
+
+
+def _unload(gateway: client.Gateway, args: argparse.Namespace) -> int:
+    body = {"node": args.node} if args.node else {}
+    if args.force:
+        body["force"] = True
+    path = _path(args.model, "unload")
+    return _done(args, gateway.post_as(dict, path, body, timeout_s=UNLOAD_S))
+
+
+def _path(model: str, action: str) -> str:
+    from urllib.parse import quote
+
+    return f"/api/v1/models/{quote(model, safe='')}/{action}"
+
+
+def _done(args: argparse.Namespace, answer: dict[str, Any], took: str = "") -> int:
+    if args.json:
+        return _print_json(answer)
+    model = answer.get("model_id", args.model)
+    where = f" on {answer['node']}" if answer.get("node") else ""
+    print(f"{answer.get('status', 'done')}: {model}{where}{took}")
+    return 0
+
+
+def _print_json(answer: dict[str, Any]) -> int:
+    print(json.dumps(answer, indent=2, ensure_ascii=False))
+    return 0
