@@ -78,6 +78,10 @@ class Dialect(Protocol):
         """Return status and body."""
         ...
 
+    def render_stream_error(self, error: CortexError) -> bytes:
+        """Return the event that ends a stream which broke; never a clean end."""
+        ...
+
 
 class RoutingStrategy(Protocol):
     """Chooses a node.  Pure: no I/O, no awaiting; it may remember what it chose."""

@@ -100,7 +100,7 @@ class Plugins:
             self._require(name)
 
     def _load_entry_points(self, only: frozenset[str] | None) -> None:
-        for entry in entry_points():
+        for entry in sorted(entry_points(), key=lambda entry: entry.name):
             name, distribution = entry.name, entry.dist.name if entry.dist else "?"
             if self.manager.has_plugin(name) or self.manager.is_blocked(name):
                 continue
@@ -109,7 +109,7 @@ class Plugins:
             try:
                 self.manager.register(entry.load(), name)
                 self.manager.check_pending()
-            except Exception as error:  # noqa: BLE001 - whatever a stranger's import raises
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import
                 if self.manager.has_plugin(name):
                     self.manager.unregister(name=name)
                 self._fail(name, distribution, error)
@@ -126,7 +126,7 @@ class Plugins:
             hint = did_you_mean(name, dict.fromkeys(self.loaded()))
             raise ConfigError(f"plugins.require: no plugin is called {name!r}", hint=hint)
 
-    def _fail(self, name: str, distribution: str, error: Exception) -> None:
+    def _fail(self, name: str, distribution: str, error: BaseException) -> None:
         cause = f"{type(error).__name__}: {error}"
         if isinstance(error, pluggy.PluginValidationError):
             cause = f"unknown hook: {error}"

@@ -12,7 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import time
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -22,8 +22,6 @@ from cortex.config.schema import Address
 from cortex.errors import (
     ConfigError,
     CortexError,
-    InvalidJson,
-    InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
     RequestTooLarge,
@@ -33,13 +31,14 @@ from cortex.fleet.model import ModelCard
 from cortex.hookspecs import Role
 from cortex.plugins import Plugins
 from cortex.registry import did_you_mean
+from cortex.wire import decode, encode
 
 MAX_BODY_BYTES = 64 << 20
 BACKLOG = 4096
+T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BEGAN = int(time())  # what `created` of a model row says: Unix seconds
 log = logging.getLogger(__name__)
-_encode = msgspec.json.Encoder().encode
 
 
 def application(*middlewares: Any) -> web.Application:
@@ -55,7 +54,7 @@ FALLBACK = web.AppKey("fallback", Dialect)
 
 def reply(value: object, status: int = 200) -> web.Response:
     """Answer with JSON."""
-    return web.Response(body=_encode(value), status=status, content_type="application/json")
+    return web.Response(body=encode(value), status=status, content_type="application/json")
 
 
 @web.middleware
@@ -156,24 +155,14 @@ def _handler(operation: Operation, name: str, dialect: Dialect, server: Inferenc
     return {"chat": chat, "list_models": list_models, "get_model": get_model}[operation]
 
 
-async def read_json(request: web.Request, kind: type[Any]) -> Any:
-    """
-    Read a body of our own API into *kind*.
-
-    Raises:
-        InvalidRequest: Names the field at fault.
-    """
-    try:
-        return msgspec.json.decode(await request.read() or b"{}", type=kind)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error).replace("`", "").replace("$.", "")) from None
-    except msgspec.DecodeError as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+async def read_json(request: web.Request, kind: type[T]) -> T:
+    """Read a body of our own API into *kind*; raises as `cortex.wire.decode`."""
+    return decode(msgspec.json.Decoder(kind).decode, await request.read() or b"{}")
 
 
 def sse(event: str, data: object) -> bytes:
     """Return one server-sent event."""
-    return b"event: %b\ndata: %b\n\n" % (event.encode(), _encode(data))
+    return b"event: %b\ndata: %b\n\n" % (event.encode(), encode(data))
 
 
 @asynccontextmanager

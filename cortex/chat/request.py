@@ -80,10 +80,8 @@ class RequestHead:
 
     Attributes:
         model: The catalogue's id, aliases resolved.
-        session: What requests of one conversation share, if the client says.
     """
 
     id: str
     model: str
     stream: bool = False
-    session: str | None = None

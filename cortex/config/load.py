@@ -49,7 +49,8 @@ def cache_dir() -> Path:
     env = environment()
     if own := env.get("CORTEX_CACHE"):
         return Path(own)
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cortex"
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - a user without a home is no error
+    return Path(env.get("XDG_CACHE_HOME") or home) / "cortex"
 
 
 def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
@@ -67,7 +68,7 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     where = path.name if path else "cortex.toml"
     config = structure(table, GatewayConfig, where)
     folder = path.parent if path else Path()
-    _check_neurons(config, where)
+    check_neurons(config, where)
     models_path = folder / config.gateway.models_config
     catalogue = Catalogue()
     if path or models_path.exists():
@@ -132,7 +133,13 @@ def _said(error: tomlkit.exceptions.ParseError) -> str:
     return str(error).rpartition(" at line ")[0] or str(error)
 
 
-def _check_neurons(config: GatewayConfig, where: str) -> None:
+def check_neurons(config: GatewayConfig, where: str) -> None:
+    """
+    Check what a type cannot: names are unique, endpoints are addresses.
+
+    Raises:
+        ConfigError: Names the entry.
+    """
     names = [neuron.name for neuron in config.neurons]
     for number, neuron in enumerate(config.neurons):
         at = f"{where}: neurons[{number}]"
@@ -145,7 +152,8 @@ def _check_neurons(config: GatewayConfig, where: str) -> None:
 
 def _plugin_settings(settings: PluginSettings, folder: Path) -> PluginSettings:
     env = environment()
-    home = Path(env.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "cortex" / "plugins"
+    data = env.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")  # noqa: PTH111 - never raises
+    home = Path(data) / "cortex" / "plugins"
     directories = [folder / directory for directory in settings.directories]
     if home.is_dir():
         directories.append(home)

@@ -7,7 +7,6 @@ field we know and cannot honour is a 400 that names it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,14 +16,9 @@ from cortex import hookimpl
 from cortex.api import Dialect, Endpoint, Register, ReplyEncoder
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
 from cortex.chat.request import ChatRequest, Message, Sampling, Text
-from cortex.errors import (
-    CortexError,
-    InvalidJson,
-    InvalidRequest,
-    MissingParameter,
-    UnsupportedParameter,
-)
+from cortex.errors import CortexError, MissingParameter, UnsupportedParameter
 from cortex.fleet.model import ModelCard
+from cortex.wire import decode, encode
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -84,7 +78,6 @@ class WireRequest(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(WireRequest).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class OpenAIChat:
@@ -97,7 +90,7 @@ class OpenAIChat:
     )
 
     def parse_request(self, body: bytes, request_id: str) -> ChatRequest:
-        wire = decode(body)
+        wire = decode(_decode, body)
         refuse_unsupported(wire)
         stop = wire.stop if isinstance(wire.stop, list) else [wire.stop] if wire.stop else []
         return ChatRequest(
@@ -122,37 +115,16 @@ class OpenAIChat:
         return BodyEncoder(request, created)
 
     def render_models(self, cards: Sequence[ModelCard], created: int) -> bytes:
-        return _encode({"object": "list", "data": [model_row(card, created) for card in cards]})
+        return encode({"object": "list", "data": [model_row(card, created) for card in cards]})
 
     def render_model(self, card: ModelCard, created: int) -> bytes:
-        return _encode(model_row(card, created))
+        return encode(model_row(card, created))
 
     def render_error(self, error: CortexError) -> tuple[int, bytes]:
-        return error.status, _encode({"error": error_object(error)})
+        return error.status, encode({"error": error_object(error)})
 
-
-def decode(body: bytes) -> WireRequest:
-    """Decode a body, or say which field is wrong and how."""
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as error:
-        raise explain(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise InvalidJson("the body is nested too deeply") from None
-
-
-def explain(said: str) -> InvalidRequest:
-    """Turn msgspec's ``Expected `str`, got `int` - at `$.messages[2].content``` into our error."""
-    problem, _, path = said.partition(" - at `$")
-    param = path.rstrip("`").lstrip(".")
-    if missing := re.search(r"missing required field `(\w+)`", problem):
-        name = ".".join(filter(None, [param, missing[1]]))
-        return MissingParameter(f"{name} is required", param=name)
-    words = problem.replace("`", "")
-    place = param or "the body"
-    return InvalidRequest(f"{place}: {words[0].lower()}{words[1:]}", param=param or None)
+    def render_stream_error(self, error: CortexError) -> bytes:
+        return stream_error(error)
 
 
 def refuse_unsupported(wire: WireRequest) -> None:
@@ -202,7 +174,7 @@ class StreamEncoder:
 
     def __init__(self, request: ChatRequest, created: int) -> None:
         self._include_usage = request.include_usage
-        head = _encode(
+        head = encode(
             {
                 "id": f"chatcmpl-{request.id}",
                 "object": "chat.completion.chunk",
@@ -216,17 +188,17 @@ class StreamEncoder:
     def feed(self, event: ChatEvent) -> bytes:
         match event:
             case TextDelta(text):
-                return self._choice(b'{"content":' + _encode(text) + b"}")
+                return self._choice(b'{"content":' + encode(text) + b"}")
             case Started():
                 return self._choice(b'{"role":"assistant","content":""}')
             case Finished(reason=reason, usage=usage):
-                last = self._choice(b"{}", _encode(reason))
+                last = self._choice(b"{}", encode(reason))
                 if self._include_usage:
                     last += self._head + b',"choices":[],"usage":'
-                    last += _encode(usage_object(usage)) + b"}\n\n"
+                    last += encode(usage_object(usage)) + b"}\n\n"
                 return last + b"data: [DONE]\n\n"
             case Failed(error):
-                return b"data: " + _encode({"error": error_object(error)}) + b"\n\n"
+                return stream_error(error)
 
     def keep_alive(self) -> bytes:
         return self._choice(b"{}")
@@ -253,7 +225,7 @@ class BodyEncoder:
             case Finished(reason=reason, usage=usage):
                 return self._body(reason, usage)
             case Failed(error):
-                return _encode({"error": error_object(error)})
+                return encode({"error": error_object(error)})
         return b""
 
     def keep_alive(self) -> bytes:
@@ -261,7 +233,7 @@ class BodyEncoder:
 
     def _body(self, reason: str, usage: Usage) -> bytes:
         message = {"role": "assistant", "content": "".join(self._text), "refusal": None}
-        return _encode(
+        return encode(
             {
                 "id": f"chatcmpl-{self._request.id}",
                 "object": "chat.completion",
@@ -300,6 +272,11 @@ def error_object(error: CortexError) -> dict[str, Any]:
         "param": error.param,
         **error.details,
     }
+
+
+def stream_error(error: CortexError) -> bytes:
+    """Render the event that ends a broken stream; no ``[DONE]`` follows."""
+    return b"data: " + encode({"error": error_object(error)}) + b"\n\n"
 
 
 def model_row(card: ModelCard, created: int) -> dict[str, Any]:

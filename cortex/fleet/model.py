@@ -81,13 +81,19 @@ class RunningModel:
 
 @attrs.frozen(kw_only=True)
 class ModelStats:
-    """What a model is doing now; rates are tokens per second over the last requests."""
+    """
+    What a model is doing now; rates are tokens per second over the last requests.
+
+    Attributes:
+        tokens_total: Tokens generated since its load, also those whose client had left.
+    """
 
     in_flight: int = 0
     queue_depth: int = 0
     max_in_flight: int = 0
     tok_s_prefill: float = 0.0
     tok_s_decode: float = 0.0
+    tokens_total: int = 0
 
 
 @attrs.frozen(kw_only=True)

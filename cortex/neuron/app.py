@@ -172,7 +172,7 @@ class Neuron:
         return reply(self.models.list())
 
     async def _load(self, request: web.Request) -> web.Response:
-        body: LoadBody = await read_json(request, LoadBody)
+        body = await read_json(request, LoadBody)
         spec = ModelSpec(
             id=body.model_id,
             harness=body.harness,
@@ -192,7 +192,7 @@ class Neuron:
         return reply({**loaded, "load_s": round(entry.load_s, 2), "vram_used_mb": used_mb})
 
     async def _unload(self, request: web.Request) -> web.Response:
-        body: UnloadBody = await read_json(request, UnloadBody)
+        body = await read_json(request, UnloadBody)
         await self.models.unload(body.model_id, body.force)
         return reply({"status": "unloaded", "model_id": body.model_id})
 

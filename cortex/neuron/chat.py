@@ -7,16 +7,15 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from time import time
 
-import msgspec
 from aiohttp import web
 
 from cortex.api import Dialect, ReplyEncoder
 from cortex.chat.events import ChatEvent, Failed, Finished, Usage
 from cortex.errors import CortexError
 from cortex.neuron.models import Models
+from cortex.wire import encode
 
 KEEP_ALIVE_S = 5.0
-_encode = msgspec.json.Encoder().encode
 
 
 async def serve(
@@ -40,7 +39,7 @@ async def serve(
         started = await anext(events)  # ends with the worker at the latest
         if not chat.stream:
             body, usage = await whole(events, encoder)
-            headers["x-cortex-usage"] = _encode(usage).decode()
+            headers["x-cortex-usage"] = encode(usage).decode()
             return web.Response(body=body, content_type=encoder.content_type, headers=headers)
         response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache"})
         response.content_type = encoder.content_type
@@ -50,7 +49,7 @@ async def serve(
         async for event in paced(events):
             data += encoder.keep_alive() if event is None else encoder.feed(event)
             if isinstance(event, Finished) and "x-cortex-usage" in request.headers:
-                data = b": cortex-usage %b\n\n" % _encode(event.usage) + data
+                data = b": cortex-usage %b\n\n" % encode(event.usage) + data
             if data:
                 await response.write(data)
             data = b""

@@ -1,0 +1,157 @@
+"""The gateway: its parts put together, and its own few routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from cortex import __version__
+from cortex.api import Dialect
+from cortex.config.schema import Catalogue, GatewayConfig
+from cortex.errors import ConfigError, CortexError
+from cortex.fleet.model import ModelCard
+from cortex.gateway import chat
+from cortex.gateway.admin import Admin
+from cortex.gateway.catalogue import Names
+from cortex.gateway.loads import Loads
+from cortex.gateway.metrics import GatewayMetrics
+from cortex.gateway.neuron_client import NeuronClient
+from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.poller import first_round, poll_forever
+from cortex.gateway.router import Router
+from cortex.plugins import Plugins
+from cortex.web import add_dialects, application, reply
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One gateway, from its start to its stop."""
+
+    def __init__(
+        self,
+        *,
+        config: GatewayConfig,
+        catalogue: Catalogue,
+        plugins: Plugins,
+        where: str,
+        session: aiohttp.ClientSession,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self.metrics = GatewayMetrics()
+        self._plugins = plugins
+        self._tasks = tasks
+        self._background: list[asyncio.Task[None]] = []
+        strategy = plugins.choose(
+            "routing strategy", config.routing.strategy, f"{where}: routing.strategy"
+        ).build()
+        policy = plugins.choose(
+            "eviction policy", config.eviction.strategy, f"{where}: eviction.strategy"
+        ).build()
+        self._dialects = build_dialects(plugins, config.gateway.dialects, where)
+        clients = [NeuronClient(n.endpoint, n.token, session) for n in config.neurons]
+        self.nodes = Nodes(
+            [Node(entry=e, client=c) for e, c in zip(config.neurons, clients, strict=True)], plugins
+        )
+        self.names = Names(catalogue, self.nodes, plugins)
+        self.loads = Loads(
+            config=config,
+            nodes=self.nodes,
+            names=self.names,
+            policy=policy,
+            metrics=self.metrics,
+            tasks=tasks,
+        )
+        self._router = Router(self.nodes, self.loads, strategy, config.queue.max_wait_s)
+        self._admin = Admin(nodes=self.nodes, names=self.names, loads=self.loads, plugins=plugins)
+        hook = plugins.manager.hook
+        hook.cortex_register_collectors(registry=self.metrics.registry, role="gateway")
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = application()
+        add_dialects(app, self._dialects, self)
+        app.router.add_get("/", self._root)
+        app.router.add_get("/health", self._health)
+        self._admin.add_routes(app.router)
+        return app
+
+    async def start(self) -> None:
+        """Learn from the neurons what is loaded, and keep learning."""
+        await first_round(self.nodes)
+        for node in self.nodes:
+            polling = self._tasks.create_task(
+                poll_forever(node, self.nodes), name=f"poll {node.name}"
+            )
+            self._background.append(polling)
+
+    def stop(self) -> None:
+        """End the polling and close what is open to the neurons."""
+        for task in self._background:
+            task.cancel()
+        for node in self.nodes:
+            node.client.close()
+
+    def cards(self) -> Sequence[ModelCard]:
+        """Return what ``/v1/models`` lists."""
+        return self.names.cards()
+
+    async def serve(self, request: web.Request, name: str, dialect: Dialect) -> web.StreamResponse:
+        """Answer one inference request, and record it exactly once."""
+        recording = chat.Recording(id=chat.request_id(request), dialect=name)
+        try:
+            return await chat.serve(
+                request,
+                dialect,
+                recording,
+                names=self.names,
+                nodes=self.nodes,
+                router=self._router,
+            )
+        except CortexError as error:
+            recording.status = dialect.render_error(error)[0]
+            raise
+        except asyncio.CancelledError:
+            recording.outcome = "cancelled"
+            recording.status = recording.status or 499
+            raise
+        finally:
+            record = recording.close()
+            self.metrics.count(record)
+            self._plugins.notify("cortex_on_request_finished", record=record)
+
+    async def _root(self, _: web.Request) -> web.Response:
+        return reply({"name": "cortex gateway", "version": __version__})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        healthy = sum(node.healthy for node in self.nodes)
+        total = len(self.nodes)
+        status = "ok" if healthy == total else "degraded" if healthy else "impaired"
+        unservable: list[dict[str, Any]] = [
+            {"node": node.name, "model": model.id, "reason": model.servable.reason}
+            for node in self.nodes
+            for model in node.models.values()
+            if not model.servable.ok
+        ]
+        nodes = {"healthy": healthy, "total": total}
+        return reply({"status": status, "nodes": nodes, "unservable": unservable})
+
+
+def build_dialects(plugins: Plugins, only: Sequence[str] | None, where: str) -> dict[str, Dialect]:
+    """
+    Build the dialects the configuration names, or every one offered.
+
+    Raises:
+        ConfigError: One is unknown, or there is none.
+    """
+    if only is None:
+        only = [offer.name for offer in plugins.offers("dialect")]
+    if not only:
+        raise ConfigError(f"{where}: gateway.dialects: at least one is needed")
+    at = f"{where}: gateway.dialects"
+    return {name: plugins.choose("dialect", name, at).build() for name in only}

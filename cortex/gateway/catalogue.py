@@ -1,0 +1,101 @@
+"""What clients may ask for: models.toml, aliases, and whatever a node has loaded besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from cortex.config.schema import Catalogue
+from cortex.errors import ModelNotFound
+from cortex.fleet.model import ModelCard, ModelSpec
+from cortex.fleet.node import NodeModel
+from cortex.gateway.nodes import Nodes
+from cortex.gateway.placement import feasible_on
+from cortex.plugins import Plugins
+from cortex.registry import did_you_mean
+
+
+class Names:
+    """Turns a client's model name into a `ModelSpec`."""
+
+    def __init__(self, catalogue: Catalogue, nodes: Nodes, plugins: Plugins) -> None:
+        self.specs = {spec.id: spec for spec in catalogue.models}
+        self.aliases = catalogue.aliases
+        self._nodes = nodes
+        self._plugins = plugins
+
+    def resolve(self, name: str) -> ModelSpec:
+        """
+        Return the spec of a model, by id or alias, else by what a plugin makes of the name.
+
+        Raises:
+            ModelNotFound: With the nearest name there is.
+        """
+        if (found := self._find(name)) is not None:
+            return found
+        known = self._known()
+        chosen = self._plugins.manager.hook.cortex_choose_model(name=name, known=sorted(known))
+        if chosen is not None and (found := self._find(chosen)) is not None:
+            return found
+        raise ModelNotFound(
+            f"no model is called {name!r}", hint=did_you_mean(name, known), param="model"
+        )
+
+    def _find(self, name: str) -> ModelSpec | None:
+        name = self.aliases.get(name, name)
+        if (spec := self.specs.get(name)) is not None:
+            return spec
+        here = any(name in node.models for node in self._nodes)
+        return ModelSpec(id=name) if here else None
+
+    def _known(self) -> dict[str, object]:
+        loaded = (model for node in self._nodes for model in node.models)
+        return dict.fromkeys([*self.specs, *self.aliases, *loaded])
+
+    def cards(self) -> list[ModelCard]:
+        """Return the rows of ``/v1/models``: catalogue, what nodes have besides, aliases."""
+        specs = dict(self.specs)
+        for node in self._nodes:
+            for model in node.models.values():
+                if model.routable:
+                    specs.setdefault(model.id, ModelSpec(id=model.id))
+        cards = {model_id: self._card(spec) for model_id, spec in specs.items()}
+        for alias, target in self.aliases.items():
+            if target in cards:
+                card = cards[target]
+                extra = {**card.extra, "alias_of": target}
+                cards[alias] = ModelCard(id=alias, context=card.context, extra=extra)
+        return list(cards.values())
+
+    def _card(self, spec: ModelSpec) -> ModelCard:
+        here = [(node, node.models[spec.id]) for node in self._nodes if spec.id in node.models]
+        limit = tightest(model for _, model in here if model.routable)
+        context = limit["context"] or spec.context
+        capabilities = {c for _, model in here for c in model.capabilities}
+        return ModelCard(
+            id=spec.id,
+            context=context,
+            extra={
+                "loaded": any(node.healthy and model.routable for node, model in here),
+                "feasible_on": [
+                    node.name for node in self._nodes if feasible_on(spec, node) is None
+                ],
+                "locations": [location(node.name, model) for node, model in here],
+                "capabilities": sorted(capabilities),
+                "limit": limit,
+            },
+        )
+
+
+def tightest(models: Iterable[NodeModel]) -> dict[str, int | None]:
+    """Return the smallest limits among replicas."""
+    limits = [model.limit for model in models]
+    context = min((limit.context for limit in limits if limit.context), default=None)
+    output = min((limit.output for limit in limits if limit.output), default=None)
+    return {"context": context, "output": output}
+
+
+def location(node: str, model: NodeModel) -> dict[str, Any]:
+    """Return where a model is and how far."""
+    row = {"node": node, "status": model.status, "vram_estimate_mb": model.vram_used_mb}
+    return row if model.progress is None else {**row, "progress": model.progress}

@@ -1,0 +1,179 @@
+"""One inference request through the gateway: peek, resolve, route, relay, record."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from time import monotonic, perf_counter
+from typing import Literal
+
+import attrs
+import msgspec
+from aiohttp import web
+
+from cortex.api import Dialect
+from cortex.chat.events import Usage
+from cortex.chat.request import RequestHead
+from cortex.errors import UpstreamDied, UpstreamUnreachable
+from cortex.fleet.model import RequestRecord
+from cortex.gateway.catalogue import Names
+from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.poller import poll
+from cortex.gateway.relay import Exchange, Refused
+from cortex.gateway.router import Router
+from cortex.wire import decode, encode
+
+ATTEMPTS = 2
+FORWARDED = (
+    *("accept", "content-type", "user-agent", "traceparent", "tracestate"),
+    *("anthropic-beta", "anthropic-version"),
+)
+log = logging.getLogger(__name__)
+
+
+class Peek(msgspec.Struct):
+    """All the gateway reads of a body."""
+
+    model: str
+    stream: bool | None = None
+
+
+_peek = msgspec.json.Decoder(Peek).decode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+@attrs.define(kw_only=True)
+class Recording:
+    """What will be said of a request once it is over."""
+
+    id: str
+    dialect: str
+    began: float = attrs.field(factory=perf_counter)
+    model: str = ""
+    node: str = ""
+    status: int = 0
+    outcome: Literal["ok", "error", "cancelled"] = "error"
+    exchange: Exchange | None = None
+
+    def close(self) -> RequestRecord:
+        """Return the record; the request is over now."""
+        now, exchange = perf_counter(), self.exchange
+        usage, ttft_s = Usage(), None
+        if exchange is not None:
+            usage = exchange.usage() or Usage(completion_tokens=exchange.events)
+            if exchange.first_byte_s:
+                ttft_s = exchange.first_byte_s - self.began
+        return RequestRecord(
+            id=self.id,
+            model=self.model,
+            node=self.node,
+            dialect=self.dialect,
+            status=self.status,
+            outcome=self.outcome,
+            ttft_s=ttft_s,
+            duration_s=now - self.began,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
+
+
+async def serve(
+    request: web.Request,
+    dialect: Dialect,
+    recording: Recording,
+    *,
+    names: Names,
+    nodes: Nodes,
+    router: Router,
+) -> web.StreamResponse:
+    """
+    Answer *request* from the fleet.
+
+    A node that refuses, or dies without a word, is asked no more: the request goes elsewhere, once.
+
+    Raises:
+        CortexError: Before the client has seen a byte.
+    """
+    body = await request.read()
+    peek = decode(_peek, body)
+    spec = names.resolve(peek.model)
+    recording.model = spec.id
+    if spec.id != peek.model:
+        body = splice(body, spec.id)
+    head = RequestHead(id=recording.id, model=spec.id, stream=bool(peek.stream))
+    for attempt in range(1, ATTEMPTS + 1):
+        node, how = await router.route(head, spec, recording.dialect)
+        recording.node = node.name
+        headers = {
+            "x-request-id": recording.id,
+            "x-cortex-node": node.name,
+            "x-cortex-model": spec.id,
+            "x-cortex-route": how if attempt == 1 else "retried",
+        }
+        exchange = recording.exchange = Exchange(request, headers, is_last=attempt == ATTEMPTS)
+        try:
+            await carry(exchange, node, spec.id, compose(request, node, recording.id, body))
+        except UpstreamUnreachable as error:
+            nodes.refused(node, str(error))
+            if attempt == ATTEMPTS:
+                raise
+        except Refused:
+            await poll(node, nodes)
+        else:
+            break
+    recording.status = exchange.status
+    if exchange.failed is not None:
+        log.warning("node %s died in request %s: %s", node.name, recording.id, exchange.failed)
+        died = UpstreamDied(f"node {node.name} died while it answered")
+        return exchange.break_off(dialect.render_stream_error(died))
+    recording.outcome = "ok" if exchange.is_success else "error"
+    return exchange.response()
+
+
+async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> None:
+    """
+    Ask *node* and carry its answer.
+
+    Raises:
+        UpstreamUnreachable: It took no connection, or died without a word.
+        Refused: It will not answer this now; the client has seen nothing.
+    """
+    node.in_flight[model] += 1
+    node.last_used[model] = monotonic()
+    try:
+        connection = await node.client.acquire()
+        is_reused = connection.reused
+        await exchange.run(connection, node.client, request)
+        if exchange.is_silent and is_reused:  # the neuron closed it while it lay in the pool
+            await exchange.run(await node.client.acquire(fresh=True), node.client, request)
+        if exchange.is_silent:
+            raise UpstreamUnreachable(f"node {node.name} died without an answer")
+        if exchange.refused:
+            raise Refused
+    finally:
+        node.in_flight[model] -= 1
+        node.last_used[model] = monotonic()
+
+
+def compose(request: web.Request, node: Node, request_id: str, body: bytes) -> bytes:
+    """Return the request as the neuron gets it."""
+    headers = "".join(
+        f"{name}: {request.headers[name]}\r\n" for name in FORWARDED if name in request.headers
+    )
+    length = f"content-length: {len(body)}\r\n"
+    headers += f"x-request-id: {request_id}\r\nx-cortex-usage: 1\r\n{length}"
+    path = node.client.prefix + request.rel_url.raw_path_qs.encode()
+    head = b"POST %b HTTP/1.1\r\n%b" % (path, node.client.head)
+    return b"%b%b\r\n%b" % (head, headers.encode("latin-1", "replace"), body)
+
+
+def splice(body: bytes, model: str) -> bytes:
+    """Return *body* with another ``model``; every other value keeps its bytes."""
+    fields = decode(_fields, body)
+    fields["model"] = msgspec.Raw(encode(model))
+    return encode(fields)
+
+
+def request_id(request: web.Request) -> str:
+    """Return the client's request id, or a new one."""
+    return request.headers.get("x-request-id") or uuid.uuid4().hex

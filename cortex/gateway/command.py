@@ -1,0 +1,143 @@
+"""``cortex serve``: run the gateway."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cortex.config.schema import Catalogue, GatewayConfig
+
+DRAIN_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="cortex.toml (default: ./cortex.toml if there is one, else all defaults)",
+    )
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", help="where to listen (default: 0.0.0.0:31313)"
+    )
+    parser.add_argument(
+        "--metrics-listen", metavar="HOST:PORT", help="for /metrics (default: 0.0.0.0:31314)"
+    )
+    parser.add_argument(
+        "--neuron",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="a node, beside those of the file; may be given several times",
+    )
+    parser.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"]
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT."""
+    import uvloop
+
+    from cortex.config.load import load_gateway
+    from cortex.errors import ConfigError
+
+    logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    path = args.config
+    if path is None and Path("cortex.toml").exists():
+        path = Path("cortex.toml")
+    config, catalogue = load_gateway(path)
+    config = with_arguments(config, args)
+    try:
+        uvloop.run(serve(config, catalogue, path.name if path else "cortex.toml"))
+    except* ConfigError as group:
+        raise group.exceptions[0] from None
+    return 0
+
+
+def with_arguments(config: GatewayConfig, args: argparse.Namespace) -> GatewayConfig:
+    """
+    Return *config* with what the command line adds.
+
+    Raises:
+        ConfigError: An argument is malformed.
+    """
+    import attrs
+
+    from cortex.config.load import check_neurons
+    from cortex.config.schema import Address, NeuronEntry
+    from cortex.errors import ConfigError
+
+    def address(option: str, otherwise: Address) -> Address:
+        try:
+            return Address.parse(text) if (text := getattr(args, option)) else otherwise
+        except ValueError as error:
+            raise ConfigError(f"--{option.replace('_', '-')}: {error}") from None
+
+    gateway, neurons = config.gateway, list(config.neurons)
+    gateway = attrs.evolve(
+        gateway,
+        listen=address("listen", gateway.listen),
+        metrics_listen=address("metrics_listen", gateway.metrics_listen),
+    )
+    for text in args.neuron:
+        name, _, url = text.rpartition("=")
+        neurons.append(NeuronEntry(name=name or url.partition("://")[2], endpoint=url))
+    config = attrs.evolve(config, gateway=gateway, neurons=tuple(neurons))
+    check_neurons(config, "command line" if args.neuron else "cortex.toml")
+    return config
+
+
+async def serve(config: GatewayConfig, catalogue: Catalogue, where: str) -> None:
+    """Run a gateway until told to stop."""
+    import asyncio
+
+    import aiohttp
+
+    from cortex.gateway.app import Gateway
+    from cortex.gateway.metrics import MetricsServer
+    from cortex.plugins import Plugins
+    from cortex.web import lifespans, listening, until_signal
+
+    plugins = Plugins(config.plugins)
+    async with (
+        asyncio.TaskGroup() as tasks,
+        aiohttp.ClientSession() as session,
+        lifespans(plugins, "gateway"),
+    ):
+        gateway = Gateway(
+            config=config,
+            catalogue=catalogue,
+            plugins=plugins,
+            where=where,
+            session=session,
+            tasks=tasks,
+        )
+        metrics = MetricsServer(gateway.metrics.registry, config.gateway.metrics_listen)
+        try:
+            await gateway.start()
+            async with listening(
+                gateway.application(), config.gateway.listen, drain_s=DRAIN_S
+            ) as address:
+                print(f"cortex gateway listens on http://{address}", flush=True)
+                print(f"metrics on http://{metrics.address}/metrics", flush=True)
+                for line in posture(config):
+                    print(line, flush=True)
+                print(f"cortex gateway: {await until_signal()}, stopping", flush=True)
+        finally:
+            gateway.stop()
+            metrics.close()
+
+
+def posture(config: GatewayConfig) -> list[str]:
+    """Say what an operator should know at the start."""
+    lines = []
+    if not config.neurons:
+        lines.append("no neuron is configured: add [[neurons]] to cortex.toml, or use --neuron URL")
+    if not config.gateway.listen.is_loopback:
+        lines.append("no key is asked for: whoever reaches this address can use it")
+    return lines

@@ -1,0 +1,191 @@
+"""
+Talks to one neuron: its JSON API, and a pool of keep-alive connections for inference.
+
+Inference does not go through an HTTP client: a `Connection` parses what the neuron sends and hands
+it on at once (see `cortex.gateway.relay`).  A connection that sees a byte it does not expect is
+closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import httptools
+import msgspec
+
+from cortex.errors import RemoteError, UpstreamUnreachable
+
+CONNECT_TIMEOUT_S = 5.0
+POLL_TIMEOUT_S = 5.0
+MAX_IDLE = 256
+MAX_IDLE_S = 30.0
+
+
+class Receiver(Protocol):
+    """Who takes one answer off a connection; also httptools' parser callbacks."""
+
+    def on_status(self, status: bytes) -> None: ...
+    def on_header(self, name: bytes, value: bytes) -> None: ...
+    def on_headers_complete(self) -> None: ...
+    def on_body(self, data: bytes) -> None: ...
+    def on_message_complete(self) -> None: ...
+    def connection_lost(self, error: Exception | None) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection to a neuron, carrying one exchange at a time."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.reused = False
+        self.idle_since = 0.0
+        self.parser: Any = None
+        self._receiver: Receiver | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream socket
+        self.transport = transport
+
+    def start(self, request: bytes, receiver: Receiver) -> None:
+        """Send a request; *receiver* gets the answer."""
+        assert self.transport is not None  # noqa: S101 - made by the pool
+        self._receiver = receiver
+        self.parser = httptools.HttpResponseParser(receiver)
+        self.transport.write(request)
+
+    def finish(self) -> None:
+        """Forget the receiver; what comes now is unexpected."""
+        self._receiver = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver is None:
+            self.abort()
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._lose(error)
+            self.abort()
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(exc)
+
+    def _lose(self, error: Exception | None) -> None:
+        if (receiver := self._receiver) is not None:
+            self._receiver = None
+            receiver.connection_lost(error)
+
+    def abort(self) -> None:
+        """Close at once: the neuron stops generating for it."""
+        self._receiver = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def usable(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+
+class NeuronClient:
+    """The one neuron behind *endpoint*."""
+
+    def __init__(self, endpoint: str, token: str | None, session: aiohttp.ClientSession) -> None:
+        url = urlsplit(endpoint)
+        self._host, self._port = url.hostname or "", url.port or 80
+        self._base = f"http://{url.netloc}{url.path.rstrip('/')}"
+        self._session = session
+        self._idle: list[Connection] = []
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.prefix = url.path.rstrip("/").encode()
+        self.head = b"Host: %b\r\n" % url.netloc.encode()
+        if token:
+            self.head += b"Authorization: Bearer %b\r\n" % token.encode()
+
+    # JSON.
+
+    async def get(self, path: str, kind: type[Any]) -> Any:
+        """
+        Return the body of a GET, decoded as *kind*.
+
+        Raises:
+            UpstreamUnreachable: No answer within `POLL_TIMEOUT_S`.
+            RemoteError: An error answer.
+        """
+        return msgspec.json.decode(await self._ask("GET", path, None, POLL_TIMEOUT_S), type=kind)
+
+    async def post(self, path: str, body: object, timeout_s: float) -> dict[str, Any]:
+        """Return the body of a POST; raises as `get` does."""
+        answer = await self._ask("POST", path, msgspec.json.encode(body), timeout_s)
+        return msgspec.json.decode(answer, type=dict[str, Any])
+
+    async def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        try:
+            async with self._session.request(
+                method, self._base + path, data=body, headers=self.headers, timeout=timeout
+            ) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UpstreamUnreachable(
+                f"{self._base} does not answer: {str(error) or type(error).__name__}"
+            ) from None
+        if response.status >= 400:  # noqa: PLR2004
+            raise remote_error(response.status, answer)
+        return answer
+
+    # Connections.
+
+    async def acquire(self, fresh: bool = False) -> Connection:
+        """
+        Return a connection, a kept one unless *fresh*.
+
+        Raises:
+            UpstreamUnreachable: The neuron takes no connection within `CONNECT_TIMEOUT_S`.
+        """
+        loop = asyncio.get_running_loop()
+        while self._idle and not fresh:
+            connection = self._idle.pop()
+            if connection.usable and loop.time() - connection.idle_since < MAX_IDLE_S:
+                connection.reused = True
+                return connection
+            connection.abort()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, connection = await loop.create_connection(Connection, self._host, self._port)
+        except (OSError, TimeoutError) as error:
+            raise UpstreamUnreachable(
+                f"{self._base} takes no connection: {str(error) or 'timeout'}"
+            ) from None
+        return connection
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection for the next request."""
+        connection.finish()
+        if connection.usable and len(self._idle) < MAX_IDLE:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        while self._idle:
+            self._idle.pop().abort()
+
+
+def remote_error(status: int, body: bytes) -> RemoteError:
+    """Return the error in an answer of the neuron's, ours or anybody's."""
+    try:
+        error = msgspec.json.decode(body, type=dict[str, Any])["error"]
+        details = {k: v for k, v in error.items() if k not in ("message", "type", "code", "param")}
+        code = str(error.get("code") or error.get("kind") or "upstream_error")
+        return RemoteError(str(error.get("message", code)), code=code, status=status, **details)
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        text = body[:200].decode("utf-8", "replace")
+        return RemoteError(f"status {status}: {text}", code="upstream_error", status=status)

@@ -1,0 +1,158 @@
+"""
+The nodes of the fleet as the gateway knows them.
+
+One writer, the event loop: the poller writes what a neuron says, requests count themselves in and
+out.  Whoever waits for anything to change waits on `Nodes.changed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from time import monotonic
+
+import attrs
+
+from cortex.config.schema import NeuronEntry
+from cortex.fleet.node import Discovery, FleetNode, Health, NodeModel
+from cortex.gateway.neuron_client import NeuronClient
+from cortex.plugins import Plugins
+
+MISSES_TO_EJECT = 3
+log = logging.getLogger(__name__)
+
+
+@attrs.define(kw_only=True, eq=False)
+class Node:
+    """
+    One neuron.
+
+    Attributes:
+        healthy: It answered its last polls; only then its models are routable.
+        in_flight: Requests of this gateway under way there, by model.
+        last_used: When a model was last asked, monotonic seconds.
+        loaded_at: When a model was first seen loaded, monotonic seconds.
+    """
+
+    entry: NeuronEntry
+    client: NeuronClient
+    healthy: bool = False
+    error: str | None = "not polled yet"
+    misses: int = 0
+    health: Health | None = None
+    discovery: Discovery | None = None
+    models: dict[str, NodeModel] = attrs.field(factory=dict)
+    in_flight: Counter[str] = attrs.field(factory=Counter)
+    last_used: dict[str, float] = attrs.field(factory=dict)
+    loaded_at: dict[str, float] = attrs.field(factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    def serves(self, model: str, dialect: str) -> bool:
+        """Tell whether a request for *model* in *dialect* can go here now."""
+        found = self.models.get(model)
+        return (
+            self.healthy
+            and found is not None
+            and found.routable
+            and (self.discovery is None or dialect in self.discovery.dialects)
+        )
+
+    def queued(self, model: str) -> int:
+        """Return how many requests wait on the node itself for *model*, as last polled."""
+        rows = self.health.models if self.health else ()
+        return next((row.queue_depth for row in rows if row.id == model), 0)
+
+    def busy(self, model: str) -> bool:
+        """Tell whether anybody uses *model* here, this gateway or not."""
+        rows = self.health.models if self.health else ()
+        elsewhere = any(row.in_flight + row.queue_depth for row in rows if row.id == model)
+        return self.in_flight[model] > 0 or elsewhere
+
+    def view(self) -> FleetNode:
+        """Return what the admin API shows."""
+        return FleetNode(
+            name=self.name,
+            endpoint=self.entry.endpoint,
+            healthy=self.healthy,
+            error=self.error,
+            health=self.health,
+            discovery=self.discovery,
+            models=tuple(self.models.values()),
+        )
+
+
+class Nodes:
+    """All nodes, by name."""
+
+    def __init__(self, nodes: Sequence[Node], plugins: Plugins) -> None:
+        self._nodes = {node.name: node for node in nodes}
+        self._plugins = plugins
+        self._change: asyncio.Event = asyncio.Event()
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def get(self, name: str) -> Node | None:
+        return self._nodes.get(name)
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait for any change of any node, at most *timeout_s*."""
+        try:
+            await asyncio.wait_for(self._change.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def wake(self) -> None:
+        """Wake whoever waits in `changed`."""
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def answered(self, node: Node, health: Health, models: Sequence[NodeModel]) -> None:
+        """Take in what a node said."""
+        before, now = node.models, monotonic()
+        node.misses, node.error, node.health = 0, None, health
+        node.models = {model.id: model for model in models}
+        for model in models:
+            if model.routable and model.id not in node.loaded_at:
+                node.loaded_at[model.id] = now
+                node.last_used.setdefault(model.id, now - (model.last_used_s or 0.0))
+            if model.id not in before or before[model.id].status != model.status:
+                self._plugins.notify("cortex_on_model_changed", node=node.name, model=model)
+        for gone in node.loaded_at.keys() - {m.id for m in models if m.routable}:
+            del node.loaded_at[gone]
+        self._set_healthy(node, True)
+        self.wake()
+
+    def missed(self, node: Node, error: str) -> None:
+        """Count a poll that failed; too many put the node out of service."""
+        node.misses += 1
+        node.error = error
+        if node.misses >= MISSES_TO_EJECT or node.health is None:
+            self._set_healthy(node, False)
+            self.wake()
+
+    def refused(self, node: Node, error: str) -> None:
+        """Put a node that refuses connections out of service until it answers a poll."""
+        node.error, node.misses = error, MISSES_TO_EJECT
+        self._set_healthy(node, False)
+        self.wake()
+
+    def _set_healthy(self, node: Node, healthy: bool) -> None:
+        if node.healthy == healthy:
+            return
+        node.healthy = healthy
+        log.log(
+            logging.INFO if healthy else logging.WARNING,
+            "node %s: %s",
+            node.name,
+            node.error or "ok",
+        )
+        self._plugins.notify("cortex_on_node_changed", node=node.name, healthy=healthy)

@@ -1,0 +1,173 @@
+"""
+Where a model could be loaded, and what has to go for it: pure functions of the fleet's state.
+
+Memory is counted per device.  The order of choice is: pinned there, fits as it is, fits after
+evicting, fewest requests under way, name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from typing import Literal
+
+import attrs
+
+from cortex.api import EvictionPolicy
+from cortex.fleet.model import LoadedModel, ModelSpec
+from cortex.fleet.node import Device
+from cortex.gateway.nodes import Node
+
+MIB = 1 << 20
+
+
+@attrs.frozen(kw_only=True)
+class Placement:
+    """Load it on these devices of this node, after unloading `evict` there."""
+
+    node: Node
+    devices: tuple[int, ...]
+    evict: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Nowhere:
+    """It cannot be loaded now, or not ever; `reasons` by node."""
+
+    ever: bool
+    reasons: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{node}: {why}" for node, why in self.reasons.items()) or "no node"
+
+
+@attrs.frozen(kw_only=True)
+class Rules:
+    """
+    What placement goes by besides the nodes.
+
+    Attributes:
+        needs_mb: Measured memory of models, by id.
+        specs: The catalogue, by id: ranks and pins of what is loaded.
+        now: Monotonic seconds.
+    """
+
+    policy: EvictionPolicy
+    min_residency_s: float
+    needs_mb: Mapping[str, int]
+    specs: Mapping[str, ModelSpec]
+    now: float
+
+
+def place(
+    spec: ModelSpec, nodes: Iterable[Node], without: Container[str], rules: Rules
+) -> Placement | Nowhere:
+    """
+    Choose where to load *spec*.
+
+    Args:
+        spec: What is wanted.
+        nodes: The fleet.
+        without: Names of nodes not to try.
+        rules: The policy, and what was learned.
+    """
+    found: list[tuple[tuple[bool, bool, int, str], Placement]] = []
+    reasons: dict[str, str] = {}
+    ever = False
+    for node in nodes:
+        if (why := feasible_on(spec, node, rules.needs_mb)) is not None:
+            reasons[node.name] = why
+            continue
+        ever = True
+        if node.name in without:
+            reasons[node.name] = "it failed there"
+        elif not node.healthy:
+            reasons[node.name] = node.error or "it is not healthy"
+        elif (placement := _on(spec, node, rules)) is None:
+            reasons[node.name] = "its devices are full of models that are pinned, busy or new"
+        else:
+            rank = (node.name not in spec.pinned_on, bool(placement.evict))
+            found.append(((*rank, node.in_flight.total(), node.name), placement))
+    if not found:
+        return Nowhere(ever=ever, reasons=reasons)
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def feasible_on(
+    spec: ModelSpec, node: Node, needs_mb: Mapping[str, int] | None = None
+) -> str | None:
+    """Return why *node* could never hold *spec*, or None if it could, empty."""
+    if spec.pinned_on and node.name not in spec.pinned_on:
+        return f"the model is pinned on {', '.join(spec.pinned_on)}"
+    if node.discovery is None:
+        return None  # it never answered: no opinion
+    if spec.harness is not None and spec.harness not in node.discovery.harnesses:
+        return f"it has no harness {spec.harness!r}"
+    need_mb = max((needs_mb or {}).get(spec.id) or spec.vram_mb or 0, spec.min_device_vram_mb)
+    large = [d for d in node.discovery.devices if d.vram_total_mb >= need_mb / spec.min_devices]
+    if len(large) < spec.min_devices:
+        largest = max((d.vram_total_mb for d in node.discovery.devices), default=0)
+        count = f"{spec.min_devices} devices" if spec.min_devices > 1 else "a device"
+        per_device = -(-need_mb // spec.min_devices)
+        return f"it needs {count} of {per_device} MiB, the largest here has {largest} MiB"
+    return None
+
+
+def _on(spec: ModelSpec, node: Node, rules: Rules) -> Placement | None:
+    need_mb = rules.needs_mb.get(spec.id) or spec.vram_mb or 0
+    share_mb = -(-need_mb // spec.min_devices)
+    devices = [d for d in (node.health.devices if node.health else ()) if d.state == "ok"]
+    devices = [d for d in devices if d.vram_total_mb >= spec.min_device_vram_mb]
+    options: list[tuple[int, int, Device, tuple[str, ...]]] = []
+    for device in devices:
+        missing_mb = share_mb - device.vram_free_mb
+        victims: tuple[str, ...] = ()
+        if missing_mb > 0:
+            movable = evictable(node, device.index, rules)
+            victims = tuple(
+                m.id for m in rules.policy.victims(missing_mb * MIB, spec, movable, rules.now)
+            )
+            if not victims:
+                continue
+        options.append((len(victims), -device.vram_free_mb, device, victims))
+    if len(options) < spec.min_devices:
+        return None
+    options.sort(key=lambda option: (*option[:2], option[2].index))
+    chosen = options[: spec.min_devices]
+    evict = tuple(dict.fromkeys(model for option in chosen for model in option[3]))
+    return Placement(node=node, devices=tuple(o[2].index for o in chosen), evict=evict)
+
+
+def evictable(node: Node, device: int, rules: Rules) -> list[LoadedModel]:
+    """Return what may be unloaded from a device: idle, not pinned there, resident long enough."""
+    movable = []
+    for model in node.models.values():
+        spec = rules.specs.get(model.id, ModelSpec(id=model.id))
+        young = rules.now - node.loaded_at.get(model.id, rules.now) < rules.min_residency_s
+        if (
+            not model.routable
+            or device not in model.devices
+            or node.name in spec.pinned_on
+            or node.busy(model.id)
+            or young
+        ):
+            continue
+        movable.append(
+            LoadedModel(
+                id=model.id,
+                used_bytes=model.vram_used_mb * MIB // max(len(model.devices), 1),
+                last_used=node.last_used.get(model.id, 0.0),
+                priority=spec.priority,
+            )
+        )
+    return movable
+
+
+State = Literal["loaded", "coming", "absent"]
+
+
+def state_of(model: str, nodes: Iterable[Node]) -> State:
+    """Tell whether a model is loaded, on its way by itself, or neither, on any healthy node."""
+    found = {n.models[model].status for n in nodes if n.healthy and model in n.models}
+    if "loaded" in found:
+        return "loaded"
+    return "coming" if found & {"loading", "recovering", "poisoned"} else "absent"

@@ -1,0 +1,52 @@
+"""Asks every neuron how it is, all at once, for as long as the gateway runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from cortex.errors import CortexError
+from cortex.fleet.node import Discovery, Health, NodeModel
+from cortex.gateway.nodes import Node, Nodes
+
+POLL_S = 2.0
+POLL_WHILE_LOADING_S = 0.3
+FIRST_ROUND_S = 2.0
+
+
+async def poll(node: Node, nodes: Nodes) -> None:
+    """
+    Ask one neuron once and take in what it says.
+
+    Its discovery is read again when its uptime goes backwards: it is another process.
+    """
+    try:
+        health: Health = await node.client.get("/health", Health)
+        models: Sequence[NodeModel] = await node.client.get("/models", tuple[NodeModel, ...])
+        restarted = node.health is None or health.uptime_secs < node.health.uptime_secs
+        if node.discovery is None or restarted:
+            node.discovery = await node.client.get("/discovery", Discovery)
+    except CortexError as error:
+        nodes.missed(node, str(error))
+    except Exception as error:  # noqa: BLE001 - a neuron that talks nonsense is as good as silent
+        nodes.missed(node, f"{node.entry.endpoint} talks nonsense: {error}")
+    else:
+        nodes.answered(node, health, models)
+
+
+async def poll_forever(node: Node, nodes: Nodes) -> None:
+    """Poll one neuron; faster while it loads something."""
+    while True:
+        await poll(node, nodes)
+        loading = any(model.status == "loading" for model in node.models.values())
+        await asyncio.sleep(POLL_WHILE_LOADING_S if loading and node.healthy else POLL_S)
+
+
+async def first_round(nodes: Nodes) -> None:
+    """Poll every neuron once, bounded: one that does not answer must not hold up the start."""
+    async with asyncio.TaskGroup() as tasks:
+        polls = [tasks.create_task(poll(node, nodes)) for node in nodes]
+        if polls:
+            _, late = await asyncio.wait(polls, timeout=FIRST_ROUND_S)
+            for task in late:
+                task.cancel()

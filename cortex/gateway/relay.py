@@ -1,0 +1,219 @@
+"""
+Carries one answer from a neuron to a client, transport to transport.
+
+The neuron's body is handed on as it comes, framed anew; nothing of it is parsed.  A client that
+reads slowly makes the neuron's connection wait (`HIGH_WATER_BYTES`), one that leaves ends it.
+Until the head has gone out everything can still fail as an error answer; afterwards a break is
+the dialect's error event, and never a clean end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from time import perf_counter
+
+import msgspec
+from aiohttp import web
+
+from cortex.chat.events import Usage
+from cortex.gateway.neuron_client import Connection, NeuronClient
+
+HIGH_WATER_BYTES = 128 << 10
+TAIL_BYTES = 2048
+REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
+USAGE_MARK = b": cortex-usage "
+PASSED = frozenset(
+    (b"content-type", b"cache-control", b"retry-after", b"x-cortex-node", b"x-cortex-queue-ms")
+)
+_usage = msgspec.json.Decoder(Usage).decode
+
+
+class Refused(Exception):
+    """The neuron will not answer this request now; another, or the same later, may."""
+
+
+class Relayed(web.StreamResponse):
+    """What a handler returns once the relay has written the answer itself."""
+
+    def __init__(self, status: int, keep_alive: bool) -> None:
+        super().__init__(status=status)
+        self._keep_alive = keep_alive
+        self._eof_sent = True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write nothing: it is written."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write nothing: it is written."""
+
+
+class Exchange:
+    """
+    One answer on its way; a `cortex.gateway.neuron_client.Receiver`.
+
+    Unless it is the last try, an answer of `REFUSALS` is kept from the client.
+
+    Attributes:
+        status: Of the answer, 0 before its head.
+        refused: The answer was a refusal, and the client has not seen it.
+        first_byte_s: When the first byte of the body came, `perf_counter` seconds.
+        events: Server-sent events that went by.
+    """
+
+    def __init__(self, request: web.Request, headers: Mapping[str, str], *, is_last: bool) -> None:
+        transport = request.transport
+        if transport is None:
+            raise asyncio.CancelledError  # the client is gone already
+        self.status = 0
+        self.first_byte_s = 0.0
+        self.events = 0
+        self.refused = False
+        self.failed: Exception | None = None
+        self._is_last = is_last
+        self._is_stream = False
+        self._client = transport
+        self._headers = headers
+        self._keep_alive = request.keep_alive
+        self._chunked = request.version >= (1, 1)
+        self._framing = b""
+        self._passed: list[bytes] = []
+        self._usage_header = b""
+        self._tail = b""
+        self._finished = False
+        self._keeps_upstream = False
+        self._connection: Connection | None = None
+        self._writer = request.writer
+        self._woken = asyncio.Event()
+
+    async def run(self, connection: Connection, client: NeuronClient, request: bytes) -> None:
+        """Send *request* over *connection* and carry the answer; see `failed` for how it ended."""
+        self._connection, self.failed = connection, None
+        try:
+            connection.start(request, self)
+            while True:
+                await self._woken.wait()  # ends with the connection at the latest
+                self._woken.clear()
+                if self._finished or self.failed is not None:
+                    break
+                await self._writer.drain()  # the client reads slowly; cancelled if it leaves
+                if connection.transport is not None:
+                    connection.transport.resume_reading()
+        except BaseException:
+            connection.abort()
+            raise
+        if self._finished and self._keeps_upstream:
+            client.release(connection)
+        else:
+            connection.abort()
+
+    # What the parser says.
+
+    def on_status(self, status: bytes) -> None:
+        """Ignore the reason: the number is in the parser."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-type":
+            self._is_stream = value.startswith(b"text/event-stream")
+        if name in PASSED:
+            self._passed.append(b"%b: %b\r\n" % (name, value))
+        elif name == b"content-length":
+            self._framing = b"content-length: %b\r\n" % value
+        elif name == b"x-cortex-usage":
+            self._usage_header = value
+
+    def on_headers_complete(self) -> None:
+        assert self._connection is not None  # noqa: S101 - set by run
+        self.status = self._connection.parser.get_status_code()
+        self._keeps_upstream = self._connection.parser.should_keep_alive()
+        if self.status in REFUSALS and not self._is_last:
+            self.refused = True
+            return
+        if self._framing:
+            self._chunked = False
+        elif self._chunked:
+            self._framing = b"transfer-encoding: chunked\r\n"
+        else:
+            self._keep_alive = False  # HTTP/1.0: the end is the end of the connection
+        if not self._keep_alive:
+            self._framing += b"connection: close\r\n"
+        ours = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items())
+        head = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
+            self.status,
+            reason(self.status),
+            b"".join(self._passed),
+            ours.encode("latin-1", "replace"),
+            self._framing,
+        )
+        self._client.write(head)
+
+    def on_body(self, data: bytes) -> None:
+        if self.refused:
+            return
+        if not self.first_byte_s:
+            self.first_byte_s = perf_counter()
+        self.events += data.count(b"data: ")
+        self._tail = (self._tail + data)[-TAIL_BYTES:]
+        self._client.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        if self._client.get_write_buffer_size() > HIGH_WATER_BYTES:
+            assert self._connection is not None  # noqa: S101 - set by run
+            assert self._connection.transport is not None  # noqa: S101 - it just spoke
+            self._connection.transport.pause_reading()
+            self._woken.set()
+
+    def on_message_complete(self) -> None:
+        if self._chunked and not self.refused:
+            self._client.write(b"0\r\n\r\n")
+        self._finished = True
+        self._woken.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.failed = error or ConnectionResetError("the neuron closed the connection")
+        self._woken.set()
+
+    # The end.
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the neuron went without a word."""
+        return self.failed is not None and not self.status
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the neuron answered, whole, and not with an error."""
+        return self._finished and self.status < HTTPStatus.BAD_REQUEST
+
+    def response(self) -> Relayed:
+        """Return what the handler returns."""
+        return Relayed(self.status, self._keep_alive)
+
+    def break_off(self, event: bytes) -> Relayed:
+        """End a broken answer: with *event* in a stream, else by closing, never cleanly."""
+        if self._is_stream and self._chunked:
+            self._client.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+            return self.response()
+        if self._is_stream:
+            self._client.write(event)
+        self._client.close()
+        return Relayed(self.status, keep_alive=False)
+
+    def usage(self) -> Usage | None:
+        """Return the neuron's count of tokens, if the answer got that far."""
+        raw = self._usage_header
+        if not raw:
+            _, mark, rest = self._tail.rpartition(USAGE_MARK)
+            raw = rest.partition(b"\n")[0] if mark else b""
+        try:
+            return _usage(raw) if raw else None
+        except msgspec.DecodeError:
+            return None
+
+
+def reason(status: int) -> bytes:
+    """Return the reason phrase of a status."""
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
