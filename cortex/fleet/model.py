@@ -54,11 +54,17 @@ class ModelSpec:
 
 @attrs.frozen(kw_only=True)
 class Checkpoint:
-    """Weights on this host's disk: a ``.gguf`` file, or a folder of config and safetensors."""
+    """
+    Weights on this host's disk: a ``.gguf`` file, or a folder of config and safetensors.
+
+    Attributes:
+        sampling: Sampling defaults its makers recommend, where the files do not say.
+    """
 
     path: Path
     format: Literal["gguf", "safetensors"]
     size_bytes: int
+    sampling: Mapping[str, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from cortex.gateway.router import Router
 from cortex.plugins import Plugins
 from cortex.web import add_dialects, application, reply
 
-log = logging.getLogger(__name__)
+CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 
 
 class Gateway:
@@ -118,7 +117,10 @@ class Gateway:
             raise
         except asyncio.CancelledError:
             recording.outcome = "cancelled"
-            recording.status = recording.status or 499
+            recording.status = recording.status or CLIENT_LEFT
+            raise
+        except Exception:
+            recording.status = 500
             raise
         finally:
             record = recording.close()

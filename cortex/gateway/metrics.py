@@ -15,7 +15,13 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import attrs
-from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    make_wsgi_app,
+)
 
 from cortex.config.schema import Address
 from cortex.errors import ConfigError
@@ -43,6 +49,7 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        disable_created_metrics()  # type: ignore[no-untyped-call]
 
         def make(kind: Any, name: str, meaning: str, *labels: str, **more: Any) -> Any:
             return kind(f"cortex_{name}", meaning, labels, registry=self.registry, **more)

@@ -9,7 +9,7 @@ closed.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -46,8 +46,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream socket
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def start(self, request: bytes, receiver: Receiver) -> None:
         """Send a request; *receiver* gets the answer."""

