@@ -173,10 +173,12 @@ class DeviceWorker:
                 watching = tasks.create_task(self._watch(process))
                 recovering = tasks.create_task(self._recover())
                 await reading
-                was_ready = self._ready.is_set()
-                self._writer.close()
-                self._lose_everything()
                 watching.cancel()
+                was_ready = self._ready.is_set()
+                self._ready.clear()
+                self._writer.close()
+                await self._end(process)  # now we know how it ended
+                self._lose_everything()
                 if not was_ready:
                     recovering.cancel()
         finally:
@@ -282,7 +284,6 @@ class DeviceWorker:
 
     def _lose_everything(self) -> None:
         """Tell every waiter that the worker is gone; what was loaded is kept for the next one."""
-        self._ready.clear()
         for future, _ in self._loads.values():
             if not future.done():
                 future.set_exception(self._unavailable())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
+import gguf
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -55,15 +58,16 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         report(STAGES[number], number, len(STAGES))
 
     try:
-        stage(0)
-        config = AutoConfig.from_pretrained(where, **more)
-        _check_architecture(config)
-        stage(1)
-        tokenizer = AutoTokenizer.from_pretrained(where, **more)
-        stage(2)
-        module = AutoModelForCausalLM.from_pretrained(
-            where, **more, dtype=_dtype(job.dtype, config, device), config=config
-        )
+        with _gguf_parsed_once():
+            stage(0)
+            config = AutoConfig.from_pretrained(where, **more)
+            _check_architecture(config)
+            stage(1)
+            tokenizer = AutoTokenizer.from_pretrained(where, **more)
+            stage(2)
+            module = AutoModelForCausalLM.from_pretrained(
+                where, **more, dtype=_dtype(job.dtype, config, device), config=config
+            )
     except (CortexError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -78,6 +82,17 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         used_bytes=sum(p.nbytes for p in module.parameters()),
         text=_text_files(tokenizer, generation),
     )
+
+
+@contextmanager
+def _gguf_parsed_once() -> Iterator[None]:
+    """Let transformers, which parses a GGUF file's metadata at each turn, do it once."""
+    parse = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(parse)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = parse
 
 
 def _from_pretrained(path: str) -> tuple[str, dict[str, str]]:

@@ -30,7 +30,7 @@ from cortex.neuron.engine import jobs
 from cortex.neuron.text import Decoder, Text
 from cortex.neuron.workers import DeviceWorker
 
-NEEDED = ("torch", "transformers", "tokenizers", "jinja2")
+NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf")
 CANCEL_TIMEOUT_S = 10.0
 
 

@@ -1,0 +1,224 @@
+"""The torch harness: its worker process, its engine, its text side, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+
+import pytest
+
+from cortex.chat.events import Failed, Finished, Started, TextDelta
+from cortex.chat.request import ChatRequest, Message, Sampling, Text
+from cortex.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    RepoFetchFailed,
+    UnsupportedArchitecture,
+)
+from cortex.fleet.model import Checkpoint
+from cortex.neuron.engine import jobs
+from tests.neuron.engine.conftest import load
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.xdist_group("torch"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+PROMPTS = (
+    "What is the capital of France?",
+    "Tell me a story about a fox.",
+    "Explain photosynthesis in one paragraph.",
+    "def fibonacci(n):",
+    "Write a haiku about the sea.",
+)
+
+
+def ask(text, request_id="r", model="tiny", **sampling):
+    sampling = {"temperature": 0.0, "max_tokens": 16, **sampling}
+    message = Message(role="user", parts=(Text(text),))
+    return ChatRequest(
+        id=request_id, model=model, messages=(message,), sampling=Sampling(**sampling)
+    )
+
+
+async def answer(harness, request):
+    """Return the text and the last event."""
+    events = [event async for event in harness.generate(request)]
+    assert isinstance(events[0], Started)
+    text = "".join(event.text for event in events if isinstance(event, TextDelta))
+    return text, events[-1]
+
+
+async def tokens_of(worker, job):
+    return [event async for event in worker.generate(job) if isinstance(event, int)]
+
+
+def reference(checkpoint, prompts, count):
+    """Return the token ids transformers' own `generate` gives, greedily, without end tokens."""
+    import torch
+    import transformers
+
+    where, more = checkpoint.path, {}
+    if checkpoint.format == "gguf":
+        where, more = checkpoint.path.parent, {"gguf_file": checkpoint.path.name}
+    model = transformers.AutoModelForCausalLM.from_pretrained(where, **more, dtype=torch.float32)
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    answers = []
+    for ids in prompts:
+        prompt = torch.tensor([ids])
+        with torch.inference_mode():
+            output = model.generate(prompt, do_sample=False, max_new_tokens=count)
+        answers.append([t for t in output[0, len(ids) :].tolist() if t not in ends])
+    return answers
+
+
+async def check_greedy(harness, model, checkpoint, count):
+    await load(harness, checkpoint, model)
+    running = harness._models[model]
+    messages = [(Message(role="user", parts=(Text(text),)),) for text in PROMPTS]
+    ids = [running.text.prompt(turn) for turn in messages]
+    made = [
+        jobs.Generate(id=str(n), model=model, prompt=i, max_tokens=count, temperature=0.0)
+        for n, i in enumerate(ids)
+    ]
+    got = await asyncio.gather(*(tokens_of(running.worker, job) for job in made))
+    await harness.unload(model)
+    assert got == await asyncio.to_thread(reference, checkpoint, ids, count)
+    assert sum(map(len, got)) > len(PROMPTS)
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore")
+async def test_greedy_output_of_smollm2_is_transformers_own_token_by_token(
+    harness, demo_checkpoint
+):
+    await check_greedy(harness, "smollm2", demo_checkpoint, 64)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+async def test_greedy_output_of_a_safetensors_family_is_transformers_own(family, harness, request):
+    await check_greedy(harness, family, request.getfixturevalue(f"tiny_{family}"), 32)
+
+
+async def test_an_answer_is_started_deltas_finished_and_its_usage_adds_up(harness, tiny_llama):
+    running = await load(harness, tiny_llama, "other")
+    assert running.context == 2048
+    assert running.used_bytes > 100_000
+    events = [event async for event in harness.generate(ask("hello", max_tokens=7))]
+    prompt = harness._models["tiny"].text.prompt(ask("hello").messages)
+    assert events[0] == Started(prompt_tokens=len(prompt))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.usage.prompt_tokens == len(prompt)
+    assert finished.reason in ("length", "stop")
+    assert 1 <= finished.usage.completion_tokens <= 7
+    assert finished.usage.prefill_ms > 0
+
+
+async def test_the_same_seed_gives_the_same_answer_whatever_else_runs(harness):
+    hot = {"temperature": 1.0, "max_tokens": 24}
+    alone = await answer(harness, ask("dice", "a", seed=7, **hot))
+    others = [answer(harness, ask("noise", f"n{n}", seed=n, **hot)) for n in range(4)]
+    crowded, *_ = await asyncio.gather(answer(harness, ask("dice", "b", seed=7, **hot)), *others)
+    other = await answer(harness, ask("dice", "c", seed=8, **hot))
+    assert crowded[0] == alone[0]
+    assert other[0] != alone[0]
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}])
+async def test_top_k_of_one_and_a_tiny_top_p_are_greedy(narrow, harness):
+    greedy = await answer(harness, ask("x", "a"))
+    assert (await answer(harness, ask("x", "b", temperature=1.5, **narrow)))[0] == greedy[0]
+
+
+async def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(harness):
+    whole, _ = await answer(harness, ask("stop", "a", max_tokens=64))
+    stop = whole[5:8]
+    text, finished = await answer(harness, ask("stop", "b", max_tokens=64, stop=(stop,)))
+    assert text == whole[: whole.index(stop)]
+    assert finished.reason == "stop"
+    assert finished.stop_string == stop
+    assert finished.usage.completion_tokens < 64
+
+
+async def test_closing_an_answer_stops_the_engine(harness):
+    events = harness.generate(ask("long", max_tokens=2000))
+    seen = 0
+    async for event in events:
+        seen += isinstance(event, TextDelta)
+        if seen == 5:
+            break
+    counted = harness.stats("tiny").tokens_total
+    await events.aclose()
+    assert harness.stats("tiny").in_flight == 0
+    await answer(harness, ask("next", "n", max_tokens=1))  # the engine took the cancel by now
+    assert harness.stats("tiny").tokens_total < counted + 200  # of the 2,000 it would have been
+
+
+async def test_max_sequences_run_at_once_and_more_wait(harness):
+    answers = [
+        asyncio.create_task(answer(harness, ask("q", f"r{n}", max_tokens=100))) for n in range(10)
+    ]
+    async with asyncio.timeout(30):
+        while harness.stats("tiny").queue_depth < 2:
+            await asyncio.sleep(0)
+    assert harness.stats("tiny").in_flight == 8
+    texts = {text for text, _ in await asyncio.gather(*answers)}
+    assert len(texts) == 1
+    assert harness.stats("tiny").queue_depth == 0
+
+
+async def test_a_prompt_over_the_context_is_refused_with_both_numbers(harness, tiny_llama):
+    await load(harness, tiny_llama, "short", context=32)
+    with pytest.raises(ContextLengthExceeded) as caught:
+        await anext(harness.generate(ask("word " * 20, model="short")))
+    assert "32 tokens" in str(caught.value)
+    text, finished = await answer(harness, ask("hi", "b", model="short", max_tokens=1000))
+    assert text is not None
+    assert finished.usage.prompt_tokens + finished.usage.completion_tokens <= 32
+
+
+async def test_what_the_template_refuses_is_the_clients_error(harness, tiny_llama, tmp_path):
+    folder = tmp_path / "strict"
+    shutil.copytree(tiny_llama.path, folder)
+    template = "{{ raise_exception('roles must alternate') }}"
+    (folder / "chat_template.jinja").write_text(template)
+    checkpoint = Checkpoint(path=folder, format="safetensors", size_bytes=1)
+    await load(harness, checkpoint, "strict")
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        await anext(harness.generate(ask("hi", model="strict")))
+
+
+async def test_a_damaged_checkpoint_and_a_strange_architecture_are_told(
+    harness, tiny_llama, tmp_path
+):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_llama.path, damaged)
+    (damaged / "model.safetensors").write_bytes(b"not weights")
+    strange = tmp_path / "strange"
+    shutil.copytree(tiny_llama.path, strange)
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps({**config, "model_type": "resnet"}))
+    for folder, kind in ((damaged, RepoFetchFailed), (strange, UnsupportedArchitecture)):
+        with pytest.raises(kind) as caught:
+            await load(harness, Checkpoint(path=folder, format="safetensors", size_bytes=1), "bad")
+        assert caught.value.status == 422
+    assert await answer(harness, ask("hi"))
+
+
+async def test_unload_ends_what_runs_and_frees_the_name(harness, tiny_llama):
+    await load(harness, tiny_llama, "gone")
+    events = harness.generate(ask("long", model="gone", max_tokens=2000))
+    await anext(events)
+    await anext(events)
+    await harness.unload("gone")
+    last = [event async for event in events][-1]
+    assert isinstance(last, Failed)
+    assert "unloaded" in str(last.error)
+    with pytest.raises(ModelNotFound):
+        await anext(harness.generate(ask("hi", "b", model="gone")))
+    await load(harness, tiny_llama, "gone")
+    assert await answer(harness, ask("hi", "c", model="gone"))
