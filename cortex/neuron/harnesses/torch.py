@@ -30,7 +30,7 @@ from cortex.neuron.engine import jobs
 from cortex.neuron.text import Decoder, Text
 from cortex.neuron.workers import DeviceWorker
 
-NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf")
+NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate")
 CANCEL_TIMEOUT_S = 10.0
 
 
@@ -273,7 +273,7 @@ def missing_packages() -> list[str]:
 def make(options: TorchOptions, host: HarnessHost) -> TorchHarness:
     """Build the harness, or say which interpreter lacks what."""
     if missing := missing_packages():
-        install = f"{sys.executable} -m pip install 'torch>=2.11' 'transformers>=5.17' jinja2 gguf"
+        install = f"{sys.executable} -m pip install 'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate"
         raise ConfigError(
             f"harness 'torch': {sys.executable} has no {', '.join(missing)}",
             hint=f"install with: {install}; or start cortex with a Python that has torch",

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs every check of the project in a virtualenv of its own; arguments go to pytest.
+#   CORTEX_TORCH     what pip is asked for as torch (default: torch==2.13.0)
+#   CORTEX_TEST_VENV where the virtualenv is (default: .venv-test; made if it is not there)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${CORTEX_TEST_VENV:-.venv-test}
+python=$venv/bin/python
+
+step() { printf '\n== %s\n' "$*"; }
+
+command -v strip >/dev/null || { step "apt: binutils"; apt-get -qq update; apt-get -qq install -y binutils; }
+if [ ! -x "$python" ]; then
+  step "virtualenv in $venv"
+  python3 -m venv "$venv"
+fi
+step "install"
+"$python" -m pip install --quiet --upgrade 'pip>=25.1'
+"$python" -m pip install --quiet "${CORTEX_TORCH:-torch==2.13.0}"
+"$python" -m pip install --quiet --editable '.[torch]' --group dev
+PATH=$PWD/$venv/bin:$PATH
+[[ $venv = /* ]] && PATH=$venv/bin:$PATH
+
+step "ruff"
+ruff format --check .
+ruff check .
+step "mypy"
+mypy
+step "import-linter"
+lint-imports
+step "docs"
+python -m sphinx -q -n -W -b html docs docs/_build/html
+step "pytest"
+python -m pytest -n 2 --dist loadgroup -q "$@"
