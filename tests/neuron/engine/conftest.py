@@ -14,12 +14,14 @@ from cortex.fleet.node import Device
 from cortex.neuron.harnesses.torch import TorchHarness, TorchOptions
 from tests.neuron.engine.tiny import save_tiny
 
+CPU = (Device(index=0, kind="cpu"),)
+
 
 @attrs.define
 class Host:
     """A `HarnessHost` that keeps what it is told."""
 
-    devices: tuple[Device, ...] = (Device(index=0, kind="cpu"),)
+    devices: tuple[Device, ...]
     tasks: list[asyncio.Task] = attrs.field(factory=list)
     device_states: list[str] = attrs.field(factory=list)
     model_states: list[tuple[str, str]] = attrs.field(factory=list)
@@ -47,9 +49,9 @@ class Host:
                 await self.told.wait()
 
 
-def start(**options):
+def start(devices=CPU, **options):
     """Return a harness, its host, and how to stop it."""
-    host = Host()
+    host = Host(devices)
     harness = TorchHarness(TorchOptions(**{"threads": 1, **options}), host)
 
     async def stop():

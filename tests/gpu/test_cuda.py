@@ -1,0 +1,67 @@
+"""The neuron's side of a real GPU: found without a CUDA context, used, survived, given back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+
+import pytest
+
+from cortex.chat.events import Failed
+from cortex.neuron import discovery
+from tests.neuron.engine.conftest import load, running_harness
+from tests.neuron.engine.test_harness import PROMPTS, answer, ask, reference
+
+HAS_GPU = subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True, check=False)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(HAS_GPU.returncode != 0, reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.fixture
+def devices():
+    found = discovery.discover().devices
+    assert found[0].kind == "cuda"
+    return found[:1]
+
+
+def used_mb():
+    return discovery.read_gpu(0).vram_used_mb
+
+
+def test_discovery_names_the_gpu_and_takes_no_memory_on_it():
+    before = discovery.discover().devices[0].vram_used_mb
+    host = discovery.discover()
+    assert host.discovery.driver_version
+    assert host.discovery.devices[0].compute_capability
+    assert host.devices[0].vram_total_mb > 1000
+    assert host.devices[0].vram_used_mb <= before + 16
+
+
+async def test_greedy_output_on_the_gpu_is_transformers_own(tiny_qwen3, devices):
+    async with running_harness(devices=devices, dtype="float32") as (harness, _):
+        await load(harness, tiny_qwen3)
+        texts = [(await answer(harness, ask(prompt)))[0] for prompt in PROMPTS]
+        side = harness._models["tiny"].text
+        ids = [side.prompt(ask(prompt).messages) for prompt in PROMPTS]
+        assert harness._workers[0]._kind == "cuda"
+    expected = await asyncio.to_thread(reference, tiny_qwen3, ids, 16)
+    assert texts == ["".join(map(side.decoder(()).feed, tokens)) for tokens in expected]
+
+
+async def test_a_killed_worker_gives_its_memory_back_and_returns(tiny_llama, devices):
+    async with running_harness(devices=devices) as (harness, host):
+        await load(harness, tiny_llama)
+        events = harness.generate(ask("long", max_tokens=2000))
+        await anext(events)
+        await anext(events)
+        os.kill(harness._workers[0].pid, signal.SIGKILL)
+        assert isinstance([event async for event in events][-1], Failed)
+        await host.until(lambda: host.device_states[-1:] == ["ok"] and len(host.model_states) > 1)
+        assert (await answer(harness, ask("hi", "b")))[1].usage.completion_tokens
+        held = used_mb()
+    assert used_mb() < held
