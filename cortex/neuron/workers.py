@@ -245,6 +245,7 @@ class DeviceWorker:
                 self._unloads[model].set_result(None)
             case jobs.Ready():
                 log.info("device %s: torch %s on %s", self.index, event.torch, event.device)
+                self._pong = monotonic()
                 self._ready.set()
             case jobs.Poisoned(message=message):
                 self._cause = message
@@ -256,12 +257,13 @@ class DeviceWorker:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """End a worker that does not answer, or whose step does not end."""
-        self._pong = monotonic()
+        self._pong, self._busy_s = monotonic(), 0.0
         while self._writer and not self._writer.is_closing():
             self._send(jobs.Ping())
             await asyncio.sleep(PING_S)
             silent_s = monotonic() - self._pong
-            if max(silent_s - PING_S, self._busy_s) > self._watchdog_s:
+            limit_s = self._watchdog_s if self._ready.is_set() else START_TIMEOUT_S
+            if max(silent_s - PING_S, self._busy_s) > limit_s:
                 self._cause = f"no sign of life for {max(silent_s, self._busy_s):.0f} s"
                 process.kill()
                 return
