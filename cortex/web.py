@@ -181,7 +181,10 @@ async def listening(
         ConfigError: The address is taken or not ours.
     """
     runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=drain_s
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=max(drain_s, 0.001),  # 0 would be for ever
     )
     await runner.setup()
     try:

@@ -93,6 +93,7 @@ class Gateway:
         """End the polling and close what is open to the neurons."""
         for task in self._background:
             task.cancel()
+        self.loads.stop()
         for node in self.nodes:
             node.client.close()
 

@@ -43,13 +43,11 @@ def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
     import uvloop
 
-    from cortex.config.load import load_gateway
+    from cortex.config.load import default_file, load_gateway
     from cortex.errors import ConfigError
 
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    path = args.config
-    if path is None and Path("cortex.toml").exists():
-        path = Path("cortex.toml")
+    path = args.config or default_file("cortex.toml")
     config, catalogue = load_gateway(path)
     config = with_arguments(config, args)
     try:

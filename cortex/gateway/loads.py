@@ -2,13 +2,16 @@
 Loads under way: one job a model, whoever asks joins it.
 
 A job goes on when its waiters leave.  A node that fails is followed by one other; then every waiter
-gets the real cause, and for `FORGET_S` so does whoever asks again.
+gets the real cause, and for `FORGET_S` so does whoever asks again.  Memory that a job is about to
+take counts as taken, and while one makes room on a node nothing else is placed there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Iterator
 from time import monotonic
 
 import attrs
@@ -29,7 +32,7 @@ from cortex.fleet.node import LoadJob
 from cortex.gateway.catalogue import Names
 from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.nodes import Node, Nodes
-from cortex.gateway.placement import Nowhere, Placement, Rules, place, state_of
+from cortex.gateway.placement import Nowhere, Placement, Rules, place, share_mb, state_of
 from cortex.gateway.poller import poll
 
 FORGET_S = 10.0
@@ -37,7 +40,11 @@ NODES_TO_TRY = 2
 UNLOAD_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 300.0
 LOAD_TIMEOUT_S_PER_GIB = 20.0
-COMING = Nowhere(ever=True, reasons={})  # it comes by itself: hold, never a second placement
+MISFITS = 3  # times a node may say it has less room than it showed
+MISFIT_PAUSE_S = 1.0
+COMING = Nowhere(
+    ever=True, waits=True, reasons={}
+)  # it comes by itself: hold, never a second placement
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +55,9 @@ class Job:
     spec: ModelSpec
     done: asyncio.Future[None]
     wanted_on: str | None = None
+    task: asyncio.Task[None] | None = None
     placement: Placement | None = None
+    misfits: int = 0
     stage: str = "placing"
     waiting: int = 0
 
@@ -106,28 +115,48 @@ class Loads:
         Raises:
             CortexError: Why it could not be loaded.
         """
-        job = self._jobs.get(spec.id)
-        if job is None:
-            until, error = self._failed.get(spec.id, (0.0, None))
-            if error is not None and monotonic() < until and not again:
-                raise error
-            job = Job(spec=spec, done=asyncio.get_running_loop().create_future(), wanted_on=node)
-            job.done.add_done_callback(lambda done: done.exception())  # it may have no waiter
-            self._jobs[spec.id] = job
-            self._tasks.create_task(self._run(job), name=f"load {spec.id}")
-        if job.waiting >= self._config.queue.max_depth:
-            raise QueueFull(f"{job.waiting} requests wait for {spec.id} already")
-        job.waiting += 1
-        try:
-            await asyncio.shield(job.done)
-        finally:
-            job.waiting -= 1
+        while True:
+            job = self._jobs.get(spec.id) or self._start(spec, node, again)
+            if job.waiting >= self._config.queue.max_depth:
+                raise QueueFull(f"{job.waiting} requests wait for {spec.id} already")
+            job.waiting += 1
+            try:
+                await asyncio.shield(job.done)
+            except CortexError:
+                if job.wanted_on == node:
+                    raise  # otherwise it failed where somebody else wanted it
+            else:
+                if node in (None, job.wanted_on) or self._is_on(node, spec.id):
+                    return
+            finally:
+                job.waiting -= 1
+
+    def stop(self) -> None:
+        """Let go of the loads under way; the neurons go on with them."""
+        for job in self._jobs.values():
+            if job.task is not None:
+                job.task.cancel()
+
+    def _start(self, spec: ModelSpec, node: str | None, again: bool) -> Job:
+        until, error = self._failed.get(spec.id, (0.0, None))
+        if error is not None and monotonic() < until and not again:
+            raise error
+        job = Job(spec=spec, done=asyncio.get_running_loop().create_future(), wanted_on=node)
+        job.done.add_done_callback(lambda done: done.exception())  # it may have no waiter
+        self._jobs[spec.id] = job
+        job.task = self._tasks.create_task(self._run(job), name=f"load {spec.id}")
+        return job
+
+    def _is_on(self, name: str, model: str) -> bool:
+        node = self._nodes.get(name)
+        return node is not None and state_of(model, [node]) == "loaded"
 
     async def _run(self, job: Job) -> None:
         try:
             await self._load(job)
         except CortexError as error:
-            self._failed[job.spec.id] = monotonic() + FORGET_S, error
+            if isinstance(error, LoadFailed) and job.wanted_on is None:
+                self._failed[job.spec.id] = monotonic() + FORGET_S, error
             self._end(job, error)
         except asyncio.CancelledError:
             self._end(job, NoNodeAvailable("the gateway stops"))
@@ -151,7 +180,7 @@ class Loads:
         deadline = monotonic() + self._config.queue.max_wait_s
         nodes = [node for node in self._nodes if job.wanted_on in (None, node.name)]
         while (state := state_of(model, nodes)) != "loaded":
-            found = self._place(job.spec, nodes, tried) if state == "absent" else COMING
+            found = self._place(job, nodes, tried) if state == "absent" else COMING
             if isinstance(found, Placement):
                 await self._try(job, found, tried)
                 continue
@@ -159,8 +188,9 @@ class Loads:
                 raise failure(tried)
             if not found.ever:
                 raise ModelNotFeasible(f"no node can hold {model}: {found}")
-            if monotonic() > deadline or not any(node.healthy for node in nodes):
+            if monotonic() > deadline or not found.waits:
                 raise NoNodeAvailable(f"no node can load {model} now: {found}")
+            job.placement = None
             job.stage = "waiting for room" if state == "absent" else "waiting for its node"
             await self._nodes.changed(1.0)
 
@@ -172,6 +202,7 @@ class Loads:
             await self._load_there(job, placement)
         except RoomMissing:
             log.info("%s has too little room for %s", node.name, job.spec.id)
+            await poll(node, self._nodes)
         except CortexError as error:
             log.warning("load of %s on %s: %s", job.spec.id, node.name, error)
             tried[node.name] = error
@@ -179,23 +210,48 @@ class Loads:
                 raise failure(tried) from None
 
     def _place(
-        self, spec: ModelSpec, nodes: list[Node], tried: dict[str, CortexError]
+        self, job: Job, nodes: list[Node], tried: dict[str, CortexError]
     ) -> Placement | Nowhere:
+        others = list(self._placed_besides(job))
         rules = Rules(
             policy=self._policy,
             min_residency_s=self._config.eviction.min_residency_s,
             needs_mb=self._needs_mb,
             specs=self._names.specs,
             now=monotonic(),
+            reserved_mb=self._reserved_mb(others),
+            making_room={at.node.name for other, at in others if other.stage.startswith("evict")},
         )
-        return place(spec, nodes, tried, rules)
+        return place(job.spec, nodes, tried, rules)
+
+    def _placed_besides(self, job: Job) -> Iterator[tuple[Job, Placement]]:
+        for other in self._jobs.values():
+            if other is not job and other.placement is not None:
+                yield other, other.placement
+
+    def _reserved_mb(self, placed: list[tuple[Job, Placement]]) -> Counter[tuple[str, int]]:
+        """Return what loads under way will yet take, by node and device."""
+        reserved: Counter[tuple[str, int]] = Counter()
+        for job, at in placed:
+            shown = at.node.models.get(job.spec.id)
+            taken_mb = shown.vram_used_mb // job.spec.min_devices if shown else 0
+            for device in at.devices:
+                more_mb = share_mb(job.spec, self._needs_mb) - taken_mb
+                reserved[at.node.name, device] += max(0, more_mb)
+        return reserved
 
     async def _load_there(self, job: Job, placement: Placement) -> None:
         node, spec = placement.node, job.spec
         for victim in placement.evict:
+            node.unloading(victim)  # from now on no request goes to it
+        for victim in placement.evict:
             job.stage = f"evicting {victim}"
             log.info("evict %s from %s for %s", victim, node.name, spec.id)
-            await self.unload(node, victim, force=False)
+            try:
+                await self.unload(node, victim, force=False)
+            except RemoteError as error:
+                log.info("%s stays on %s: %s", victim, node.name, error)
+                raise RoomMissing from None  # somebody was faster; look again
             self._metrics.evictions(victim, node.name).inc()
         job.stage = "loading"
         log.info("load %s on %s", spec.id, node.name)
@@ -215,23 +271,28 @@ class Loads:
         try:
             answer = await node.client.post("/models/load", body, timeout_s)
         except RemoteError as error:
-            needed_mb = error.details.get("needed_mb")
-            before = self._needs_mb.get(spec.id, 0)
-            if (
-                error.code == "insufficient_vram"
-                and isinstance(needed_mb, int)
-                and needed_mb > before
-            ):
-                self._needs_mb[spec.id] = needed_mb
-                raise RoomMissing from None
+            if error.code == "insufficient_vram":
+                await self._learn(job, error)
             raise
         if used_mb := answer.get("vram_used_mb"):
             self._needs_mb[spec.id] = int(used_mb)
         self._metrics.cold_starts(spec.id, node.name).inc()
         await poll(node, self._nodes)
 
+    async def _learn(self, job: Job, error: RemoteError) -> None:
+        """Take in that a node has too little room after all; raises `RoomMissing` to look again."""
+        needed_mb, before_mb = error.details.get("needed_mb"), self._needs_mb.get(job.spec.id, 0)
+        if isinstance(needed_mb, int) and needed_mb > before_mb:
+            self._needs_mb[job.spec.id] = needed_mb
+            raise RoomMissing
+        job.misfits += 1
+        if job.misfits <= MISFITS:
+            await asyncio.sleep(MISFIT_PAUSE_S)  # its figures were old
+            raise RoomMissing
+
     async def unload(self, node: Node, model: str, force: bool) -> None:
         """Unload a model from a node."""
+        node.unloading(model)
         try:
             await node.client.post(
                 "/models/unload", {"model_id": model, "force": force}, UNLOAD_TIMEOUT_S
@@ -241,14 +302,14 @@ class Loads:
 
 
 class RoomMissing(Exception):
-    """The node needs more room for the model than we knew; we know now."""
+    """The node has less room for the model than we knew; we know now."""
 
 
 def failure(tried: dict[str, CortexError]) -> CortexError:
     """Return the error the waiters get for what went wrong on each node."""
     causes = "; ".join(f"{node}: {error}" for node, error in tried.items())
-    last = list(tried.values())[-1]
-    if isinstance(last, UpstreamUnreachable):
+    said = [error for error in tried.values() if not isinstance(error, UpstreamUnreachable)]
+    if not said:
         return NoNodeAvailable(causes)
-    cause = {"kind": last.code, "message": str(last), **last.details}
+    cause = {"kind": said[-1].code, "message": str(said[-1]), **said[-1].details}
     return LoadFailed(causes, details={"cause": cause})

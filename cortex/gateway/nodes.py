@@ -62,6 +62,11 @@ class Node:
             and (self.discovery is None or dialect in self.discovery.dialects)
         )
 
+    def unloading(self, model: str) -> None:
+        """Note that *model* is about to go; the next poll knows better."""
+        if (found := self.models.get(model)) is not None:
+            self.models[model] = attrs.evolve(found, status="unloading")
+
     def queued(self, model: str) -> int:
         """Return how many requests wait on the node itself for *model*, as last polled."""
         rows = self.health.models if self.health else ()

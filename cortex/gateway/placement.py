@@ -31,9 +31,15 @@ class Placement:
 
 @attrs.frozen(kw_only=True)
 class Nowhere:
-    """It cannot be loaded now, or not ever; `reasons` by node."""
+    """
+    It cannot be loaded now, or not ever; `reasons` by node.
+
+    Attributes:
+        waits: A node that works may have room later.
+    """
 
     ever: bool
+    waits: bool
     reasons: Mapping[str, str]
 
     def __str__(self) -> str:
@@ -49,6 +55,8 @@ class Rules:
         needs_mb: Measured memory of models, by id.
         specs: The catalogue, by id: ranks and pins of what is loaded.
         now: Monotonic seconds.
+        reserved_mb: What loads under way will yet take, by node and device.
+        making_room: Names of nodes where a load evicts right now.
     """
 
     policy: EvictionPolicy
@@ -56,6 +64,8 @@ class Rules:
     needs_mb: Mapping[str, int]
     specs: Mapping[str, ModelSpec]
     now: float
+    reserved_mb: Mapping[tuple[str, int], int] = attrs.field(factory=dict)
+    making_room: Container[str] = ()
 
 
 def place(
@@ -72,7 +82,7 @@ def place(
     """
     found: list[tuple[tuple[bool, bool, int, str], Placement]] = []
     reasons: dict[str, str] = {}
-    ever = False
+    ever = waits = False
     for node in nodes:
         if (why := feasible_on(spec, node, rules.needs_mb)) is not None:
             reasons[node.name] = why
@@ -82,13 +92,15 @@ def place(
             reasons[node.name] = "it failed there"
         elif not node.healthy:
             reasons[node.name] = node.error or "it is not healthy"
+        elif node.name in rules.making_room:
+            waits, reasons[node.name] = True, "it makes room for another model"
         elif (placement := _on(spec, node, rules)) is None:
-            reasons[node.name] = "its devices are full of models that are pinned, busy or new"
+            waits, reasons[node.name] = True, why_not(spec, node)
         else:
             rank = (node.name not in spec.pinned_on, bool(placement.evict))
             found.append(((*rank, node.in_flight.total(), node.name), placement))
     if not found:
-        return Nowhere(ever=ever, reasons=reasons)
+        return Nowhere(ever=ever, waits=waits, reasons=reasons)
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -102,24 +114,45 @@ def feasible_on(
         return None  # it never answered: no opinion
     if spec.harness is not None and spec.harness not in node.discovery.harnesses:
         return f"it has no harness {spec.harness!r}"
-    need_mb = max((needs_mb or {}).get(spec.id) or spec.vram_mb or 0, spec.min_device_vram_mb)
-    large = [d for d in node.discovery.devices if d.vram_total_mb >= need_mb / spec.min_devices]
+    per_device_mb = max(share_mb(spec, needs_mb or {}), spec.min_device_vram_mb)
+    large = [d for d in node.discovery.devices if d.vram_total_mb >= per_device_mb]
     if len(large) < spec.min_devices:
         largest = max((d.vram_total_mb for d in node.discovery.devices), default=0)
         count = f"{spec.min_devices} devices" if spec.min_devices > 1 else "a device"
-        per_device = -(-need_mb // spec.min_devices)
-        return f"it needs {count} of {per_device} MiB, the largest here has {largest} MiB"
+        has = f"the largest here has {largest} MiB"
+        if largest >= per_device_mb:
+            has = f"there are {len(large)} here"
+        return f"it needs {count} of {per_device_mb} MiB, {has}"
     return None
 
 
+def share_mb(spec: ModelSpec, needs_mb: Mapping[str, int]) -> int:
+    """Return the memory *spec* takes on each of its devices: measured, else as configured."""
+    return -(-(needs_mb.get(spec.id) or spec.vram_mb or 0) // spec.min_devices)
+
+
+def usable(spec: ModelSpec, node: Node) -> list[Device]:
+    """Return the devices of *node* that work and are large enough for a share of *spec*."""
+    devices = node.health.devices if node.health else ()
+    return [d for d in devices if d.state == "ok" and d.vram_total_mb >= spec.min_device_vram_mb]
+
+
+def why_not(spec: ModelSpec, node: Node) -> str:
+    """Return why *spec* cannot be placed on a healthy node now."""
+    if len(usable(spec, node)) < spec.min_devices:
+        states = (
+            ", ".join(f"{d.index} is {d.state}" for d in node.health.devices) if node.health else ""
+        )
+        return f"too few of its devices work: {states or 'it shows none'}"
+    return "its devices are full of models that are pinned, busy or new"
+
+
 def _on(spec: ModelSpec, node: Node, rules: Rules) -> Placement | None:
-    need_mb = rules.needs_mb.get(spec.id) or spec.vram_mb or 0
-    share_mb = -(-need_mb // spec.min_devices)
-    devices = [d for d in (node.health.devices if node.health else ()) if d.state == "ok"]
-    devices = [d for d in devices if d.vram_total_mb >= spec.min_device_vram_mb]
+    need_mb = share_mb(spec, rules.needs_mb)
     options: list[tuple[int, int, Device, tuple[str, ...]]] = []
-    for device in devices:
-        missing_mb = share_mb - device.vram_free_mb
+    for device in usable(spec, node):
+        free_mb = device.vram_free_mb - rules.reserved_mb.get((node.name, device.index), 0)
+        missing_mb = need_mb - free_mb
         victims: tuple[str, ...] = ()
         if missing_mb > 0:
             movable = evictable(node, device.index, rules)
@@ -128,7 +161,7 @@ def _on(spec: ModelSpec, node: Node, rules: Rules) -> Placement | None:
             )
             if not victims:
                 continue
-        options.append((len(victims), -device.vram_free_mb, device, victims))
+        options.append((len(victims), -free_mb, device, victims))
     if len(options) < spec.min_devices:
         return None
     options.sort(key=lambda option: (*option[:2], option[2].index))
@@ -166,8 +199,9 @@ State = Literal["loaded", "coming", "absent"]
 
 
 def state_of(model: str, nodes: Iterable[Node]) -> State:
-    """Tell whether a model is loaded, on its way by itself, or neither, on any healthy node."""
-    found = {n.models[model].status for n in nodes if n.healthy and model in n.models}
-    if "loaded" in found:
+    """Tell whether a model can be asked, is on its way by itself, or neither, on a healthy node."""
+    found = [n.models[model] for n in nodes if n.healthy and model in n.models]
+    if any(row.routable for row in found):
         return "loaded"
-    return "coming" if found & {"loading", "recovering", "poisoned"} else "absent"
+    coming = ("loaded", "loading", "recovering", "poisoned")
+    return "coming" if any(row.status in coming for row in found) else "absent"

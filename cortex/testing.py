@@ -1,0 +1,374 @@
+"""
+For tests, a plugin's too: a neuron that does as it is told, and contracts to hold a plugin to.
+
+`FakeNeuron` speaks the neuron API over real sockets; what it should do wrong is set on it, what was
+asked of it is counted.  A contract raises `AssertionError` with a sentence.  No pytest is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from time import monotonic
+from typing import Any, Literal, Self
+
+import attrs
+import msgspec
+from aiohttp import web
+
+from cortex.api import Dialect, Harness
+from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
+from cortex.chat.request import ChatRequest, Message, Sampling, Text
+from cortex.config.schema import Address
+from cortex.dialects.openai_chat import OpenAIChat
+from cortex.errors import CortexError, InsufficientVram, InvalidRequest, ModelBusy, ModelNotFound
+from cortex.fleet.model import Checkpoint, ModelCard, ModelSpec, Progress
+from cortex.fleet.node import (
+    Device,
+    DeviceInfo,
+    DeviceState,
+    Discovery,
+    Health,
+    Limit,
+    ModelHealth,
+    NodeModel,
+)
+from cortex.web import add_dialects, application, listening, reply
+from cortex.wire import encode
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    """Wait for *condition*; `AssertionError` if it does not come true in time."""
+    deadline = monotonic() + timeout_s
+    while not condition():
+        expect(monotonic() < deadline, f"nothing came of it in {timeout_s:g} s")
+        await asyncio.sleep(0.005)
+
+
+def expect(holds: object, sentence: str) -> None:
+    """Raise `AssertionError` with *sentence* unless *holds*."""
+    if not holds:
+        raise AssertionError(sentence)
+
+
+class FakeNeuron:
+    """
+    A neuron without models: ``async with FakeNeuron() as node: ... node.endpoint``.
+
+    Attributes:
+        answer: What every request is answered with, a word a token.
+        token_s: Pause before each token, in seconds.
+        ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
+            byte), ``midway`` (it breaks in the middle), ``hang`` (nothing comes, ever).
+        refusal: Answered to inference instead, as an HTTP error.
+        load_error: Answered to a load instead.
+        may_load: Loads wait for it.
+        counts: ``load``, ``unload``, ``chat`` as asked; ``cancelled`` chats whose client left.
+        bodies: The bodies of the chats.
+        headers: Their headers, names in lower case.
+    """
+
+    def __init__(
+        self,
+        loaded: Sequence[str] = (),
+        *,
+        sizes: Mapping[str, int] | None = None,
+        vram_mb: int = 24_000,
+        devices: int = 1,
+        name: str = "fake",
+    ) -> None:
+        self.answer = "one two three"
+        self.token_s = 0.0
+        self.ending: Literal["whole", "silent", "midway", "hang"] = "whole"
+        self.refusal: CortexError | None = None
+        self.load_error: CortexError | None = None
+        self.may_load = asyncio.Event()
+        self.may_load.set()
+        self.counts: Counter[str] = Counter()
+        self.in_flight: Counter[str] = Counter()
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self.models: dict[str, NodeModel] = {}
+        self.name = name
+        self._sizes = dict(sizes or {})
+        self._vram_mb, self._devices = vram_mb, range(devices)
+        self._address = Address("127.0.0.1", 0)
+        self._open = AsyncExitStack()
+        self._began = monotonic()
+        for model in loaded:
+            self.models[model] = self._row(model, "loaded", (0,))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen, again on the same port if it listened before."""
+        self._began = monotonic()
+        site = listening(self._application(), self._address, drain_s=0)
+        self._address = await self._open.enter_async_context(site)
+
+    async def stop(self) -> None:
+        """Close every connection, and listen no more."""
+        await self._open.aclose()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self._address}"
+
+    def becomes(self, model: str, status: str) -> None:
+        """Change the status of a model, as a neuron does by itself."""
+        self.models[model] = attrs.evolve(self.models[model], status=status)
+
+    def cards(self) -> list[ModelCard]:
+        return [ModelCard(id=model.id) for model in self.models.values() if model.routable]
+
+    def used_mb(self, device: int) -> int:
+        """Return the memory in use on a device."""
+        there = [model for model in self.models.values() if device in model.devices]
+        return sum(model.vram_used_mb // len(model.devices) for model in there)
+
+    def _row(self, model: str, status: str, devices: tuple[int, ...]) -> NodeModel:
+        used_mb, limit = self._sizes.get(model, 0), Limit(context=4096, output=4096)
+        return NodeModel(
+            id=model, status=status, devices=devices, vram_used_mb=used_mb, limit=limit
+        )
+
+    def _application(self) -> web.Application:
+        app = application()
+        add_dialects(app, {"openai-chat": OpenAIChat()}, self)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/discovery", self._discovery)
+        app.router.add_get("/models", self._list)
+        app.router.add_post("/models/load", self._load)
+        app.router.add_post("/models/unload", self._unload)
+        return app
+
+    async def _health(self, _: web.Request) -> web.Response:
+        total = self._vram_mb
+        used = {index: self.used_mb(index) for index in self._devices}
+        devices = tuple(
+            Device(index=i, vram_total_mb=total, vram_used_mb=mb, vram_free_mb=total - mb)
+            for i, mb in used.items()
+        )
+        models = tuple(
+            ModelHealth(id=model.id, state=model.status, in_flight=self.in_flight[model.id])
+            for model in self.models.values()
+        )
+        uptime_s = monotonic() - self._began
+        return reply(Health(status="ok", uptime_secs=uptime_s, devices=devices, models=models))
+
+    async def _discovery(self, _: web.Request) -> web.Response:
+        infos = tuple(DeviceInfo(index=i, vram_total_mb=self._vram_mb) for i in self._devices)
+        return reply(
+            Discovery(
+                hostname=self.name, devices=infos, harnesses=("torch",), dialects=("openai-chat",)
+            )
+        )
+
+    async def _list(self, _: web.Request) -> web.Response:
+        return reply(tuple(self.models.values()))
+
+    async def _load(self, request: web.Request) -> web.Response:
+        body = msgspec.json.decode(await request.read())
+        self.counts["load"] += 1
+        if self.load_error is not None:
+            raise self.load_error
+        model, devices = body["model_id"], tuple(body.get("devices") or (0,))
+        if model not in self.models:
+            share_mb = self._sizes.get(model, 0) // len(devices)
+            free_mb = min(self._vram_mb - self.used_mb(index) for index in devices)
+            if share_mb > free_mb:
+                figures = {"needed_mb": self._sizes[model], "free_mb": free_mb}
+                raise InsufficientVram(f"{model} needs {share_mb} MiB", details=figures)
+            self.models[model] = self._row(model, "loading", devices)
+        await self.may_load.wait()
+        self.becomes(model, "loaded")
+        used_mb = self.models[model].vram_used_mb
+        return reply({"status": "loaded", "model_id": model, "vram_used_mb": used_mb})
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        body = msgspec.json.decode(await request.read())
+        self.counts["unload"] += 1
+        model = body["model_id"]
+        if model not in self.models:
+            raise ModelNotFound(f"model {model!r} is not on this node")
+        if self.in_flight[model] and not body.get("force"):
+            raise ModelBusy(f"{model} has {self.in_flight[model]} requests in flight")
+        del self.models[model]
+        return reply({"status": "unloaded", "model_id": model})
+
+    async def serve(self, request: web.Request, name: str, dialect: Dialect) -> web.StreamResponse:  # noqa: ARG002
+        """Answer a chat as told."""
+        self.counts["chat"] += 1
+        body = await request.read()
+        self.bodies.append(body)
+        self.headers.append({key.lower(): value for key, value in request.headers.items()})
+        if self.refusal is not None:
+            raise self.refusal
+        chat = dialect.parse_request(body, request.headers.get("x-request-id", "fake"))
+        if not any(card.id == chat.model for card in self.cards()):
+            raise ModelNotFound(f"model {chat.model!r} is not loaded on this node")
+        self.in_flight[chat.model] += 1
+        try:
+            return await self._answer(request, chat, dialect)
+        except asyncio.CancelledError:
+            self.counts["cancelled"] += self.ending in ("whole", "hang")
+            raise
+        finally:
+            self.in_flight[chat.model] -= 1
+
+    async def _answer(
+        self, request: web.Request, chat: ChatRequest, dialect: Dialect
+    ) -> web.StreamResponse:
+        encoder = dialect.encoder(chat, 0)
+        if self.ending in ("silent", "hang"):
+            await self._break(request, self.ending == "silent")
+        response = web.StreamResponse(headers={"Content-Type": encoder.content_type})
+        if not chat.stream:
+            whole = b"".join([encoder.feed(event) async for event in self._events()])
+            response.content_length = len(whole)
+            response.headers["x-cortex-usage"] = encode(self._usage()).decode()
+            await response.prepare(request)
+            if self.ending == "midway":
+                await response.write(whole[: len(whole) // 2])
+                await self._break(request, True)
+            await response.write(whole)
+            return response
+        await response.prepare(request)
+        async for event in self._events():
+            if isinstance(event, Finished) and "x-cortex-usage" in request.headers:
+                await response.write(b": cortex-usage %b\n\n" % encode(event.usage))
+            if isinstance(event, Finished) and self.ending == "midway":
+                await self._break(request, True)
+            await response.write(encoder.feed(event))
+        return response
+
+    def _usage(self) -> Usage:
+        return Usage(prompt_tokens=7, completion_tokens=len(self.answer.split()))
+
+    async def _events(self) -> AsyncIterator[ChatEvent]:
+        yield Started(prompt_tokens=7)
+        for number, word in enumerate(self.answer.split()):
+            await asyncio.sleep(self.token_s)
+            yield TextDelta(f" {word}" if number else word)
+        yield Finished(reason="stop", usage=self._usage())
+
+    async def _break(self, request: web.Request, now: bool) -> None:
+        if now and request.transport is not None:
+            await asyncio.sleep(0)  # what was written goes out
+            request.transport.close()
+        await asyncio.Event().wait()  # until the client is gone, or this neuron stops
+
+
+def dialect_contract(dialect: Dialect, request: bytes, streamed: bytes) -> None:
+    """
+    Hold a dialect to what cortex relies on.
+
+    Args:
+        dialect: As its factory builds it.
+        request: The body of a request it takes, not streaming.
+        streamed: The same, streaming.
+    """
+    operations = [endpoint.operation for endpoint in dialect.endpoints]
+    expect("chat" in operations, "no endpoint has the operation 'chat'")
+    for nonsense in (b"", b"{", b"[]", b'{"model": 1}', b"[" * 100_000, b"\xff"):
+        try:
+            dialect.parse_request(nonsense, "id")
+        except InvalidRequest:
+            continue
+        raise AssertionError(f"parse_request takes {nonsense[:20]!r}; InvalidRequest is due")
+    usage = Usage(prompt_tokens=3, completion_tokens=2)
+    events = Started(prompt_tokens=3), TextDelta("grün "), TextDelta("\n\ndata: x")
+    finished = Finished(reason="stop", usage=usage)
+    for body, is_stream in ((request, False), (streamed, True)):
+        chat = dialect.parse_request(body, "id-1")
+        expect(chat.stream is is_stream, f"stream is {chat.stream}, {is_stream} was asked for")
+        expect(chat.id == "id-1", "the request has another id than parse_request was given")
+        encoder = dialect.encoder(chat, 1)
+        pieces = [encoder.feed(event) for event in events]
+        expect(is_stream or not any(pieces), "a whole body comes with its last event, at once")
+        expect(encoder.feed(finished), "nothing is sent at the end")
+    error = ModelNotFound("no model is called 'x'")
+    status, body = dialect.render_error(error)
+    expect(status == error.status, f"{error.status} is rendered as {status}")
+    expect(b"no model is called" in body, "the message of an error is not rendered")
+    last = dialect.encoder(dialect.parse_request(streamed, "id-1"), 1).feed(Failed(error))
+    expect(b"no model is called" in last, "the event of a failure lacks its message")
+    expect(b"no model is called" in dialect.render_stream_error(error), "a broken stream says why")
+    card = ModelCard(id="org/model", context=512)
+    for rendered in (dialect.render_models([card], 1), dialect.render_model(card, 1)):
+        expect(b"org/model" in rendered, "a model's row lacks its id")
+
+
+class FakeHost:
+    """A `cortex.api.HarnessHost` with one device; use it inside a running event loop."""
+
+    def __init__(self) -> None:
+        self.devices: Sequence[Device] = (Device(index=0, kind="cpu"),)
+        self.changes: list[tuple[object, ...]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def device_changed(self, index: int, state: DeviceState) -> None:
+        self.changes.append((index, state))
+
+    def model_changed(
+        self,
+        model_id: str,
+        status: Literal["loaded", "recovering", "failed"],
+        error: str | None = None,
+    ) -> None:
+        self.changes.append((model_id, status, error))
+
+
+async def harness_contract(
+    harness: Harness, spec: ModelSpec, checkpoint: Checkpoint | None = None
+) -> None:
+    """
+    Hold a harness to what cortex relies on; it is closed afterwards.
+
+    Args:
+        harness: As its factory builds it, for instance with a `FakeHost`.
+        spec: A model it can load; *checkpoint* are its weights, if it wants some.
+        checkpoint: See *spec*.
+    """
+    seen: list[Progress] = []
+    running = await harness.load(spec, checkpoint, 0, seen.append)
+    expect(running.used_bytes >= 0, "used_bytes is negative")
+    messages = (Message(role="user", parts=(Text("one two three four"),)),)
+
+    def ask(**more: Any) -> ChatRequest:
+        return ChatRequest(
+            id="c", model=spec.id, messages=messages, sampling=Sampling(temperature=0, **more)
+        )
+
+    async def events(request: ChatRequest) -> list[ChatEvent]:
+        return [event async for event in harness.generate(request)]
+
+    for said in await asyncio.gather(events(ask(max_tokens=3)), events(ask(max_tokens=3))):
+        expect(isinstance(said[0], Started), f"{said[0]} comes first; Started is due")
+        expect(isinstance(said[-1], Finished), f"{said[-1]} comes last; Finished is due")
+        expect(
+            all(isinstance(e, TextDelta) and e.text for e in said[1:-1]),
+            "between Started and Finished only TextDelta may come, and none empty",
+        )
+        if isinstance(said[-1], Finished):
+            count = said[-1].usage.completion_tokens
+            expect(count <= 3, f"{count} tokens came of at most 3")  # noqa: PLR2004 - asked above
+    left = harness.generate(ask())
+    await anext(left)
+    await left.aclose()
+    await until(lambda: harness.stats(spec.id).in_flight == 0)
+    await harness.unload(spec.id)
+    await harness.aclose()

@@ -1,0 +1,216 @@
+"""A whole gateway on a port of its own, and clients that see what is on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import attrs
+from prometheus_client import CollectorRegistry
+
+import cortex
+from cortex.config.schema import (
+    Address,
+    Catalogue,
+    EvictionSection,
+    GatewayConfig,
+    NeuronEntry,
+    PluginSettings,
+    QueueSection,
+    RoutingSection,
+)
+from cortex.fleet.model import ModelSpec, RequestRecord
+from cortex.gateway.app import Gateway
+from cortex.plugins import Plugins
+from cortex.testing import FakeNeuron
+from cortex.web import listening
+
+HERE = Address("127.0.0.1", 0)
+
+
+class Recorder:
+    """A plugin that keeps every record."""
+
+    def __init__(self) -> None:
+        self.records: list[RequestRecord] = []
+
+    @cortex.hookimpl
+    def cortex_on_request_finished(self, record):
+        self.records.append(record)
+
+
+@attrs.define
+class Running:
+    """A gateway and a client of it."""
+
+    address: Address
+    gateway: Gateway
+    records: list[RequestRecord]
+    client: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    async def ask(self, model: str = "m", status: int = 200, **more) -> dict:
+        """Ask for a whole answer; return its JSON, the headers under `headers`."""
+        body = chat(model, **more)
+        async with self.client.post(f"{self.url}/v1/chat/completions", data=body) as response:
+            answer = await response.json()
+            assert response.status == status, answer
+            return {**answer, "headers": response.headers}
+
+    async def refused(self, status: int, code: str, model: str = "m", **more) -> dict:
+        """Ask, and expect an error; return it, the headers under `headers`."""
+        answer = await self.ask(model, status, **more)
+        assert answer["error"]["code"] == code, answer
+        return {**answer["error"], "headers": answer["headers"]}
+
+    async def stream(self, model: str = "m", **more) -> bytes:
+        """Ask for a stream; return all of it."""
+        body = chat(model, stream=True, **more)
+        async with self.client.post(f"{self.url}/v1/chat/completions", data=body) as response:
+            assert response.status == 200, await response.read()
+            return await response.read()
+
+    async def get(self, path: str) -> dict | list:
+        async with self.client.get(self.url + path) as response:
+            assert response.status == 200, await response.read()
+            return await response.json()
+
+    async def post(self, path: str, status: int = 200, **body) -> dict:
+        async with self.client.post(self.url + path, json=body) as response:
+            answer = await response.json()
+            assert response.status == status, answer
+            return answer
+
+    def counted(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric over every series with *labels*."""
+        return counted(self.gateway.metrics.registry, name, **labels)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a load."""
+        return sum(job.waiting for job in self.gateway.loads.views())
+
+    def in_flight(self) -> int:
+        return sum(node.in_flight.total() for node in self.gateway.nodes)
+
+
+def counted(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    return sum(
+        sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def chat(model: str, *, content: str = "hi", **more) -> bytes:
+    messages = [{"role": "user", "content": content}]
+    return json.dumps({"model": model, "messages": messages, **more}).encode()
+
+
+@asynccontextmanager
+async def running(
+    *nodes: FakeNeuron | str,
+    models: Sequence[ModelSpec] = (ModelSpec(id="m"),),
+    aliases: dict[str, str] | None = None,
+    strategy: str = "least-loaded",
+    min_residency_s: float = 0.0,
+    max_depth: int = 512,
+    max_wait_s: float = 10.0,
+    plugins: Sequence[object] = (),
+) -> AsyncIterator[Running]:
+    """Run a gateway in front of *nodes*: fakes, or endpoints."""
+    found = Plugins(PluginSettings(only=frozenset()))
+    recorder = Recorder()
+    for plugin in (recorder, *plugins):
+        found.manager.register(plugin)
+    entries = [
+        NeuronEntry(name=f"node{number}", endpoint=getattr(node, "endpoint", node))
+        for number, node in enumerate(nodes)
+    ]
+    config = GatewayConfig(
+        neurons=tuple(entries),
+        routing=RoutingSection(strategy=strategy),
+        eviction=EvictionSection(min_residency_s=min_residency_s),
+        queue=QueueSection(max_depth=max_depth, max_wait_s=max_wait_s),
+    )
+    catalogue = Catalogue(models=tuple(models), aliases=aliases or {})
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        asyncio.TaskGroup() as tasks,
+        aiohttp.ClientSession() as session,
+        aiohttp.ClientSession(connector=connector) as client,
+    ):
+        gateway = Gateway(
+            config=config,
+            catalogue=catalogue,
+            plugins=found,
+            where="cortex.toml",
+            session=session,
+            tasks=tasks,
+        )
+        try:
+            await gateway.start()
+            async with listening(gateway.application(), HERE, drain_s=0.2) as address:
+                yield Running(address, gateway, recorder.records, client)
+        finally:
+            gateway.stop()
+
+
+class Wire:
+    """One connection, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def to(cls, address: Address, **more) -> Wire:
+        return cls(*await asyncio.open_connection(address.host, address.port, **more))
+
+    def post(self, body: bytes, version: str = "1.1", headers: str = "") -> None:
+        head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\n{headers}"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        self.writer.write(head.encode() + body)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        raw = await self.until(b"\r\n\r\n")
+        first, *rest = raw.decode("latin-1").strip().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in rest)
+        return int(first.split()[1]), headers
+
+    async def until(self, mark: bytes) -> bytes:
+        async with asyncio.timeout(5):
+            return await self.reader.readuntil(mark)
+
+    async def chunks(self) -> bytes:
+        """Read a chunked body to its end."""
+        body = b""
+        while size := int(await self.until(b"\r\n"), 16):
+            body += await self.exactly(size)
+            assert await self.until(b"\r\n") == b"\r\n"
+        assert await self.until(b"\r\n") == b"\r\n"
+        return body
+
+    async def exactly(self, size: int) -> bytes:
+        async with asyncio.timeout(5):
+            return await self.reader.readexactly(size)
+
+    async def rest(self) -> bytes:
+        """Read until the connection ends."""
+        async with asyncio.timeout(5):
+            return await self.reader.read()
+
+    def leave(self) -> None:
+        self.writer.transport.abort()
+
+    async def __aenter__(self) -> Wire:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
