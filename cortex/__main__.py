@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 COMMANDS = {
@@ -41,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run)
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        _ask_plugins(commands)
+        failed = _guarded(argv[0], lambda: _ask_plugins(commands))
+        if failed:
+            return failed
     args = parser.parse_args(argv)
     if args.version:
         from cortex import __version__
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    return _run(args)
+    return _guarded(args.command, lambda: int(args.run(args)))
 
 
 def wrong_python() -> str | None:
@@ -72,24 +75,26 @@ def wrong_python() -> str | None:
     return f"cortex: this file was built for Python {want}, and {have}: run it with python{want}"
 
 
-def _ask_plugins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from cortex.config.load import load_gateway
+def _ask_plugins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> int:
+    from cortex.config.load import default_file, load_gateway
     from cortex.plugins import Plugins
 
-    settings = load_gateway(None)[0].plugins
+    settings = load_gateway(default_file("cortex.toml"))[0].plugins
     Plugins(settings).manager.hook.cortex_register_commands(commands=commands)
+    return 0
 
 
-def _run(args: argparse.Namespace) -> int:
+def _guarded(command: str, work: Callable[[], int]) -> int:
+    """Run *work*; what we can explain is a sentence and an exit status."""
     from cortex.errors import ConfigError, CortexError
 
     try:
-        return int(args.run(args))
+        return work()
     except ConfigError as error:
-        print(f"cortex {args.command}: {error}", file=sys.stderr)
+        print(f"cortex {command}: {error}", file=sys.stderr)
         return BAD_USAGE
     except CortexError as error:
-        print(f"cortex {args.command}: {error}", file=sys.stderr)
+        print(f"cortex {command}: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1

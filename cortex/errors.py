@@ -137,13 +137,6 @@ class ModelNotFound(InvalidRequest):
     status = 404
 
 
-class RequestTimeout(InvalidRequest):
-    """The client took too long to send its request."""
-
-    code = "request_timeout"
-    status = 408
-
-
 class RequestTooLarge(InvalidRequest):
     """The body is over the limit."""
 
@@ -167,15 +160,6 @@ class QueueFull(CortexError):
     code = "queue_full"
     status = 429
     type = "rate_limit_error"
-    retry_after_s = 5.0
-
-
-class QueueTimeout(CortexError):
-    """The request waited as long as it may."""
-
-    code = "queue_timeout"
-    status = 503
-    type = "overloaded_error"
     retry_after_s = 5.0
 
 
@@ -281,12 +265,3 @@ class ModelBusy(CortexError):
     code = "model_busy"
     status = 409
     type = "api_error"
-
-
-class Draining(CortexError):
-    """The node admits no new work."""
-
-    code = "draining"
-    status = 503
-    type = "overloaded_error"
-    retry_after_s = 5.0

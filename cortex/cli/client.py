@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:31313"
 ANSWER_S = 30.0
-SILENCE_S = 300.0  # of a stream; the gateway sends keep-alives far more often
+SILENCE_S = 700.0  # of a stream; longer than a gateway lets a request wait for a load
 MAX_ERROR_BYTES = 65536
 UNAUTHORIZED = 401
 

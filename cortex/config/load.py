@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import attrs
@@ -51,6 +51,12 @@ def cache_dir() -> Path:
         return Path(own)
     home = os.path.expanduser("~/.cache")  # noqa: PTH111 - a user without a home is no error
     return Path(env.get("XDG_CACHE_HOME") or home) / "cortex"
+
+
+def default_file(name: str) -> Path | None:
+    """Return ``./name`` if there is one: what a program reads without ``--config``."""
+    path = Path(name)
+    return path if path.exists() else None
 
 
 def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
@@ -188,8 +194,12 @@ def _strict(kind: Callable[[Any], object]) -> Callable[[Any, Any], Any]:
     return hook
 
 
-def _is_tuple(cls: Any) -> bool:
-    return get_origin(cls) is tuple
+def _is_list(cls: Any) -> bool:
+    return get_origin(cls) in (tuple, frozenset)
+
+
+def _is_choice(cls: Any) -> bool:
+    return get_origin(cls) is Literal
 
 
 def _list_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
@@ -198,7 +208,18 @@ def _list_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"expected a list, got {_shown(value)}")  # noqa: TRY004 - collected
-        return tuple(structure_items(value, cls))
+        return get_origin(cls)(structure_items(value, cls))
+
+    return hook
+
+
+def _one_of(cls: Any) -> Callable[[Any, Any], Any]:
+    known = get_args(cls)
+
+    def hook(value: Any, _: Any) -> Any:
+        if value in known:
+            return value
+        raise ValueError(f"expected {' or '.join(map(repr, known))}, got {_shown(value)}")
 
     return hook
 
@@ -254,7 +275,8 @@ def _make_converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind in (str, bool, int, float):
         converter.register_structure_hook(kind, _strict(kind))
-    converter.register_structure_hook_factory(_is_tuple)(_list_of)
+    converter.register_structure_hook_factory(_is_list)(_list_of)
+    converter.register_structure_hook_factory(_is_choice)(_one_of)
     converter.register_structure_hook(Address, _from_string(Address.parse))
     converter.register_structure_hook(Path, _from_string(Path))
     return converter

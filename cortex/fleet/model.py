@@ -8,6 +8,7 @@ from typing import Literal
 
 import attrs
 
+SamplingDefault = Literal["temperature", "top_p", "top_k"]
 Status = Literal[
     "loaded", "loading", "unloading", "unloaded", "recovering", "poisoned", "failed", "asleep"
 ]
@@ -39,7 +40,7 @@ class ModelSpec:
     pinned_on: tuple[str, ...] = ()
     priority: int = 0
     context: int | None = None
-    defaults: Mapping[str, float] = attrs.field(factory=dict)
+    defaults: Mapping[SamplingDefault, float] = attrs.field(factory=dict)
 
     @property
     def scheme(self) -> str | None:

@@ -20,7 +20,7 @@ from cortex import __version__
 from cortex.api import Dialect, Harness, HarnessHost
 from cortex.config.schema import NeuronConfig
 from cortex.errors import InvalidRequest, NotAuthenticated
-from cortex.fleet.model import ModelCard, ModelSpec
+from cortex.fleet.model import ModelCard, ModelSpec, SamplingDefault
 from cortex.fleet.node import Health, ModelHealth
 from cortex.neuron import chat, discovery
 from cortex.neuron.activation import Activator
@@ -45,7 +45,7 @@ class LoadBody(msgspec.Struct, forbid_unknown_fields=False):
     source: str | None = None
     context: int | None = None
     vram_mb: int | None = None
-    defaults: dict[str, float] = {}
+    defaults: dict[SamplingDefault, float] = {}
     wait: bool = True
 
 

@@ -17,7 +17,10 @@ DRAIN_S = 10.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="neuron.toml; without it, all defaults"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="neuron.toml (default: ./neuron.toml if there is one, else all defaults)",
     )
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="where to listen (default: 0.0.0.0:13131)"
@@ -32,18 +35,19 @@ def run(args: argparse.Namespace) -> int:
     import attrs
     import uvloop
 
-    from cortex.config.load import load_neuron
+    from cortex.config.load import default_file, load_neuron
     from cortex.config.schema import Address
     from cortex.errors import ConfigError
 
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    config = load_neuron(args.config)
+    path = args.config or default_file("neuron.toml")
+    config = load_neuron(path)
     if args.listen:
         try:
             config = attrs.evolve(config, listen=Address.parse(args.listen))
         except ValueError as error:
             raise ConfigError(f"--listen: {error}") from None
-    where = args.config.name if args.config else "neuron.toml"
+    where = path.name if path else "neuron.toml"
     try:
         uvloop.run(serve(config, where))
     except* ConfigError as group:

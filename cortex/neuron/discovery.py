@@ -124,12 +124,19 @@ def _nvml() -> dict[str, Any]:
 
 
 def _visible(indices: Sequence[int]) -> list[int]:
-    """Honour ``CUDA_VISIBLE_DEVICES`` where it lists indices."""
+    """Honour ``CUDA_VISIBLE_DEVICES``, by index or by UUID."""
+    import pynvml
+
     named = environment().get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return list(indices)
-    wanted = {int(part) for part in named.split(",") if part.strip().isdecimal()}
-    return [index for index in indices if index in wanted]
+    wanted = tuple(part.strip() for part in named.split(",") if part.strip())
+
+    def is_wanted(index: int) -> bool:
+        uuid = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))
+        return any(part == str(index) or uuid.startswith(part) for part in wanted)
+
+    return [index for index in indices if is_wanted(index)]
 
 
 def _or_none(ask: Any) -> float | None:

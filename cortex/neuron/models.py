@@ -18,9 +18,11 @@ import attrs
 
 from cortex.api import Harness, Source
 from cortex.errors import (
+    ConfigError,
     CortexError,
     DeviceUnavailable,
     InsufficientVram,
+    InvalidRequest,
     LoadFailed,
     ModelBusy,
     ModelNotFound,
@@ -176,7 +178,10 @@ class Models:
                 raise LoadCancelled
             loop.call_soon_threadsafe(report, progress)
 
-        source = self._source_of(entry.spec)
+        try:
+            source = self._source_of(entry.spec)
+        except ConfigError as error:
+            raise InvalidRequest(str(error), param="source") from None
         try:
             return await asyncio.to_thread(source.fetch, entry.spec, tell)
         finally:

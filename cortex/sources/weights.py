@@ -18,7 +18,6 @@ import attrs
 from cortex.errors import EmptyRepo, QuantNotFound
 from cortex.fleet.model import Checkpoint
 
-AT_LOAD = frozenset({"fp8", "int8"})  # the engine quantises safetensors to these itself
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _TAG = re.compile(
@@ -80,7 +79,7 @@ class Listing:
         Pick a checkpoint: the GGUF of tag *quant*, else the safetensors, else the only GGUF.
 
         Args:
-            quant: A tag such as ``Q4_K_M`` in any case, one of `AT_LOAD`, or None.
+            quant: A tag such as ``Q4_K_M`` in any case, or None.
             place: What was listed, for errors.
 
         Raises:
@@ -91,7 +90,7 @@ class Listing:
             raise EmptyRepo(
                 f"{place} holds no weights", hint="a .gguf, or config.json and *.safetensors"
             )
-        if self.tensors and (quant is None or quant.lower() in AT_LOAD):
+        if self.tensors and quant is None:
             return _whole(self.tensors, place)
         if quant is None and len(self.ggufs) == 1:
             return _whole(next(iter(self.ggufs.values())), place)
@@ -115,7 +114,7 @@ class Listing:
             hint = f"nearest is {near[0]}; available: {', '.join(available)}"
         else:
             said = f"{place} has no gguf of quant {quant!r}, it has safetensors"
-            hint = f"leave quant out, or use {' or '.join(sorted(AT_LOAD))}"
+            hint = "leave quant out"
         return QuantNotFound(said, hint=hint, details=details)
 
 

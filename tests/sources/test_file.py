@@ -53,7 +53,6 @@ def source(models: Path) -> FileSource:
             11,
         ),
         ("owner/plain", None, None, "owner/plain", "safetensors", 20),
-        ("owner/plain", "file", "fp8", "owner/plain", "safetensors", 20),
         ("m", "file:{models}/owner/plain", None, "owner/plain", "safetensors", 20),
         ("owner/quants", None, "q8_0", "owner/quants/x-Q8_0.gguf", "gguf", 40),
     ],

@@ -51,8 +51,6 @@ def test_a_quant_is_read_from_the_file_name(name, tag):
             ["b/x-Q2_K-00001-of-00002.gguf", "b/x-Q2_K-00002-of-00002.gguf"],
         ),
         (ONE_FOLDER, None, ONE_FOLDER),
-        (ONE_FOLDER, "fp8", ONE_FOLDER),
-        (ONE_FOLDER, "INT8", ONE_FOLDER),
         ([*ONE_FOLDER, *QUANTS], None, ONE_FOLDER),
         ([*ONE_FOLDER, *QUANTS], "Q8_0", ["x-Q8_0.gguf"]),
         ([*ONE_FOLDER, *SHARDS, "consolidated.safetensors"], None, ONE_FOLDER),
@@ -83,6 +81,7 @@ def test_the_right_files_are_chosen(names, quant, files):
         (QUANTS, "q8", "Q8_0", ["Q4_K_M", "Q4_K_S", "Q8_0"]),
         (QUANTS, None, None, ["Q4_K_M", "Q4_K_S", "Q8_0"]),
         (["x-Q8_0.gguf"], "fp8", "Q8_0", ["Q8_0"]),
+        (ONE_FOLDER, "fp8", None, []),
         (ONE_FOLDER, "Q4_K_M", None, []),
     ],
 )

@@ -65,13 +65,19 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
             stage(2)
-            module = AutoModelForCausalLM.from_pretrained(
-                where, **more, dtype=_dtype(job.dtype, config, device), config=config
+            module, found = AutoModelForCausalLM.from_pretrained(
+                where,
+                **more,
+                dtype=_dtype(job.dtype, config, device),
+                config=config,
+                output_loading_info=True,
             )
     except (CortexError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         raise RepoFetchFailed(f"cannot load {job.path}: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise RepoFetchFailed(f"{job.path} lacks weights: {', '.join(missing[:3])} ...")
     stage(3)
     module.eval().requires_grad_(False).to(device)
     generation = module.generation_config

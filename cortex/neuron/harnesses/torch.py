@@ -7,6 +7,7 @@ This half lives in the neuron's process: text in, text out, and never torch.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from importlib.util import find_spec
@@ -92,6 +93,7 @@ class TorchHarness:
         self._host = host
         self._models: dict[str, Running] = {}
         self._workers: dict[int, DeviceWorker] = {}
+        self._numbers = itertools.count()  # a client may give two requests one id
         for device in self._devices():
             worker = DeviceWorker(
                 *(device.index, device.kind, self),
@@ -127,11 +129,12 @@ class TorchHarness:
             context=spec.context,
         )
         loaded = await worker.load(job, stage)
+        defaults = (checkpoint.sampling, loaded.text.sampling, spec.defaults)  # the last wins
         self._models[spec.id] = Running(
             worker=worker,
             text=await asyncio.to_thread(Text, loaded.text),
             context=loaded.context,
-            defaults={**checkpoint.sampling, **loaded.text.sampling, **spec.defaults},
+            defaults=dict(itertools.chain(*(d.items() for d in defaults))),
             slots=asyncio.Semaphore(self._options.max_sequences),
         )
         return RunningModel(used_bytes=loaded.used_bytes, context=loaded.context)
@@ -159,7 +162,7 @@ class TorchHarness:
         if (running := self._models.get(request.model)) is None:
             raise ModelNotFound(f"model {request.model!r} is not loaded")
         prompt = await asyncio.to_thread(running.text.prompt, request.messages)
-        job = generate_job(request, prompt, running)
+        job = generate_job(request, prompt, running, f"{next(self._numbers)}")
         running.waiting += 1
         try:
             await running.slots.acquire()  # a client that gives up cancels this wait
@@ -219,7 +222,9 @@ class TorchHarness:
         self._host.model_changed(model, "failed", error)
 
 
-def generate_job(request: ChatRequest, prompt: list[int], running: Running) -> jobs.Generate:
+def generate_job(
+    request: ChatRequest, prompt: list[int], running: Running, job_id: str
+) -> jobs.Generate:
     """
     Return the engine's job for a request.
 
@@ -240,7 +245,7 @@ def generate_job(request: ChatRequest, prompt: list[int], running: Running) -> j
         return asked if asked is not None else defaults.get(name, otherwise)
 
     return jobs.Generate(
-        id=request.id,
+        id=job_id,
         model=request.model,
         prompt=prompt,
         max_tokens=min(sampling.max_tokens or room, room),
