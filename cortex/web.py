@@ -63,14 +63,15 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except CortexError as error:
-        return error_response(request, error)
+        problem = error
     except web.HTTPException as error:
-        return error_response(request, explain(request, error))
-    except asyncio.CancelledError:
-        raise
+        problem = explain(request, error)
     except Exception:
         log.exception("%s %s", request.method, request.path)
-        return error_response(request, CortexError("internal error; the log has the cause"))
+        problem = CortexError("internal error; the log has the cause")
+    if request.writer.output_size:  # an answer is on the wire: no other may follow
+        raise asyncio.CancelledError  # closes the connection
+    return error_response(request, problem)
 
 
 def explain(request: web.Request, error: web.HTTPException) -> CortexError:

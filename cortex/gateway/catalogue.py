@@ -87,11 +87,11 @@ class Names:
         )
 
 
-def tightest(models: Iterable[NodeModel]) -> dict[str, int | None]:
-    """Return the smallest limits among replicas."""
+def tightest(models: Iterable[NodeModel]) -> dict[str, int]:
+    """Return the smallest limits among replicas; 0 is unknown."""
     limits = [model.limit for model in models]
-    context = min((limit.context for limit in limits if limit.context), default=None)
-    output = min((limit.output for limit in limits if limit.output), default=None)
+    context = min((limit.context for limit in limits if limit.context), default=0)
+    output = min((limit.output for limit in limits if limit.output), default=0)
     return {"context": context, "output": output}
 
 

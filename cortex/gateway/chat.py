@@ -89,7 +89,8 @@ async def serve(
     """
     Answer *request* from the fleet.
 
-    A node that refuses, or dies without a word, is asked no more: the request goes elsewhere, once.
+    A node that refuses, or dies without a word, is not asked again while it stays as it is: the
+    request goes elsewhere, once.  If there is nowhere else, its refusal is the answer.
 
     Raises:
         CortexError: Before the client has seen a byte.
@@ -101,8 +102,9 @@ async def serve(
     if spec.id != peek.model:
         body = splice(body, spec.id)
     head = RequestHead(id=recording.id, model=spec.id, stream=bool(peek.stream))
+    node: Node | None = None
     for attempt in range(1, ATTEMPTS + 1):
-        node, how = await router.route(head, spec, recording.dialect)
+        node, how = await router.route(head, spec, recording.dialect, avoid=node)
         recording.node = node.name
         headers = {
             "x-request-id": recording.id,
@@ -119,12 +121,16 @@ async def serve(
                 raise
         except Refused:
             await poll(node, nodes)
+            if router.is_only(node, spec, recording.dialect):
+                recording.status = exchange.status
+                return exchange.refusal()
         else:
             break
     recording.status = exchange.status
     if exchange.failed is not None:
-        log.warning("node %s died in request %s: %s", node.name, recording.id, exchange.failed)
-        died = UpstreamDied(f"node {node.name} died while it answered")
+        at = recording.node
+        log.warning("node %s died in request %s: %s", at, recording.id, exchange.failed)
+        died = UpstreamDied(f"node {at} died while it answered")
         return exchange.break_off(dialect.render_stream_error(died))
     recording.outcome = "ok" if exchange.is_success else "error"
     return exchange.response()

@@ -27,6 +27,7 @@ MAX_IDLE_S = 30.0
 class Receiver(Protocol):
     """Who takes one answer off a connection; also httptools' parser callbacks."""
 
+    def on_message_begin(self) -> None: ...
     def on_status(self, status: bytes) -> None: ...
     def on_header(self, name: bytes, value: bytes) -> None: ...
     def on_headers_complete(self) -> None: ...
@@ -66,7 +67,8 @@ class Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._lose(error)
+            ours = isinstance(error, httptools.HttpParserCallbackError)
+            self._lose((ours and error.__context__) or error)
             self.abort()
 
     def eof_received(self) -> None:

@@ -22,6 +22,7 @@ from cortex.gateway.neuron_client import Connection, NeuronClient
 
 HIGH_WATER_BYTES = 128 << 10
 TAIL_BYTES = 2048
+REFUSAL_BYTES = 64 << 10
 REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
 USAGE_MARK = b": cortex-usage "
 PASSED = frozenset((b"content-type", b"cache-control", b"retry-after"))
@@ -51,7 +52,7 @@ class Exchange:
     """
     One answer on its way; a `cortex.gateway.neuron_client.Receiver`.
 
-    Unless it is the last try, an answer of `REFUSALS` is kept from the client.
+    Unless it is the last try, an answer of `REFUSALS` is kept from the client, for `refusal`.
 
     Attributes:
         status: Of the answer, 0 before its head.
@@ -76,9 +77,11 @@ class Exchange:
         self._keep_alive = request.keep_alive
         self._chunked = request.version >= (1, 1)
         self._framing = b""
-        self._passed: list[bytes] = []
+        self._ends_with_connection = True
+        self._passed: list[tuple[bytes, bytes]] = []
         self._usage_header = b""
         self._tail = b""
+        self._kept = b""
         self._finished = False
         self._keeps_upstream = False
         self._connection: Connection | None = None
@@ -88,6 +91,7 @@ class Exchange:
     async def run(self, connection: Connection, client: NeuronClient, request: bytes) -> None:
         """Send *request* over *connection* and carry the answer; see `failed` for how it ended."""
         self._connection, self.failed = connection, None
+        self._passed.clear()  # what came of a head that broke off
         try:
             connection.start(request, self)
             while True:
@@ -108,6 +112,10 @@ class Exchange:
 
     # What the parser says.
 
+    def on_message_begin(self) -> None:
+        if self._finished:
+            raise ValueError("the neuron sent more than one answer")
+
     def on_status(self, status: bytes) -> None:
         """Ignore the reason: the number is in the parser."""
 
@@ -116,9 +124,12 @@ class Exchange:
         if name == b"content-type":
             self._is_stream = value.startswith(b"text/event-stream")
         if name in PASSED:
-            self._passed.append(b"%b: %b\r\n" % (name, value))
+            self._passed.append((name, value))
         elif name == b"content-length":
             self._framing = b"content-length: %b\r\n" % value
+            self._ends_with_connection = False
+        elif name == b"transfer-encoding":
+            self._ends_with_connection = False
         elif name == b"x-cortex-usage":
             self._usage_header = value
 
@@ -141,14 +152,16 @@ class Exchange:
         head = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
             self.status,
             reason(self.status),
-            b"".join(self._passed),
+            b"".join(b"%b: %b\r\n" % pair for pair in self._passed),
             ours.encode("latin-1", "replace"),
             self._framing,
         )
+        self._writer.output_size += len(head)  # see `cortex.web.answer_errors`
         self._client.write(head)
 
     def on_body(self, data: bytes) -> None:
         if self.refused:
+            self._kept = (self._kept + data)[:REFUSAL_BYTES]
             return
         if not self.first_byte_s:
             self.first_byte_s = perf_counter()
@@ -168,6 +181,11 @@ class Exchange:
         self._woken.set()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._finished:
+            return
+        if self.status and error is None and self._ends_with_connection:
+            self.on_message_complete()
+            return
         self.failed = error or ConnectionResetError("the neuron closed the connection")
         self._woken.set()
 
@@ -186,6 +204,13 @@ class Exchange:
     def response(self) -> Relayed:
         """Return what the handler returns."""
         return Relayed(self.status, self._keep_alive)
+
+    def refusal(self) -> web.Response:
+        """Return the answer that was kept from the client."""
+        passed = {name.decode(): value.decode("latin-1") for name, value in self._passed}
+        return web.Response(
+            status=self.status, body=self._kept, headers={**passed, **self._headers}
+        )
 
     def break_off(self, event: bytes) -> Relayed:
         """End a broken answer: with *event* in a stream, else by closing, never cleanly."""

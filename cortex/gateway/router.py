@@ -24,14 +24,22 @@ class Router:
         self._strategy = strategy
         self._max_wait_s = max_wait_s
 
-    async def route(self, head: RequestHead, spec: ModelSpec, dialect: str) -> tuple[Node, str]:
+    async def route(
+        self, head: RequestHead, spec: ModelSpec, dialect: str, avoid: Node | None = None
+    ) -> tuple[Node, str]:
         """
         Return the node to ask, and how it came to have the model.
+
+        Args:
+            head: The request.
+            spec: What it asks for, in *dialect*.
+            dialect: See *spec*.
+            avoid: A node to ask only if no other can be.
 
         Raises:
             CortexError: No node can answer, or not in time.
         """
-        if (node := self._choose(head, spec, dialect)) is not None:
+        if (node := self._choose(head, spec, dialect, avoid)) is not None:
             return node, "loaded"
         how = "cold-load" if state_of(spec.id, self._nodes) == "absent" else "joined-load"
         if any(job.model == spec.id for job in self._loads.views()):
@@ -41,15 +49,23 @@ class Router:
                 while node is None:
                     self._check_dialect(spec, dialect)
                     await self._loads.ensure(spec)
-                    node = self._choose(head, spec, dialect)
+                    node = self._choose(head, spec, dialect, avoid)
         except TimeoutError:
             raise self._too_slow(spec) from None
         return node, how
 
-    def _choose(self, head: RequestHead, spec: ModelSpec, dialect: str) -> Node | None:
+    def is_only(self, node: Node, spec: ModelSpec, dialect: str) -> bool:
+        """Tell whether *node* can be asked now, and no other."""
+        return [n for n in self._nodes if n.serves(spec.id, dialect)] == [node]
+
+    def _choose(
+        self, head: RequestHead, spec: ModelSpec, dialect: str, avoid: Node | None
+    ) -> Node | None:
         nodes = {node.name: node for node in self._nodes if node.serves(spec.id, dialect)}
         if not nodes:
             return None
+        if avoid is not None and len(nodes) > 1:
+            nodes.pop(avoid.name, None)
         if len(nodes) == 1:
             return next(iter(nodes.values()))
         candidates = [

@@ -203,7 +203,8 @@ async def test_what_never_fits_is_422_with_the_numbers():
         error = await gateway.refused(422, "model_not_feasible")
 
         assert error["message"] == (
-            "no node can hold m: node0: it needs a device of 80000 MiB, the largest here has 24000 MiB"
+            "no node can hold m: node0: it needs a device of 80000 MiB,"
+            " the largest here has 24000 MiB"
         )
         assert node.counts["load"] == 0
 
