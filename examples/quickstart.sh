@@ -208,18 +208,9 @@ for ((try = 0; ; try++)); do
 done
 
 # 5. One question.  The gateway loads the model because someone asks for it.
-question="What is the capital of France?" stage=''
+question="What is the capital of France?"
 say "$question"
 start chat "${cortex[@]}" chat -m smollm2-135m --temperature 0 --max-tokens 64 --stats "$question"
-while alive chat; do
-  if [[ $("${cortex[@]}" status --json 2>/dev/null) =~ '"stage": "'([^\"]+) ]]; then
-    [[ ${BASH_REMATCH[1]} == "$stage" ]] || echo "$dim  loading the model: ${BASH_REMATCH[1]}$plain"
-    stage=${BASH_REMATCH[1]}
-  elif [[ -n $stage ]]; then
-    break # loaded: the answer comes
-  fi
-  sleep 0.3
-done
 finish chat || fail "no answer came" "$temp/neuron.log"
 
 say "Ask it yourself:"

@@ -56,12 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _once(gateway: client.Gateway, args: argparse.Namespace, prompt: str) -> int:
     from cortex.cli.answers import Answer, Printer, Silent, ask
+    from cortex.cli.loads import warm
 
     model = args.model or choose_model(gateway)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": prompt})
     answer = Answer()
     body = {**_sampling(args), "model": model, "messages": messages}
+    warm(gateway, model)
     ask(gateway, body, Silent() if args.json else Printer(), answer)
     if args.json:
         print(json.dumps(answer.report(model), indent=2, ensure_ascii=False))

@@ -8,6 +8,7 @@ import sys
 from cortex.cli.answers import Answer, Printer, ask
 from cortex.cli.catalogue import models
 from cortex.cli.client import Gateway
+from cortex.cli.loads import warm
 from cortex.errors import CortexError, ModelNotFound
 from cortex.registry import did_you_mean
 
@@ -92,6 +93,7 @@ class Conversation:
         answer = Answer()
         messages = [*self._messages, {"role": "user", "content": prompt}]
         body = {**self._sampling, "model": self._model, "messages": messages}
+        warm(self._gateway, self._model)
         try:
             ask(self._gateway, body, Printer(), answer)
         finally:

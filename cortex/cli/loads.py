@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Generic, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import attrs
 from rich.progress import BarColumn, Progress, TextColumn
 
+from cortex.cli.catalogue import models
 from cortex.cli.client import Gateway, GatewayUnreachable
 from cortex.cli.console import console, duration
-from cortex.errors import CortexError
+from cortex.errors import CortexError, RemoteError
 from cortex.fleet.node import Fleet, LoadJob
 
 T = TypeVar("T")
+LOAD_S = 6 * 3600.0
 POLL_S = 0.5
 POLL_TIMEOUT_S = 5.0
 MAX_SILENT_POLLS = 6
@@ -52,6 +55,21 @@ def stage(job: LoadJob) -> str:
 def left(job: LoadJob) -> str:
     """Say how long a load will take, if it is known."""
     return "" if job.eta_s is None else f"{duration(job.eta_s)} left"
+
+
+def load(gateway: Gateway, model: str, node: str | None = None) -> dict[str, Any]:
+    """Have *model* loaded, on *node* if one is named, and show how far it is."""
+    body = {"node": node} if node else {}
+    path = f"/api/v1/models/{quote(model, safe='')}/load"
+    return follow(gateway, model, node, lambda: gateway.post_as(dict, path, body, timeout_s=LOAD_S))
+
+
+def warm(gateway: Gateway, model: str) -> None:
+    """Have *model* loaded if it is not; what stands in the way, the request will tell better."""
+    with suppress(RemoteError):
+        known = {name: entry for entry in models(gateway) for name in (entry.id, *entry.aliases)}
+        if model in known and not known[model].loaded:
+            load(gateway, model)
 
 
 def follow(gateway: Gateway, model: str, node: str | None, work: Callable[[], T]) -> T:

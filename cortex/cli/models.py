@@ -10,7 +10,6 @@ from typing import Any
 
 from cortex.cli import client
 
-LOAD_S = 6 * 3600.0  # a first load downloads; the gateway has its own, shorter deadline
 UNLOAD_S = 300.0
 
 
@@ -57,18 +56,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(gateway: client.Gateway, args: argparse.Namespace) -> int:
-    from cortex.cli.loads import follow
+    from cortex.cli.loads import load
 
-    body = {"node": args.node} if args.node else {}
-    path = _path(args.model, "load")
     start = time.monotonic()
     try:
-        answer = follow(
-            gateway,
-            args.model,
-            args.node,
-            lambda: gateway.post_as(dict, path, body, timeout_s=LOAD_S),
-        )
+        answer = load(gateway, args.model, args.node)
     except KeyboardInterrupt:
         print("not waiting any longer; see how it goes with: cortex status", file=sys.stderr)
         raise
@@ -76,17 +68,13 @@ def _load(gateway: client.Gateway, args: argparse.Namespace) -> int:
 
 
 def _unload(gateway: client.Gateway, args: argparse.Namespace) -> int:
+    from urllib.parse import quote
+
     body = {"node": args.node} if args.node else {}
     if args.force:
         body["force"] = True
-    path = _path(args.model, "unload")
+    path = f"/api/v1/models/{quote(args.model, safe='')}/unload"
     return _done(args, gateway.post_as(dict, path, body, timeout_s=UNLOAD_S))
-
-
-def _path(model: str, action: str) -> str:
-    from urllib.parse import quote
-
-    return f"/api/v1/models/{quote(model, safe='')}/{action}"
 
 
 def _done(args: argparse.Namespace, answer: dict[str, Any], took: str = "") -> int:

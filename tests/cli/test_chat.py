@@ -68,7 +68,7 @@ def test_options_reach_the_gateway(gateway, capsys):
     options = ["-m", "org/b", "--system", "be brief", "--temperature", "0", "--max-tokens", "5"]
     assert main(["chat", *options, "--key", "k", "hi"]) == 0
 
-    [call] = gateway.calls
+    *_, call = gateway.calls
     assert call.headers["authorization"] == "Bearer k"
     assert call.body["model"] == "org/b"
     assert (call.body["temperature"], call.body["max_tokens"]) == (0.0, 5)
@@ -326,3 +326,25 @@ def test_ctrl_c_at_the_prompt_only_starts_a_fresh_line(gateway, monkeypatch, cap
 
     assert capsys.readouterr().out == "\n\n"
     assert gateway.calls == []
+
+
+def test_a_cold_model_is_loaded_before_it_is_asked(gateway, capsys):
+    gateway.json("GET", "/v1/models", {"data": [{"id": "org/b", "loaded": False}]})
+    gateway.json("POST", "/api/v1/models/org%2Fb/load", {"status": "loaded"})
+    gateway.events(PATH, answer("ok"))
+
+    assert main(["chat", "-m", "org/b", "hi"]) == 0
+
+    posts = [call.path for call in gateway.calls if call.method == "POST"]
+    assert posts == ["/api/v1/models/org%2Fb/load", PATH]
+    assert capsys.readouterr().out == "ok\n"
+
+
+def test_a_load_that_may_not_be_asked_for_is_left_to_the_request(gateway, capsys):
+    gateway.json("GET", "/v1/models", {"data": [{"id": "org/b", "loaded": False}]})
+    gateway.error("POST", "/api/v1/models/org%2Fb/load", 403, "permission_denied", "not for you")
+    gateway.events(PATH, answer("ok"))
+
+    assert main(["chat", "-m", "org/b", "hi"]) == 0
+
+    assert capsys.readouterr().out == "ok\n"

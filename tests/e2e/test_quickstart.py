@@ -130,7 +130,7 @@ def first(checkout: Checkout) -> Iterator[Run]:
 
 def test_the_first_run_answers_and_leaves_nothing_behind(first: Run, checkout: Checkout):
     assert "building dist/cortex.pyz" in first.said
-    assert re.search(r"loading the model: \w", first.said)
+    assert re.search(r"smollm2-135m on here: reading weights", first.said)
     assert "\nThe capital of France is Paris" in first.said
     assert re.search(r"\d tok/s", first.said)
     assert re.search(r"\ncurl -N http://127\.0\.0\.1:\d+/v1/chat/completions ", first.said)
