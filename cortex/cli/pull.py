@@ -84,6 +84,8 @@ def _display(model: str) -> Iterator[Report]:
         stages: dict[str, bars.TaskID] = {}
 
         def report(now: Progress) -> None:
+            if not stages and is_here(now):
+                out.print(f"{model}: already here", markup=False, highlight=False)
             if now.stage not in stages:
                 stages[now.stage] = bar.add_task(now.stage, total=None)
             bar.update(stages[now.stage], completed=now.done, total=now.total or None)
@@ -98,5 +100,11 @@ class _StageLines:
 
     def __call__(self, now: Progress) -> None:
         if now.stage != self._last:
+            said = "already here" if is_here(now) and not self._last else now.stage
             self._last = now.stage
-            print(f"{self._model}: {now.stage}", file=sys.stderr, flush=True)
+            print(f"{self._model}: {said}", file=sys.stderr, flush=True)
+
+
+def is_here(first: Progress) -> bool:
+    """Tell whether a source that begins like this has nothing to fetch."""
+    return first.total > 0 and first.done >= first.total

@@ -110,7 +110,10 @@ def _explained(requirement: str, said: str, python: str) -> RepoFetchFailed:
         )
     if versions := re.search(r"\(from versions: (.*?)\)", said):
         if versions[1] == "none":
-            return RepoFetchFailed(f"cannot fetch {requirement}: no wheel of {name!r} is offered")
+            return RepoFetchFailed(
+                f"cannot fetch {requirement}: no wheel of {name!r} is offered",
+                hint="check the name, and pip's configuration",
+            )
         return RepoFetchFailed(
             f"cannot fetch {requirement}: {name!r} has no version {version}",
             hint=f"versions: {versions[1]}",

@@ -32,7 +32,7 @@ def config(tmp_path, weights) -> Path:
 def test_the_first_source_that_knows_the_id_fetches_it(config, weights, capsys):
     assert main(["pull", "org/tiny", "--config", str(config)]) == 0
 
-    assert capsys.readouterr() == (f"{weights}  2.0 KiB\n", "org/tiny: fetching\n")
+    assert capsys.readouterr() == (f"{weights}  2.0 KiB\n", "org/tiny: already here\n")
 
 
 def test_a_source_can_be_named_with_a_place(weights, capsys):
