@@ -162,7 +162,7 @@ class Plugins:
             ask = self.manager.subset_hook_caller(hook, others)
             try:
                 ask(register=registry.registrar(name))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if name in BUILTINS:
                     raise
                 self._fail(name, self.distribution(name), error)
@@ -236,5 +236,5 @@ class Plugins:
             try:
                 wanted = {name: arguments[name] for name in implementation.argnames}
                 implementation.function(**wanted)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("plugin %s: %s raised", implementation.plugin_name, hook)

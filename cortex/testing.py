@@ -63,7 +63,7 @@ class FakeNeuron:
         ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
             byte), ``midway`` (it breaks in the middle), ``hang`` (nothing comes, ever).
         refusal: Answered to inference instead, as an HTTP error.
-        load_error: Answered to a load instead.
+        load_error: Answered to a load instead; `unload_error` to an unload.
         may_load: Loads wait for it.
         counts: ``load``, ``unload``, ``chat`` as asked; ``cancelled`` chats whose client left.
         bodies: The bodies of the chats.
@@ -84,6 +84,7 @@ class FakeNeuron:
         self.ending: Literal["whole", "silent", "midway", "hang"] = "whole"
         self.refusal: CortexError | None = None
         self.load_error: CortexError | None = None
+        self.unload_error: CortexError | None = None
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.counts: Counter[str] = Counter()
@@ -195,6 +196,8 @@ class FakeNeuron:
     async def _unload(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
         self.counts["unload"] += 1
+        if self.unload_error is not None:
+            raise self.unload_error
         model = body["model_id"]
         if model not in self.models:
             raise ModelNotFound(f"model {model!r} is not on this node")

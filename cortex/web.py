@@ -22,6 +22,7 @@ from cortex.config.schema import Address
 from cortex.errors import (
     ConfigError,
     CortexError,
+    InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
     RequestTooLarge,
@@ -60,18 +61,22 @@ def reply(value: object, status: int = 200) -> web.Response:
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn what a handler raises into the error of the dialect its route belongs to."""
+    allow = ""
     try:
         return await handler(request)
     except CortexError as error:
         problem = error
     except web.HTTPException as error:
-        problem = explain(request, error)
+        problem, allow = explain(request, error), error.headers.get("Allow", "")
     except Exception:
         log.exception("%s %s", request.method, request.path)
         problem = CortexError("internal error; the log has the cause")
     if request.writer.output_size:  # an answer is on the wire: no other may follow
         raise asyncio.CancelledError  # closes the connection
-    return error_response(request, problem)
+    response = error_response(request, problem)
+    if allow:
+        response.headers["Allow"] = allow
+    return response
 
 
 def explain(request: web.Request, error: web.HTTPException) -> CortexError:
@@ -80,10 +85,8 @@ def explain(request: web.Request, error: web.HTTPException) -> CortexError:
         case web.HTTPNotFound():
             return RouteNotFound(f"no such path: {request.path}")
         case web.HTTPMethodNotAllowed():
-            allowed = ", ".join(sorted(error.allowed_methods))
+            allowed = error.headers["Allow"].replace(",", ", ")
             return MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
-        case web.HTTPRequestEntityTooLarge():
-            return RequestTooLarge(f"the body is over {MAX_BODY_BYTES >> 20} MiB")
         case _:
             return CortexError(error.reason)
 
@@ -156,9 +159,27 @@ def _handler(operation: Operation, name: str, dialect: Dialect, server: Inferenc
     return {"chat": chat, "list_models": list_models, "get_model": get_model}[operation]
 
 
+async def read_body(request: web.Request) -> bytes:
+    """
+    Read a body.
+
+    Raises:
+        RequestTooLarge: It is over `MAX_BODY_BYTES`, as sent or as unpacked.
+        InvalidRequest: It is not framed or packed as its headers say.
+    """
+    try:
+        if (request.content_length or 0) <= MAX_BODY_BYTES:
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        pass
+    except web.RequestPayloadError:
+        raise InvalidRequest("the body is not framed or packed as its headers say") from None
+    raise RequestTooLarge(f"the body is over {MAX_BODY_BYTES >> 20} MiB")
+
+
 async def read_json(request: web.Request, kind: type[T]) -> T:
-    """Read a body of our own API into *kind*; raises as `cortex.wire.decode`."""
-    return decode(msgspec.json.Decoder(kind).decode, await request.read() or b"{}")
+    """Read a body of our own API into *kind*; raises as `read_body` and `cortex.wire.decode`."""
+    return decode(msgspec.json.Decoder(kind).decode, await read_body(request) or b"{}")
 
 
 def sse(event: str, data: object) -> bytes:

@@ -24,7 +24,7 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.router import Router
 from cortex.plugins import Plugins
-from cortex.web import add_dialects, application, reply
+from cortex.web import add_dialects, application, error_response, reply
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 
@@ -114,8 +114,10 @@ class Gateway:
                 router=self._router,
             )
         except CortexError as error:
-            recording.status = dialect.render_error(error)[0]
-            raise
+            response = error_response(request, error)
+            response.headers["x-request-id"] = recording.id
+            recording.status = response.status
+            return response
         except asyncio.CancelledError:
             recording.outcome = "cancelled"
             recording.status = recording.status or CLIENT_LEFT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from time import monotonic, perf_counter
-from typing import Literal
+from typing import Annotated, Literal
 
 import attrs
 import msgspec
@@ -21,6 +21,7 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import poll
 from cortex.gateway.relay import Exchange, Refused
 from cortex.gateway.router import Router
+from cortex.web import read_body
 from cortex.wire import decode, encode
 
 ATTEMPTS = 2
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 class Peek(msgspec.Struct):
     """All the gateway reads of a body."""
 
-    model: str
+    model: Annotated[str, msgspec.Meta(min_length=1)]
     stream: bool | None = None
 
 
@@ -93,9 +94,9 @@ async def serve(
     request goes elsewhere, once.  If there is nowhere else, its refusal is the answer.
 
     Raises:
-        CortexError: Before the client has seen a byte.
+        CortexError: The client has not seen a byte yet.
     """
-    body = await request.read()
+    body = await read_body(request)
     peek = decode(_peek, body)
     spec = names.resolve(peek.model)
     recording.model = spec.id

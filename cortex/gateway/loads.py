@@ -202,10 +202,12 @@ class Loads:
             await self._load_there(job, placement)
         except RoomMissing:
             log.info("%s has too little room for %s", node.name, job.spec.id)
+            job.placement = None
             await poll(node, self._nodes)
         except CortexError as error:
             log.warning("load of %s on %s: %s", job.spec.id, node.name, error)
             tried[node.name] = error
+            job.placement = None
             if len(tried) >= NODES_TO_TRY:
                 raise failure(tried) from None
 
@@ -247,12 +249,7 @@ class Loads:
         for victim in placement.evict:
             job.stage = f"evicting {victim}"
             log.info("evict %s from %s for %s", victim, node.name, spec.id)
-            try:
-                await self.unload(node, victim, force=False)
-            except RemoteError as error:
-                log.info("%s stays on %s: %s", victim, node.name, error)
-                raise RoomMissing from None  # somebody was faster; look again
-            self._metrics.evictions(victim, node.name).inc()
+            await self._evict(node, victim)
         job.stage = "loading"
         log.info("load %s on %s", spec.id, node.name)
         need_gib = (self._needs_mb.get(spec.id) or spec.vram_mb or 0) / 1024
@@ -278,6 +275,17 @@ class Loads:
             self._needs_mb[spec.id] = int(used_mb)
         self._metrics.cold_starts(spec.id, node.name).inc()
         await poll(node, self._nodes)
+
+    async def _evict(self, node: Node, victim: str) -> None:
+        try:
+            await self.unload(node, victim, force=False)
+        except RemoteError as error:
+            log.info("%s stays on %s: %s", victim, node.name, error)
+            if error.code != "model_not_found":  # it is in use again: look for another
+                await asyncio.sleep(MISFIT_PAUSE_S)
+                raise RoomMissing from None
+        else:
+            self._metrics.evictions(victim, node.name).inc()
 
     async def _learn(self, job: Job, error: RemoteError) -> None:
         """Take in that a node has too little room after all; raises `RoomMissing` to look again."""

@@ -13,6 +13,7 @@ from cortex.api import Dialect, ReplyEncoder
 from cortex.chat.events import ChatEvent, Failed, Finished, Usage
 from cortex.errors import CortexError
 from cortex.neuron.models import Models
+from cortex.web import read_body
 from cortex.wire import encode
 
 KEEP_ALIVE_S = 5.0
@@ -31,7 +32,7 @@ async def serve(
     header of a whole body, as a comment before the last event of a stream.
     """
     request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
-    chat = dialect.parse_request(await request.read(), request_id)
+    chat = dialect.parse_request(await read_body(request), request_id)
     events = models.serving(chat.model).generate(chat)
     encoder = dialect.encoder(chat, int(time()))
     headers = {"x-request-id": request_id, "x-cortex-node": node}

@@ -1,0 +1,466 @@
+"""What a client sees is what the neuron sent, and a broken answer never looks whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cortex.errors import DeviceUnavailable
+from cortex.fleet.model import ModelSpec
+from cortex.testing import FakeNeuron, until
+from tests.gateway.running import Wire, chat, running
+
+CLOSE = b"close the connection"
+BODY = b'{"text": "\xe2\x82\xac and a \\u20ac, not touched"}'
+
+
+class RawNeuron:
+    """A neuron that has model m, and answers chats with bytes we chose."""
+
+    def __init__(self, fake: FakeNeuron) -> None:
+        self.fake = fake
+        self.answers: list[list[bytes]] = []
+        self.opened = 0
+        self.requests: list[bytes] = []
+        self.endpoint = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.opened += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+                self.requests.append(head + await reader.readexactly(length))
+                for piece in self.answers.pop(0):
+                    if piece is CLOSE:
+                        return
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.002)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            return
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def raw(*answers: list[bytes]) -> AsyncIterator[tuple[RawNeuron, FakeNeuron]]:
+    """Yield a neuron whose API is a fake's, and whose inference is raw: one port before both."""
+    async with FakeNeuron(["m"]) as fake:
+        neuron = RawNeuron(fake)
+        neuron.answers = list(answers)
+        host, port = fake.endpoint.removeprefix("http://").split(":")
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            first = await reader.read(5)
+            if first == b"POST ":
+                reader._buffer[:0] = first
+                return await neuron.serve(reader, writer)
+            up_reader, up_writer = await asyncio.open_connection(host, int(port))
+            up_writer.write(first)
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(pump(reader, up_writer))
+                    both.create_task(pump(up_reader, writer))
+            finally:
+                up_writer.close()
+                writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        neuron.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            yield neuron, fake
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+def sized(body: bytes, extra: bytes = b"") -> bytes:
+    return (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n%b"
+        % (
+            extra,
+            len(body),
+            body,
+        )
+    )
+
+
+def chunked(*chunks: bytes, kind: bytes = b"text/event-stream") -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % kind
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + b"0\r\n\r\n"
+
+
+def cut(data: bytes, every: int) -> list[bytes]:
+    return [data[at : at + every] for at in range(0, len(data), every)]
+
+
+EVENTS = b'data: {"a": "\xe2\x82\xac"}\n\n', b": a comment\n\n", b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("every", [1, 7, 4096])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(sized(BODY), BODY), (chunked(*EVENTS), b"".join(EVENTS))],
+    ids=["content-length", "chunked"],
+)
+async def test_a_body_arrives_byte_for_byte_wherever_it_is_cut(every, answer, expected):
+    async with raw(cut(answer, every)) as (node, _), running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m"))
+            status, headers = await client.head()
+            assert status == 200
+            if "content-length" in headers:
+                assert await client.exactly(int(headers["content-length"])) == expected
+            else:
+                assert await client.chunks() == expected
+
+
+async def test_a_body_that_ends_with_its_connection_is_whole():
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + BODY
+    async with raw([answer, CLOSE]) as (node, _), running(node) as gateway:
+        node.close_after = True
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m"))
+            await client.head()
+            assert await client.chunks() == BODY
+        await until(lambda: gateway.records)
+        assert gateway.records[0].outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    "extra", [b"junk", sized(b"{}")], ids=["junk", "a second answer nobody asked for"]
+)
+async def test_what_a_neuron_sends_after_its_answer_reaches_nobody(extra):
+    async with raw([sized(BODY) + extra], [sized(b'{"n": 2}')]) as (node, _):
+        async with running(node) as gateway, await Wire.to(gateway.address) as client:
+            for expected in (BODY, b'{"n": 2}'):
+                client.post(chat("m"))
+                _, headers = await client.head()
+                assert await client.exactly(int(headers["content-length"])) == expected
+            await until(lambda: len(gateway.records) == 2)
+            assert [record.outcome for record in gateway.records] == ["ok", "ok"]
+            assert node.opened == 2  # such a connection is not used again
+
+
+async def test_a_neurons_connection_is_used_again():
+    async with raw([sized(BODY)], [sized(BODY)], [chunked(*EVENTS)]) as (node, _):
+        async with running(node) as gateway:
+            for _ in range(3):
+                await gateway.stream()
+            assert node.opened == 1
+
+
+@pytest.mark.parametrize("last_words", [b"", b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nX-"])
+async def test_a_kept_connection_the_neuron_has_closed_goes_unnoticed(last_words):
+    async with raw([sized(BODY)], [last_words, CLOSE], [sized(BODY)]) as (node, _):
+        async with running(node) as gateway, await Wire.to(gateway.address) as client:
+            for _ in range(2):
+                client.post(chat("m"))
+                status, headers = await client.head()
+                assert (status, headers["content-type"]) == (200, "application/json")
+                assert headers["x-cortex-route"] == "loaded"
+                assert await client.exactly(len(BODY)) == BODY
+            assert node.opened == 2
+
+
+async def test_an_alias_is_spliced_and_every_other_byte_stays():
+    models = [ModelSpec(id="org/real")]
+    async with FakeNeuron(["org/real"]) as node:
+        async with running(node, models=models, aliases={"nick": "org/real"}) as gateway:
+            odd = (
+                b'{"messages":[{"role":"user","content":"\\u20ac  x"}],"model":"nick","top_p":0.50}'
+            )
+            async with await Wire.to(gateway.address) as client:
+                client.post(odd)
+                status, headers = await client.head()
+
+            assert status == 200
+            assert headers["x-cortex-model"] == "org/real"
+            assert node.bodies == [odd.replace(b'"nick"', b'"org/real"')]
+
+
+async def test_a_body_without_an_alias_is_not_touched_at_all():
+    body = b' {\n"model" : "m", "messages":[ {"content":"\\u20ac","role":"user"} ]\t}\n'
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            client.post(body)
+            assert (await client.head())[0] == 200
+        assert node.bodies == [body]
+
+
+async def test_what_is_not_the_neurons_business_is_not_sent_to_it():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            private = "Authorization: Bearer secret\r\nCookie: a=b\r\nX-Cortex-Principal: root\r\n"
+            client.post(
+                chat("m"), headers=private + "traceparent: 00-1-2-3\r\nX-Request-Id: r1\r\n"
+            )
+            _, headers = await client.head()
+
+        [sent] = node.headers
+        assert {"authorization", "cookie", "x-cortex-principal"}.isdisjoint(sent)
+        assert (sent["traceparent"], sent["x-request-id"]) == ("00-1-2-3", "r1")
+        assert headers["x-request-id"] == "r1"
+
+
+async def test_a_node_that_dies_before_the_first_byte_is_replaced_once():
+    async with FakeNeuron(["m"]) as bad, FakeNeuron(["m"]) as good, running(bad, good) as gateway:
+        bad.ending = "silent"
+
+        answer = await gateway.ask()
+
+        assert answer["headers"]["x-cortex-route"] == "retried"
+        assert answer["headers"]["x-cortex-node"] == "node1"
+        assert (bad.counts["chat"], good.counts["chat"]) == (1, 1)
+        assert [record.outcome for record in gateway.records] == ["ok"]
+        assert good.counts["load"] == 0
+
+
+async def test_two_nodes_that_die_are_enough():
+    nodes = [FakeNeuron(["m"]) for _ in range(3)]
+    async with nodes[0], nodes[1], nodes[2], running(*nodes) as gateway:
+        for node in nodes:
+            node.ending = "silent"
+
+        await gateway.refused(502, "upstream_unreachable")
+
+        assert sum(node.counts["chat"] for node in nodes) == 2
+
+
+async def test_a_refusal_goes_to_another_node_that_has_the_model():
+    async with FakeNeuron(["m"]) as bad, FakeNeuron(["m"]) as good, running(bad, good) as gateway:
+        bad.refusal = DeviceUnavailable("no room in the queue", retry_after_s=7)
+
+        answer = await gateway.ask()
+
+        assert answer["headers"]["x-cortex-node"] == "node1"
+        assert (bad.counts["chat"], good.counts["chat"]) == (1, 1)
+
+
+async def test_a_refusal_of_the_only_node_reaches_the_client_and_is_not_hammered():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.refusal = DeviceUnavailable("no room in the queue", retry_after_s=7)
+
+        error = await gateway.refused(503, "device_unavailable")
+
+        assert error["message"] == "no room in the queue"
+        assert error["headers"]["retry-after"] == "7"
+        assert error["headers"]["x-cortex-node"] == "node0"
+        assert node.counts["chat"] == 1
+        assert [(r.status, r.outcome) for r in gateway.records] == [(503, "error")]
+
+
+async def test_a_refusal_while_the_model_recovers_is_held_until_it_is_loaded_again():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.refusal = DeviceUnavailable("the worker restarts")
+        node.becomes("m", "recovering")
+        asked = asyncio.create_task(gateway.ask())
+        await until(lambda: gateway.waiting == 1)
+        node.refusal = None
+        node.becomes("m", "loaded")
+
+        answer = await asked
+
+        assert answer["choices"][0]["message"]["content"] == "one two three"
+        assert node.counts["load"] == 0
+
+
+async def test_a_model_that_was_unloaded_behind_our_back_is_loaded_again():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        await gateway.ask()
+        del node.models["m"]
+
+        answer = await gateway.ask()
+
+        assert answer["headers"]["x-cortex-route"] in ("retried", "cold-load")
+        assert node.counts["load"] == 1
+
+
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.ending = "midway"
+
+        said = await gateway.stream()
+
+        events = [line.removeprefix(b"data: ") for line in said.split(b"\n\n") if line]
+        assert json.loads(events[-1])["error"] == {
+            "message": "node node0 died while it answered",
+            "type": "api_error",
+            "code": "upstream_died",
+            "param": None,
+        }
+        assert b"one" in said
+        assert b"[DONE]" not in said
+        await until(lambda: gateway.records)
+        [record] = gateway.records
+        assert (record.status, record.outcome) == (200, "error")
+
+
+async def test_a_body_that_breaks_is_cut_off_and_never_ends_cleanly():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.ending = "midway"
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m"))
+            _, headers = await client.head()
+            rest = await client.rest()
+
+        assert 0 < len(rest) < int(headers["content-length"])
+        await until(lambda: gateway.records)
+        assert gateway.records[0].outcome == "error"
+
+
+async def test_a_connection_is_usable_after_a_broken_stream():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.ending = "midway"
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m", stream=True))
+            await client.head()
+            assert b"upstream_died" in await client.chunks()
+            node.ending = "whole"
+            client.post(chat("m"))
+            assert (await client.head())[0] == 200
+
+
+async def test_an_http_1_0_client_gets_its_stream_and_then_the_end():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m", stream=True), version="1.0")
+            status, headers = await client.head()
+            said = await client.rest()
+
+        assert status == 200
+        assert "transfer-encoding" not in headers
+        assert headers["connection"] == "close"
+        assert said.endswith(b"data: [DONE]\n\n")
+
+
+async def test_an_http_1_0_client_of_a_broken_stream_sees_the_error():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.ending = "midway"
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m", stream=True), version="1.0")
+            await client.head()
+            said = await client.rest()
+
+        assert b"upstream_died" in said
+        assert b"[DONE]" not in said
+
+
+async def test_pipelined_requests_are_answered_in_order():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            for number in range(3):
+                client.post(chat("m"), headers=f"X-Request-Id: r{number}\r\n")
+            for number in range(3):
+                status, headers = await client.head()
+                body = json.loads(await client.exactly(int(headers["content-length"])))
+                assert (status, headers["x-request-id"]) == (200, f"r{number}")
+                assert body["choices"][0]["message"]["content"] == "one two three"
+
+
+async def test_a_client_that_wants_its_connection_closed_has_it_closed():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m"), headers="Connection: close\r\n")
+            _, headers = await client.head()
+            assert headers["connection"] == "close"
+            assert len(await client.rest()) == int(headers["content-length"])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_is_noticed_by_the_neuron(stream):
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.answer, node.token_s = "word " * 1000, 0.01
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m", stream=stream))
+            await until(lambda: node.in_flight["m"] == 1)
+            if stream:
+                await client.until(b"word")
+        await until(lambda: node.counts["cancelled"] == 1, 2)
+
+        await until(lambda: gateway.records)
+        [record] = gateway.records
+        assert record.outcome == "cancelled"
+        assert record.status == 499
+        assert gateway.in_flight() == 0
+        assert node.in_flight["m"] == 0
+
+
+async def test_a_client_that_leaves_a_neuron_that_hangs_is_let_go():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.ending = "hang"
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m"))
+            await until(lambda: node.in_flight["m"] == 1)
+        await until(lambda: node.counts["cancelled"] == 1, 2)
+        await until(lambda: gateway.in_flight() == 0 and len(gateway.records) == 1)
+
+
+async def test_100_clients_that_leave_at_any_time_leave_nothing_behind():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.answer, node.token_s = "word " * 20, 0.002
+
+        async def come_and_go(number: int) -> None:
+            async with await Wire.to(gateway.address) as client:
+                client.post(chat("m", stream=bool(number % 2)))
+                await asyncio.sleep(number % 10 * 0.003)
+
+        await asyncio.gather(*(come_and_go(number) for number in range(100)))
+
+        await until(lambda: node.in_flight.total() + gateway.in_flight() == 0)
+        assert len(gateway.records) >= node.counts["chat"] > 0
+        assert gateway.counted("cortex_requests_total") == len(gateway.records)
+        await gateway.ask()
+
+
+async def test_a_slow_reader_pauses_the_neuron_and_nobody_else():
+    size = 32 << 20
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: x/y\r\nContent-Length: %d\r\n\r\n" % size
+        writer.write(head)
+        try:
+            while sent < size:
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+                sent += 1 << 16
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async with raw([]) as (node, _):
+        node.serve = endless
+        async with (
+            FakeNeuron(["other"]) as other,
+            running(node, other, models=[ModelSpec(id="m"), ModelSpec(id="other")]) as gateway,
+            await Wire.to(gateway.address, limit=1 << 12) as slow,
+        ):
+            slow.post(chat("m"))
+            await slow.head()
+            before = -1
+            while before != sent:  # until nothing moves any more
+                before = sent
+                await asyncio.sleep(0.1)
+            assert sent < size // 2
+
+            await gateway.ask("other")
+
+            rest = await slow.exactly(size)
+            assert len(rest) == size
+            assert sent == size
