@@ -9,9 +9,11 @@ Order: built-ins, then the plugin directories, then the interpreter's own site-p
 from __future__ import annotations
 
 import logging
+import re
 import site
 import sys
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -102,9 +104,12 @@ class Plugins:
     def _load_entry_points(self, only: frozenset[str] | None) -> None:
         for entry in sorted(entry_points(), key=lambda entry: entry.name):
             name, distribution = entry.name, entry.dist.name if entry.dist else "?"
-            if self.manager.has_plugin(name) or self.manager.is_blocked(name):
+            if self.manager.is_blocked(name) or (only is not None and name not in only):
                 continue
-            if only is not None and name not in only:
+            if self.manager.has_plugin(name):
+                if (taken_by := self.distribution(name)) != distribution:
+                    taken = f"the name is taken by the plugin of {taken_by}"
+                    self._fail(name, distribution, PluginError(taken))
                 continue
             try:
                 self.manager.register(entry.load(), name)
@@ -129,12 +134,22 @@ class Plugins:
     def _fail(self, name: str, distribution: str, error: BaseException) -> None:
         cause = f"{type(error).__name__}: {error}"
         if isinstance(error, pluggy.PluginValidationError):
-            cause = f"unknown hook: {error}"
+            cause = self._invalid(str(error))
         elif isinstance(error, PluginError):
             cause = str(error)
         failure = Failure(name, distribution, cause)
         self.failures.append(failure)
         log.warning("%s", failure)
+
+    def _invalid(self, said: str) -> str:
+        """Say shortly what pluggy has against a plugin's hooks."""
+        if unknown := re.match(r"unknown hook '(\w+)'", said):
+            hooks = [name for name in vars(hookspecs) if name.startswith("cortex_")]
+            near = get_close_matches(unknown[1], hooks, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            return f"unknown hook {unknown[1]!r}{hint}"
+        hook = re.search(r"for hook '(\w+)'", said)
+        return f"hook {hook[1] if hook else '?'}: {said.splitlines()[-1]}"
 
     def distribution(self, plugin: str) -> str:
         """Return the distribution a plugin came in."""
@@ -156,7 +171,8 @@ class Plugins:
             return self._registries[kind]
         registry = self._registries[kind] = Registry(kind)
         hook = KINDS[kind]
-        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+        implementations = getattr(self.manager.hook, hook).get_hookimpls()
+        for implementation in sorted(implementations, key=lambda i: i.plugin_name not in BUILTINS):
             name = implementation.plugin_name
             others = [p for p in self.manager.get_plugins() if p is not implementation.plugin]
             ask = self.manager.subset_hook_caller(hook, others)
@@ -232,9 +248,15 @@ class Plugins:
 
     def notify(self, hook: str, **arguments: object) -> None:
         """Call a ``cortex_on_*`` hook of every plugin; what one raises is logged and dropped."""
+        self.gather(hook, **arguments)
+
+    def gather(self, hook: str, **arguments: object) -> list[Any]:
+        """Return what every plugin answers to a hook; what one raises is logged and dropped."""
+        answers = []
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 wanted = {name: arguments[name] for name in implementation.argnames}
-                implementation.function(**wanted)
+                answers.append(implementation.function(**wanted))
             except (Exception, SystemExit):
                 log.exception("plugin %s: %s raised", implementation.plugin_name, hook)
+        return [answer for answer in answers if answer is not None]

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from time import time
 from typing import Any, Protocol, TypeVar
 
@@ -214,7 +214,7 @@ async def listening(
         try:
             await site.start()
         except OSError as error:
-            cause = error.strerror or str(error)
+            cause = (error.strerror or str(error)).rpartition("): ")[2]  # asyncio adds the address
             raise ConfigError(
                 f"cannot listen on {address}: {cause}", hint="stop what holds it, or use --listen"
             ) from None
@@ -226,12 +226,29 @@ async def listening(
 
 @asynccontextmanager
 async def lifespans(plugins: Plugins, role: Role) -> AsyncIterator[None]:
-    """Enter what plugins return from ``cortex_lifespan``; leave it in reverse order."""
+    """
+    Enter what plugins return from ``cortex_lifespan``; leave it in reverse order.
+
+    What one raises is logged and dropped.
+    """
     async with AsyncExitStack() as stack:
-        for lifespan in plugins.manager.hook.cortex_lifespan(role=role):
-            if lifespan is not None:
-                await stack.enter_async_context(lifespan)
+        for lifespan in plugins.gather("cortex_lifespan", role=role):
+            await stack.enter_async_context(_guarded(lifespan))
         yield
+
+
+@asynccontextmanager
+async def _guarded(lifespan: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(lifespan)
+        except Exception:
+            log.exception("cortex_lifespan %r did not start", lifespan)
+        yield
+        try:
+            await stack.aclose()
+        except Exception:
+            log.exception("cortex_lifespan %r did not end well", lifespan)
 
 
 async def until_signal() -> str:

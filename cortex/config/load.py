@@ -18,6 +18,7 @@ import attrs
 import tomlkit
 import tomlkit.exceptions
 from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, transform_error
+from cattrs.gen import make_dict_structure_fn, mapping_structure_factory
 
 from cortex.config.schema import (
     Address,
@@ -42,6 +43,19 @@ _KINDS: dict[Callable[[Any], object], str] = {
 def environment() -> Mapping[str, str]:
     """Return the process's environment; nothing else in cortex reads it."""
     return os.environ
+
+
+class FromEnvironment(str):
+    """The text of a variable; what it is to be, the place it goes to says."""
+
+    __slots__ = ()
+
+    def value(self) -> Any:
+        """Return it read as TOML, or as it is."""
+        try:
+            return tomlkit.value(self).unwrap()
+        except (tomlkit.exceptions.TOMLKitError, ValueError):
+            return str(self)
 
 
 def cache_dir() -> Path:
@@ -75,6 +89,9 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     config = structure(table, GatewayConfig, where)
     folder = path.parent if path else Path()
     check_neurons(config, where)
+    _at_least(1, config.queue.max_depth, f"{where}: queue.max_depth")
+    _at_least(0, config.queue.max_wait_s, f"{where}: queue.max_wait_s")
+    _at_least(0, config.eviction.min_residency_s, f"{where}: eviction.min_residency_s")
     models_path = folder / config.gateway.models_config
     catalogue = Catalogue()
     if path or models_path.exists():
@@ -88,6 +105,13 @@ def load_catalogue(path: Path) -> Catalogue:
     """Read models.toml."""
     catalogue = structure(_read(path), Catalogue, path.name)
     ids = [model.id for model in catalogue.models]
+    for number, model in enumerate(catalogue.models):
+        at = f"{path.name}: models[{number}]"
+        _at_least(1, len(model.id), f"{at}.id", "length ")
+        _at_least(1, model.min_devices, f"{at}.min_devices")
+        _at_least(0, model.min_device_vram_mb, f"{at}.min_device_vram_mb")
+        _at_least(0, model.vram_mb or 0, f"{at}.vram_mb")
+        _at_least(0, model.context or 0, f"{at}.context")
     for model_id in ids:
         if ids.count(model_id) > 1:
             raise ConfigError(f"{path.name}: models: {model_id!r} is listed twice")
@@ -95,6 +119,11 @@ def load_catalogue(path: Path) -> Catalogue:
         if alias in ids:
             raise ConfigError(f"{path.name}: aliases.{alias}: is also the id of a model")
     return catalogue
+
+
+def _at_least(least: float, value: float, where: str, what: str = "") -> None:
+    if value < least:
+        raise ConfigError(f"{where}: expected {what}at least {least}, got {value:g}")
 
 
 def load_neuron(path: Path | None) -> NeuronConfig:
@@ -131,12 +160,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path.name}: line {error.line}, column {error.col}: {_said(error)}"
         ) from None
-    except (OSError, UnicodeDecodeError, tomlkit.exceptions.TOMLKitError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomlkit.exceptions.TOMLKitError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def _said(error: tomlkit.exceptions.ParseError) -> str:
-    return str(error).rpartition(" at line ")[0] or str(error)
+    said = str(error).rpartition(" at line ")[0] or str(error)
+    return "Unexpected end of file" if "'\\x00'" in said else said
 
 
 def check_neurons(config: GatewayConfig, where: str) -> None:
@@ -151,9 +183,16 @@ def check_neurons(config: GatewayConfig, where: str) -> None:
         at = f"{where}: neurons[{number}]"
         if names.count(neuron.name) > 1:
             raise ConfigError(f"{at}.name: {neuron.name!r} is taken by another neuron")
-        url = urlsplit(neuron.endpoint)
-        if url.scheme != "http" or not url.hostname:
+        if not _is_endpoint(neuron.endpoint):
             raise ConfigError(f"{at}.endpoint: expected http://host:port, got {neuron.endpoint!r}")
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme == "http" and bool(url.hostname) and url.port != 0
+    except ValueError:  # of the port
+        return False
 
 
 def _plugin_settings(settings: PluginSettings, folder: Path) -> PluginSettings:
@@ -179,14 +218,15 @@ def _override(table: dict[str, Any], prefix: str, cls: type[Any]) -> None:
         inner = table
         for key in keys[:-1]:
             inner = inner.setdefault(key, {})
-        try:
-            inner[keys[-1]] = tomlkit.value(value).unwrap()
-        except tomlkit.exceptions.TOMLKitError:
-            inner[keys[-1]] = value
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{name}: {key} is no table, but {_shown(inner)}")
+        inner[keys[-1]] = FromEnvironment(value)
 
 
 def _strict(kind: Callable[[Any], object]) -> Callable[[Any, Any], Any]:
     def hook(value: Any, _: Any) -> Any:
+        if isinstance(value, FromEnvironment):
+            value = str(value) if kind is str else value.value()
         if type(value) is kind or (kind is float and type(value) is int):
             return kind(value)
         raise ValueError(f"expected {_KINDS[kind]}, got {_shown(value)}")
@@ -206,6 +246,8 @@ def _list_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
     structure_items = converter.get_structure_hook(list[get_args(cls)[0]])  # type: ignore[misc]
 
     def hook(value: Any, _: Any) -> Any:
+        if isinstance(value, FromEnvironment):
+            value = value.value()
         if not isinstance(value, list):
             raise ValueError(f"expected a list, got {_shown(value)}")  # noqa: TRY004 - collected
         return get_origin(cls)(structure_items(value, cls))
@@ -220,6 +262,24 @@ def _one_of(cls: Any) -> Callable[[Any, Any], Any]:
         if value in known:
             return value
         raise ValueError(f"expected {' or '.join(map(repr, known))}, got {_shown(value)}")
+
+    return hook
+
+
+def _is_table(cls: Any) -> bool:
+    return attrs.has(cls) or get_origin(cls) is Mapping
+
+
+def _table_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    make = make_dict_structure_fn if attrs.has(cls) else mapping_structure_factory
+    structure_table: Callable[[Any, Any], Any] = make(cls, converter)
+
+    def hook(value: Any, wanted: Any) -> Any:
+        if isinstance(value, FromEnvironment):
+            value = value.value()
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expected a table, got {_shown(value)}")  # noqa: TRY004 - collected
+        return structure_table(value, wanted)
 
     return hook
 
@@ -277,6 +337,7 @@ def _make_converter() -> Converter:
         converter.register_structure_hook(kind, _strict(kind))
     converter.register_structure_hook_factory(_is_list)(_list_of)
     converter.register_structure_hook_factory(_is_choice)(_one_of)
+    converter.register_structure_hook_factory(_is_table)(_table_of)
     converter.register_structure_hook(Address, _from_string(Address.parse))
     converter.register_structure_hook(Path, _from_string(Path))
     return converter

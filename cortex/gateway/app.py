@@ -68,8 +68,7 @@ class Gateway:
         )
         self._router = Router(self.nodes, self.loads, strategy, config.queue.max_wait_s)
         self._admin = Admin(nodes=self.nodes, names=self.names, loads=self.loads, plugins=plugins)
-        hook = plugins.manager.hook
-        hook.cortex_register_collectors(registry=self.metrics.registry, role="gateway")
+        plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""

@@ -78,7 +78,7 @@ class Neuron:
         self._dialects = {offer.name: offer.build() for offer in plugins.offers("dialect")}
         self._metrics = CollectorRegistry(auto_describe=False)
         self._metrics.register(NeuronCollector(self))
-        plugins.manager.hook.cortex_register_collectors(registry=self._metrics, role="neuron")
+        plugins.gather("cortex_register_collectors", registry=self._metrics, role="neuron")
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
