@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import uuid
+import random
 from time import monotonic, perf_counter
 from typing import Annotated, Literal
 
@@ -183,4 +183,4 @@ def splice(body: bytes, model: str) -> bytes:
 
 def request_id(request: web.Request) -> str:
     """Return the client's request id, or a new one."""
-    return request.headers.get("x-request-id") or uuid.uuid4().hex
+    return request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"

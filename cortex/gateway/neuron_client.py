@@ -9,6 +9,7 @@ closed.
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -33,6 +34,10 @@ class Receiver(Protocol):
     def on_headers_complete(self) -> None: ...
     def on_body(self, data: bytes) -> None: ...
     def on_message_complete(self) -> None: ...
+    def flush(self) -> None:
+        """Take note that one read has been parsed."""
+        ...
+
     def connection_lost(self, error: Exception | None) -> None: ...
 
 
@@ -61,12 +66,14 @@ class Connection(asyncio.Protocol):
         self._receiver = None
 
     def data_received(self, data: bytes) -> None:
-        if self._receiver is None:
+        if (receiver := self._receiver) is None:
             self.abort()
             return
         try:
             self.parser.feed_data(data)
+            receiver.flush()
         except httptools.HttpParserError as error:
+            receiver.flush()
             ours = isinstance(error, httptools.HttpParserCallbackError)
             self._lose((ours and error.__context__) or error)
             self.abort()
@@ -149,15 +156,15 @@ class NeuronClient:
         Raises:
             UpstreamUnreachable: The neuron takes no connection within `CONNECT_TIMEOUT_S`.
         """
-        loop = asyncio.get_running_loop()
         while self._idle and not fresh:
             connection = self._idle.pop()
-            if connection.usable and loop.time() - connection.idle_since < MAX_IDLE_S:
+            if connection.usable and monotonic() - connection.idle_since < MAX_IDLE_S:
                 connection.reused = True
                 return connection
             connection.abort()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                loop = asyncio.get_running_loop()
                 _, connection = await loop.create_connection(Connection, self._host, self._port)
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable(
@@ -169,7 +176,7 @@ class NeuronClient:
         """Keep a connection for the next request."""
         connection.finish()
         if connection.usable and len(self._idle) < MAX_IDLE:
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = monotonic()
             self._idle.append(connection)
         else:
             connection.abort()

@@ -82,6 +82,7 @@ class Exchange:
         self._usage_header = b""
         self._tail = b""
         self._kept = b""
+        self._out: list[bytes] = []
         self._finished = False
         self._keeps_upstream = False
         self._connection: Connection | None = None
@@ -157,7 +158,7 @@ class Exchange:
             self._framing,
         )
         self._writer.output_size += len(head)  # see `cortex.web.answer_errors`
-        self._client.write(head)
+        self._out.append(head)
 
     def on_body(self, data: bytes) -> None:
         if self.refused:
@@ -167,24 +168,34 @@ class Exchange:
             self.first_byte_s = perf_counter()
         self.events += data.count(b"data: ")
         self._tail = (self._tail + data)[-TAIL_BYTES:]
-        self._client.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def on_message_complete(self) -> None:
+        if self._chunked and not self.refused:
+            self._out.append(b"0\r\n\r\n")
+        self._finished = True
+        self._woken.set()
+
+    # What the connection says.
+
+    def flush(self) -> None:
+        """Write what one read brought at once; wait if the client falls behind."""
+        if not self._out:
+            return
+        self._client.write(b"".join(self._out))
+        self._out.clear()
         if self._client.get_write_buffer_size() > HIGH_WATER_BYTES:
             assert self._connection is not None  # noqa: S101 - set by run
             assert self._connection.transport is not None  # noqa: S101 - it just spoke
             self._connection.transport.pause_reading()
             self._woken.set()
 
-    def on_message_complete(self) -> None:
-        if self._chunked and not self.refused:
-            self._client.write(b"0\r\n\r\n")
-        self._finished = True
-        self._woken.set()
-
     def connection_lost(self, error: Exception | None) -> None:
         if self._finished:
             return
         if self.status and error is None and self._ends_with_connection:
             self.on_message_complete()
+            self.flush()
             return
         self.failed = error or ConnectionResetError("the neuron closed the connection")
         self._woken.set()
