@@ -123,7 +123,8 @@ def test_an_unknown_argument_is_a_failure_that_names_it(site):
     assert failures(site.plugins("bad")) == [
         (
             "plugin 'bad' (cortex-bad): hook cortex_register_routing_strategies:"
-            " Argument(s) {'wrong'} are declared in the hookimpl but can not be found in the hookspec"
+            " Argument(s) {'wrong'} are declared in the hookimpl"
+            " but can not be found in the hookspec"
         )
     ]
 

@@ -25,12 +25,17 @@ class LeastRecentlyUsed:
 def oldest_first(need_bytes: int, loaded: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
     """Return the longest unused that together free *need_bytes*; nothing if all cannot."""
     gone: list[LoadedModel] = []
+    spare = -need_bytes
     for model in sorted(loaded, key=lambda m: m.last_used):
-        if need_bytes <= 0:
+        if spare >= 0:
             break
         gone.append(model)
-        need_bytes -= model.used_bytes
-    return gone if need_bytes <= 0 else []
+        spare += model.used_bytes
+    for model in reversed(gone[:-1]):  # the last one is needed; one before it may not be
+        if model.used_bytes <= spare:
+            gone.remove(model)
+            spare -= model.used_bytes
+    return gone if spare >= 0 else []
 
 
 @hookimpl
