@@ -34,7 +34,9 @@ def decode(decoder: Callable[[bytes], T], body: bytes) -> T:
 
 def explain(said: str) -> InvalidRequest:
     """Turn msgspec's ``Expected `str`, got `int` - at `$.messages[2].content``` into our error."""
-    problem, _, path = said.partition(" - at `$")
+    problem, at, path = said.rpartition(" - at `$")
+    if not at:
+        problem, path = said, ""
     param = path.rstrip("`").lstrip(".")
     if missing := re.search(r"missing required field `(\w+)`", problem):
         name = ".".join(filter(None, [param, missing[1]]))

@@ -75,6 +75,7 @@ class WireRequest(msgspec.Struct):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     audio: Any = None
+    modalities: list[str] | None = None
 
 
 _decode = msgspec.json.Decoder(WireRequest).decode
@@ -140,6 +141,7 @@ def refuse_unsupported(wire: WireRequest) -> None:
         "frequency_penalty": bool(wire.frequency_penalty),
         "presence_penalty": bool(wire.presence_penalty),
         "audio": wire.audio is not None,
+        "modalities": wire.modalities not in (None, [], ["text"]),
     }
     for param, is_asked in asked.items():
         if is_asked:
@@ -265,13 +267,13 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 def error_object(error: CortexError) -> dict[str, Any]:
     """Render an error's cause; figures ride beside the standard members."""
-    return {
+    said = {
         "message": str(error),
         "type": error.type,
         "code": error.code,
         "param": error.param,
-        **error.details,
     }
+    return {**said, **error.details, **said}
 
 
 def stream_error(error: CortexError) -> bytes:
