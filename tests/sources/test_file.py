@@ -57,7 +57,7 @@ def source(models: Path) -> FileSource:
         ("owner/quants", None, "q8_0", "owner/quants/x-Q8_0.gguf", "gguf", 40),
     ],
 )
-def test_weights_on_the_disk_are_found(  # noqa: PLR0917 - a table
+def test_weights_on_the_disk_are_found(
     source, models, reports, model_id, key, quant, path, format_, size
 ):
     key = key.format(models=models) if key else None
@@ -111,9 +111,7 @@ def test_without_paths_an_id_says_what_to_set(models, reports):
         ("big-Q8_0.gguf", "Q4_0", QuantNotFound, "nearest is Q8_0"),
     ],
 )
-def test_a_place_without_the_weights_says_so(  # noqa: PLR0917 - a table
-    source, models, reports, place, quant, error, says
-):
+def test_a_place_without_the_weights_says_so(source, models, reports, place, quant, error, says):
     spec = ModelSpec(id="m", source=f"file:{models}/{place}", quant=quant)
     with pytest.raises(error, match=says):
         source.fetch(spec, reports)
