@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -9,6 +10,8 @@ from cortex.config.schema import DefaultModel
 from cortex.errors import CortexError
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Activation, FailedActivation
+
+log = logging.getLogger(__name__)
 
 
 class Activator:
@@ -36,6 +39,10 @@ class Activator:
                 await load(spec)
             except CortexError as error:
                 self._failed.append(FailedActivation(model_id=spec.id, error=str(error)))
+            except Exception as error:
+                log.exception("load of %s", spec.id)
+                cause = f"{type(error).__name__}: {error}"
+                self._failed.append(FailedActivation(model_id=spec.id, error=cause))
             else:
                 self._completed.append(spec.id)
         self._in_progress = None

@@ -97,10 +97,9 @@ class Neuron:
         return app
 
     async def refresh(self) -> None:
-        """Keep the devices' figures fresh, in a thread: a driver may take its time."""
+        """Keep the devices' figures fresh."""
         while True:
-            fresh = await asyncio.to_thread(discovery.read, self._host.devices)
-            self.models.devices = fresh
+            await self.models.refresh()
             await asyncio.sleep(REFRESH_S)
 
     async def load(self, spec: ModelSpec, device: int | None = None, wait: bool = True) -> Any:
@@ -148,7 +147,7 @@ class Neuron:
         token = self._config.token
         if token is not None and request.path not in OPEN:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.encode()):
+            if not hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode()):
                 raise NotAuthenticated("this neuron wants its token as a bearer")
         response: web.StreamResponse = await handler(request)
         return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from time import time
@@ -17,6 +18,7 @@ from cortex.web import read_body
 from cortex.wire import encode
 
 KEEP_ALIVE_S = 5.0
+log = logging.getLogger(__name__)
 
 
 async def serve(
@@ -39,7 +41,7 @@ async def serve(
     try:
         started = await anext(events)  # ends with the worker at the latest
         if not chat.stream:
-            body, usage = await whole(events, encoder)
+            body, usage = await whole(started, events, encoder)
             headers["x-cortex-usage"] = encode(usage).decode()
             return web.Response(body=body, content_type=encoder.content_type, headers=headers)
         response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache"})
@@ -61,15 +63,19 @@ async def serve(
         await events.aclose()
 
 
-async def whole(events: AsyncIterator[ChatEvent], encoder: ReplyEncoder) -> tuple[bytes, Usage]:
+async def whole(
+    started: ChatEvent, events: AsyncIterator[ChatEvent], encoder: ReplyEncoder
+) -> tuple[bytes, Usage]:
     """Return the body of an answer that is not streamed; what breaks it is raised."""
-    body, usage = b"", Usage()
+    body, usage = encoder.feed(started), None
     async for event in events:
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Finished):
             usage = event.usage
         body += encoder.feed(event)
+    if usage is None:
+        raise CortexError("the answer broke off")
     return body, usage
 
 
@@ -89,6 +95,9 @@ async def paced(
             event = coming.result()
         except CortexError as error:
             event = Failed(error)
+        except Exception:
+            log.exception("a harness failed in the middle of an answer")
+            event = Failed(CortexError("internal error; the log has the cause"))
         finally:
             if not coming.done():
                 coming.cancel()

@@ -2,7 +2,8 @@
 The models of this node: one table, written on the event loop only.
 
 A load is single-flight: a second caller joins the one under way, and a caller that leaves does not
-stop it.  Every change of status is published.
+stop it; the same goes for an unload, and a load waits until it is over.  Every change of status is
+published.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cortex.errors import (
 )
 from cortex.fleet.model import Checkpoint, ModelSpec, Progress, RunningModel, Status
 from cortex.fleet.node import Device, DeviceState, Limit, NodeModel, Servable
+from cortex.neuron import discovery
 
 MIB = 1 << 20
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Entry:
     error: CortexError | None = None
     running: RunningModel | None = None
     job: asyncio.Task[None] | None = None
+    leaving: asyncio.Task[None] | None = None
     load_s: float = 0.0
     last_used: float = attrs.field(factory=monotonic)
 
@@ -88,6 +91,13 @@ class Models:
         for task in self._background:
             task.cancel()
 
+    async def refresh(self) -> None:
+        """Read the devices' figures, in a thread: a driver may take its time."""
+        try:
+            self.devices = await asyncio.to_thread(discovery.read, self.devices)
+        except Exception:
+            log.exception("the devices do not say how they are")
+
     def device_changed(self, index: int, state: DeviceState) -> None:
         if self.device_states.get(index, "ok") != state:
             log.warning("device %s: %s", index, state)
@@ -119,7 +129,8 @@ class Models:
         Raises:
             CortexError: Why it cannot be loaded.
         """
-        entry = self._entries.get(spec.id)
+        while (entry := self._entries.get(spec.id)) is not None and entry.leaving is not None:
+            await asyncio.wait({entry.leaving})
         if entry is None or entry.status in ("failed", "unloaded"):
             if spec.min_devices > 1:
                 raise TensorParallelNotSupported(
@@ -130,7 +141,7 @@ class Models:
             entry.job = self.spawn(self._load(entry), f"load {spec.id}")
             self._set(entry, "loading")
         if wait and entry.job is not None:
-            await asyncio.shield(entry.job)
+            await asyncio.wait({entry.job})
             if entry.error is not None:
                 raise entry.error
         return entry
@@ -148,10 +159,12 @@ class Models:
         try:
             harness = self.harnesses[entry.harness]
             checkpoint = await self._fetch(entry) if harness.needs_weights else None
+            await self.refresh()
             self._check_room(entry, checkpoint)
             entry.running = await harness.load(
                 entry.spec, checkpoint, entry.device, self._reporter(entry)
             )
+            await self.refresh()
         except CortexError as error:
             entry.error = error
         except asyncio.CancelledError:
@@ -166,7 +179,8 @@ class Models:
             entry.last_used = monotonic()
             if entry.error is not None:
                 log.error("load of %s failed: %s", entry.spec.id, entry.error)
-            self._set(entry, "failed" if entry.error else "loaded")
+            if entry.leaving is None:
+                self._set(entry, "failed" if entry.error else "loaded")
 
     async def _fetch(self, entry: Entry) -> Checkpoint:
         """Run the source in a thread of its own; the thread ends when the load does."""
@@ -215,18 +229,28 @@ class Models:
             ModelBusy: It has requests in flight, or is loading, and *force* is not set.
         """
         entry = self.entry(model_id)
-        stats = self.harnesses[entry.harness].stats(model_id)
-        in_flight = stats.in_flight + stats.queue_depth
-        if (in_flight or entry.job) and not force:
-            doing = f"has {in_flight} requests in flight" if in_flight else "is loading"
-            raise ModelBusy(f"{model_id} {doing}", details={"in_flight": in_flight})
-        if entry.job is not None:
-            entry.job.cancel()
-        self._set(entry, "unloading")
-        await self.harnesses[entry.harness].unload(model_id)
-        if self._entries.get(model_id) is entry:
-            del self._entries[model_id]
-        self._set(entry, "unloaded")
+        if entry.leaving is None:
+            stats = self.harnesses[entry.harness].stats(model_id)
+            in_flight = stats.in_flight + stats.queue_depth
+            if (in_flight or entry.job) and not force:
+                doing = f"has {in_flight} requests in flight" if in_flight else "is loading"
+                raise ModelBusy(f"{model_id} {doing}", details={"in_flight": in_flight})
+            entry.leaving = self.spawn(self._unload(entry), f"unload {model_id}")
+            self._set(entry, "unloading")
+        await asyncio.wait({entry.leaving})
+
+    async def _unload(self, entry: Entry) -> None:
+        try:
+            if entry.job is not None:
+                entry.job.cancel()
+                await asyncio.wait({entry.job})  # it ends at once
+            await self.harnesses[entry.harness].unload(entry.spec.id)
+            await self.refresh()
+        except Exception:
+            log.exception("unload of %s", entry.spec.id)
+        finally:
+            del self._entries[entry.spec.id]
+            self._set(entry, "unloaded")
 
     def _set(self, entry: Entry, status: Status) -> None:
         entry.status = status

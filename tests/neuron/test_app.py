@@ -1,0 +1,477 @@
+"""The neuron's API: shapes, single-flight loads, tokens, and who is at fault."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import attrs
+import pytest
+
+import cortex
+from cortex.chat.events import ChatEvent, Started, TextDelta
+from cortex.errors import InsufficientVram
+from cortex.fleet.model import ModelStats, RunningModel
+from cortex.testing import until
+from tests.neuron.serving import program, serving
+
+
+async def test_health_discovery_and_models_have_their_shapes():
+    async with serving() as node:
+        await node.load("m")
+        health = await node.get("/health")
+        found = await node.get("/discovery")
+        [model] = await node.get("/models")
+
+    assert (health["status"], health["version"]) == ("ok", cortex.__version__)
+    assert health["uptime_secs"] >= 0
+    assert health["activation"] == {
+        "state": "ready",
+        "pending": [],
+        "in_progress": None,
+        "completed": [],
+        "failed": [],
+    }
+    device = health["devices"][0]
+    assert device["vram_total_mb"] >= device["vram_free_mb"] > 0
+    assert {"index", "kind", "name", "vram_used_mb", "utilization_pct", "temp_c"} <= device.keys()
+    assert device["state"] == "ok"
+    [row] = health["models"]
+    assert (row["id"], row["state"], row["in_flight"], row["queue_depth"]) == ("m", "loaded", 0, 0)
+    assert (found["harnesses"], found["dialects"]) == (["echo"], ["openai-chat"])
+    assert {"hostname", "os", "kernel", "version", "cuda_version", "driver_version"} <= found.keys()
+    assert found["devices"][0]["vram_total_mb"] == device["vram_total_mb"]
+    assert (model["id"], model["harness"], model["status"]) == ("m", "echo", "loaded")
+    assert model["limit"] == {"context": 4096, "output": 4096}
+    assert model["servable"] == {"ok": True, "reason": None}
+    assert model["capabilities"] == ["text"]
+    assert (model["progress"], model["stage"]) == (None, None)
+
+
+async def test_a_load_answers_when_it_is_done():
+    async with serving(used_mb=5) as node:
+        answer = await node.load("m", context=77)
+        assert answer == {
+            "status": "loaded",
+            "model_id": "m",
+            "load_s": answer["load_s"],
+            "vram_used_mb": 5,
+        }
+        assert (await node.get("/models"))[0]["limit"]["context"] == 77
+        assert (await node.load("m"))["status"] == "loaded"
+
+
+async def test_a_load_nobody_waits_for_is_202_and_can_be_followed():
+    async with serving(load_s=0.5) as node:
+        answer = await node.load("m", 202, wait=False)
+        assert answer == {"status": "loading", "model_id": "m"}
+        [model] = await node.get("/models")
+        assert (model["status"], model["servable"]["ok"]) == ("loading", False)
+        await node.chat("m", status=404)
+
+        assert (await node.load("m"))["status"] == "loaded"
+        assert (await node.load("m", wait=False))["status"] == "loaded"
+
+
+async def test_who_asks_for_a_load_under_way_joins_it():
+    async with serving(load_s=0.3) as node:
+        answers = await asyncio.gather(*(node.load("m") for _ in range(20)))
+
+        assert {answer["status"] for answer in answers} == {"loaded"}
+        assert len({answer["load_s"] for answer in answers}) == 1
+
+
+async def test_a_load_goes_on_when_who_asked_leaves():
+    async with serving(load_s=0.3) as node:
+        asked = asyncio.create_task(node.load("m"))
+        await until(lambda: node.neuron.models.ids() == ["m"])
+        asked.cancel()
+        await asyncio.wait({asked})
+
+        await until(lambda: node.neuron.models.entry("m").status == "loaded")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "message"),
+    [
+        ("/models/load", {}, 400, "missing_required_parameter", "model_id is required"),
+        (
+            *("/models/load", {"model_id": 5}, 400, "invalid_value"),
+            "model_id: expected str, got int",
+        ),
+        (
+            *("/models/load", {"model_id": "m", "harness": "ecko"}, 400, "invalid_value"),
+            "this node has no harness 'ecko' (it has echo)",
+        ),
+        (
+            *("/models/load", {"model_id": "m", "harness": "echo", "devices": [9]}, 503),
+            *("device_unavailable", "there is no device 9; this node has [0]"),
+        ),
+        (
+            *("/models/load", {"model_id": "m", "harness": "echo", "tensor_parallel": 2}, 422),
+            *("tp_not_supported", "harness 'echo' runs a model on one device, not 2"),
+        ),
+        ("/models/unload", {"model_id": "m"}, 404, "model_not_found", "model 'm' is not on this"),
+        (
+            "/models/x/endpoint",
+            None,
+            404,
+            "model_not_found",
+            "model 'x' is not loaded on this node",
+        ),
+        ("/nothing", None, 404, "not_found", "no such path: /nothing"),
+        ("/models/load", None, 405, "method_not_allowed", "/models/load takes POST, not GET"),
+        (
+            *("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": 5}]}),
+            *(400, "invalid_value"),
+            "messages[0].content: expected str | array | null, got int",
+        ),
+        (
+            *("/v1/chat/completions", {"model": "m", "messages": [{"role": "user"}]}),
+            *(404, "model_not_found"),
+            "model 'm' is not loaded on this node (POST /models/load loads it)",
+        ),
+    ],
+)
+async def test_what_cannot_be_done_is_said(path, body, status, code, message):
+    async with serving() as node:
+        ask = node.get(path, status) if body is None else node.post(path, status, **body)
+        error = (await ask)["error"]
+
+    assert error["code"] == code
+    assert error["message"].startswith(message)
+
+
+async def test_a_model_that_does_not_fit_is_507_with_figures_and_can_be_loaded_smaller():
+    async with serving() as node:
+        error = (await node.load("m", 507, vram_mb=10**9))["error"]
+        assert (error["code"], error["needed_mb"]) == ("insufficient_vram", 10**9)
+        assert 0 < error["free_mb"] < 10**9
+        [model] = await node.get("/models")
+        assert (model["status"], model["error"]) == ("failed", error["message"])
+
+        assert (await node.load("m", vram_mb=1))["vram_used_mb"] == 1
+
+
+async def test_a_busy_model_is_unloaded_only_by_force():
+    async with serving(delay_s=0.05) as node:
+        await node.load("m")
+        async with node.streaming("m", "word " * 200) as stream:
+            await stream.content.readuntil(b"word")
+            error = (await node.post("/models/unload", 409, model_id="m"))["error"]
+            assert (error["code"], error["in_flight"]) == ("model_busy", 1)
+            assert error["message"] == "m has 1 requests in flight"
+
+            answer = await node.post("/models/unload", model_id="m", force=True)
+
+            assert answer == {"status": "unloaded", "model_id": "m"}
+            assert await node.get("/models") == []
+
+
+async def test_a_load_that_is_called_off_tells_who_waits():
+    async with serving(load_s=30) as node:
+        waiting = asyncio.create_task(node.load("m", 503))
+        await until(lambda: node.neuron.models.ids() == ["m"])
+        error = (await node.post("/models/unload", 409, model_id="m"))["error"]
+        assert error["message"] == "m is loading"
+
+        await node.post("/models/unload", model_id="m", force=True)
+
+        assert (await waiting)["error"]["message"] == "the load of 'm' was cancelled"
+        assert await node.get("/models") == []
+
+
+class Slow:
+    """A harness of a plugin that takes its time, or fails, as told."""
+
+    needs_weights = False
+
+    def __init__(self, _: object = None) -> None:
+        self.may_unload = asyncio.Event()
+        self.loads = 0
+
+    async def load(self, spec, checkpoint, device, report) -> RunningModel:
+        self.loads += 1
+        if spec.id == "huge":
+            raise InsufficientVram("huge is too large")
+        return RunningModel(used_bytes=0, context=100)
+
+    async def unload(self, model_id: str) -> None:
+        await self.may_unload.wait()
+
+    async def generate(self, request) -> AsyncGenerator[ChatEvent, None]:
+        yield Started(prompt_tokens=1)
+        yield TextDelta("so far")
+        if request.messages[0].text == "stop":
+            return
+        raise RuntimeError("the engine fell over")
+
+    def stats(self, model_id: str) -> ModelStats:
+        return ModelStats()
+
+    async def aclose(self) -> None: ...
+
+
+class SlowPlugin:
+    def __init__(self, harness: Slow) -> None:
+        self.harness = harness
+
+    @cortex.hookimpl
+    def cortex_register_harnesses(self, register):
+        register("slow", lambda _: self.harness)
+
+    @cortex.hookimpl
+    def cortex_choose_harness(self, spec):
+        if spec.id == "cursed":
+            raise RuntimeError("no such luck")
+        return "slow"
+
+
+async def test_a_load_of_a_model_that_is_being_unloaded_waits_and_loads_it():
+    slow = Slow()
+    async with serving(plugins=[SlowPlugin(slow)], harnesses=["slow"]) as node:
+        await node.post("/models/load", model_id="m")
+        unloading = asyncio.create_task(node.post("/models/unload", model_id="m"))
+        await until(lambda: node.neuron.models.entry("m").status == "unloading")
+        loading = asyncio.create_task(node.post("/models/load", model_id="m"))
+        also = asyncio.create_task(node.post("/models/unload", model_id="m"))
+        await asyncio.sleep(0.05)
+        slow.may_unload.set()
+
+        assert (await unloading)["status"] == "unloaded"
+        assert (await loading)["status"] == "loaded"
+        await asyncio.wait({also})
+        assert slow.loads == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("go", "internal error; the log has the cause"),
+        ("stop", "the answer broke off"),
+    ],
+)
+async def test_a_harness_that_breaks_in_a_stream_ends_it_with_an_error_event(content, message):
+    async with serving(plugins=[SlowPlugin(Slow())], harnesses=["slow"]) as node:
+        await node.post("/models/load", model_id="m")
+        async with node.streaming("m", content) as stream:
+            said = await stream.read()
+        assert b"so far" in said
+        assert message.encode() in said.split(b"\n\n")[-2]
+        assert b"[DONE]" not in said
+        assert b"HTTP/1.1" not in said
+
+        error = (await node.chat("m", content, 500))["error"]
+        assert error["message"] == message
+
+
+async def test_a_whole_answer_gets_every_event():
+    async with serving() as node:
+        await node.load("m")
+        seen = []
+        dialect = node.neuron._dialects["openai-chat"]
+        encoder = dialect.encoder
+
+        def watched(*arguments):
+            made = encoder(*arguments)
+            feed = made.feed
+            made.feed = lambda event: (seen.append(type(event).__name__), feed(event))[1]
+            return made
+
+        dialect.encoder = watched
+        await node.chat("m", "a b")
+
+    assert seen == ["Started", "TextDelta", "TextDelta", "Finished"]
+
+
+async def test_a_default_model_that_fails_is_recorded_and_the_others_are_loaded():
+    names = {"huge": None, "cursed": None, "a": "slow", "b": None}
+    plugin = SlowPlugin(Slow())
+    async with serving(plugins=[plugin], harnesses=["slow"], default_models=names) as node:
+        await until(lambda: node.neuron.activator.state.state == "ready")
+        state = (await node.get("/health"))["activation"]
+
+    assert state == {
+        "state": "ready",
+        "pending": [],
+        "in_progress": None,
+        "completed": ["a", "b"],
+        "failed": [
+            {"model_id": "huge", "error": "huge is too large"},
+            {"model_id": "cursed", "error": "RuntimeError: no such luck"},
+        ],
+    }
+
+
+async def test_a_token_is_wanted_on_every_path_but_health():
+    async with serving(token="s€cret") as node:
+        await node.get("/models")
+        wrong = [b"Bearer wrong", b"Bearer \xff\xfe", b"", "Bearer s€cret".encode()[:-1]]
+        for value in wrong:
+            reader, writer = await asyncio.open_connection(node.address.host, node.address.port)
+            head = b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            writer.write(head + b"Authorization: " + value + b"\r\n\r\n")
+            async with asyncio.timeout(5):
+                said = await reader.read()
+            assert said.startswith(b"HTTP/1.1 401 "), value
+            assert b"this neuron wants its token as a bearer" in said
+            writer.close()
+        assert (await node.get("/health", Authorization=""))["status"] == "ok"
+        await node.get("/v1/models", 401, Authorization="")
+        await node.get("/nothing", 401, Authorization="")
+
+
+async def test_events_begin_with_a_snapshot_and_tell_every_change():
+    async with serving() as node, node.events() as first:
+        name, snapshot = await first.next()
+        assert (name, snapshot["models"], snapshot["health"]["status"]) == ("snapshot", [], "ok")
+
+        await node.load("m")
+        loading = await first.until("model")
+        assert (loading["id"], loading["status"]) == ("m", "loading")
+        progress = await first.until("load_progress")
+        assert (progress["id"], progress["stage"]) == ("m", "loading")
+        await first.until("model", status="loaded")
+
+        async with node.events() as second:
+            name, snapshot = await second.next()
+            assert [model["id"] for model in snapshot["models"]] == ["m"]
+
+        await node.post("/models/unload", model_id="m")
+        await first.until("model", status="unloading")
+        await first.until("model", status="unloaded")
+        node.neuron.models.device_changed(0, "poisoned")
+        assert await first.until("device") == {"index": 0, "state": "poisoned"}
+        assert (await node.get("/health"))["status"] == "degraded"
+
+
+async def test_a_listener_that_leaves_is_forgotten():
+    async with serving() as node:
+        async with node.events() as listener:
+            await listener.next()
+            assert len(node.neuron.events._listeners) == 1
+        await until(lambda: not node.neuron.events._listeners)
+
+
+async def test_a_client_that_leaves_ends_its_generation():
+    async with serving(delay_s=0.02) as node:
+        await node.load("m")
+        async with node.streaming("m", "word " * 500) as stream:
+            await stream.content.readuntil(b"word")
+            stream.close()
+        echo = node.neuron.models.harnesses["echo"]
+        await until(lambda: echo.stats("m").in_flight == 0, 2)
+
+        whole = asyncio.create_task(node.chat("m", "word " * 500))
+        await until(lambda: echo.stats("m").in_flight == 1)
+        whole.cancel()
+        await until(lambda: echo.stats("m").in_flight == 0, 2)
+
+
+async def test_usage_is_given_to_who_asks_for_it():
+    async with serving() as node:
+        await node.load("m")
+        async with node.streaming("m", "a b c", **{"x-cortex-usage": "1"}) as stream:
+            said = await stream.read()
+            assert stream.headers["x-cortex-node"]
+        [line] = [line for line in said.split(b"\n") if line.startswith(b": cortex-usage ")]
+        usage = json.loads(line.removeprefix(b": cortex-usage "))
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 3)
+        async with node.streaming("m", "a b c") as stream:
+            assert b"cortex-usage" not in await stream.read()
+        assert said.index(line) < said.index(b'"finish_reason":"stop"')
+
+
+async def test_metrics_are_exposed():
+    async with serving() as node:
+        await node.load("m")
+        await node.chat("m", "a b c")
+        async with node.client.get(node.url + "/metrics") as response:
+            said = await response.text()
+
+    assert 'cortex_model_generated_tokens_total{model="m"} 3.0' in said
+    assert 'cortex_device_ok{device="0"} 1.0' in said
+
+
+async def test_room_is_judged_by_what_is_free_now(monkeypatch):
+    async with serving() as node:
+        before = node.neuron.models.devices
+        full = tuple(attrs.evolve(device, vram_free_mb=1) for device in before)
+        node.neuron.models.devices = full  # as read a moment ago
+
+        await node.load("m", vram_mb=2)
+
+        monkeypatch.setattr("cortex.neuron.discovery.read", lambda _: full)
+        error = (await node.load("n", 507, vram_mb=2))["error"]
+        assert error["code"] == InsufficientVram.code
+
+
+ECHO = 'harnesses = ["echo"]\n[harness.echo]\n'
+
+
+async def test_it_answers_at_once_while_it_warms_up(tmp_path):
+    text = '[[default_models]]\nmodel_id = "m"\nharness = "echo"\n'
+    text = f'harnesses = ["echo"]\n{text}[harness.echo]\nload_s = 3\n'
+    async with program(tmp_path, text) as node:
+        health = await node.get("/health")
+
+        assert health["activation"]["state"] == "pre_warming"
+        assert health["activation"]["in_progress"] == "m"
+        assert (await node.get("/models"))[0]["status"] == "loading"
+
+
+async def test_sigterm_lets_running_requests_end_and_then_exits_0(tmp_path):
+    async with program(tmp_path, ECHO + "delay_s = 0.05") as node:
+        await node.load("m")
+        async with node.streaming("m", "word " * 20) as stream, node.events() as listener:
+            await stream.content.readuntil(b"word")
+            await listener.next()
+            node.process.terminate()
+            said = await stream.read()
+            await listener.rest()
+
+        assert said.endswith(b"data: [DONE]\n\n")
+        async with asyncio.timeout(5):
+            assert await node.process.wait() == 0
+
+
+async def test_sigterm_while_a_model_loads_exits_soon(tmp_path):
+    async with program(tmp_path, ECHO + "load_s = 60") as node:
+        await node.load("m", 202, wait=False)
+        node.process.terminate()
+        async with asyncio.timeout(5):
+            assert await node.process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("harnesses = ['ecko']", [], "bad.toml: harnesses: no harness is called 'ecko'"),
+        (
+            ECHO + "delay = 1",
+            *([], "bad.toml: harness.echo: delay: unknown key (did you mean 'delay_s'?)"),
+        ),
+        (ECHO, ["--listen", "nowhere"], "--listen: expected host:port, got 'nowhere'"),
+    ],
+)
+async def test_what_cannot_start_exits_2_with_one_sentence(tmp_path, text, more, message):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(AssertionError, match=r"cortex neuron: ") as caught:
+        async with program(tmp_path, text, "neuron", "--config", str(path), *more):
+            pass
+
+    said = [line for line in str(caught.value).split("\n") if line.startswith("cortex neuron")]
+    assert said[0].startswith(f"cortex neuron: {message}")
+
+
+async def test_a_port_in_use_exits_2_with_one_sentence(tmp_path):
+    async with serving() as taken:
+        with pytest.raises(AssertionError) as caught:
+            async with program(tmp_path, ECHO, "neuron", "--listen", str(taken.address)):
+                pass
+
+    said = f"cortex neuron: cannot listen on {taken.address}: address already in use"
+    assert said in str(caught.value)
+    assert "Traceback" not in str(caught.value)
