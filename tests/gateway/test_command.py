@@ -1,0 +1,145 @@
+"""``cortex serve`` as a program: it starts, says why it cannot, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from cortex.testing import FakeNeuron, until
+from tests.gateway.running import Wire, chat
+from tests.neuron.serving import program
+
+HERE = '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n'
+
+
+def config(folder, *nodes: FakeNeuron, more: str = "") -> str:
+    (folder / "models.toml").write_text('[[models]]\nid = "m"\n')
+    entries = (
+        f'[[neurons]]\nname = "n{number}"\nendpoint = "{node.endpoint}"\n'
+        for number, node in enumerate(nodes)
+    )
+    return HERE + more + "".join(entries)
+
+
+async def test_it_serves_and_shows_its_metrics(tmp_path):
+    async with FakeNeuron() as node, program(tmp_path, config(tmp_path, node), "serve") as gateway:
+        line = (await gateway.process.stdout.readline()).decode()
+        metrics = line.removeprefix("metrics on ").strip()
+        body = json.loads(chat("m"))
+        answer = await gateway.post("/v1/chat/completions", **body)
+        assert answer["choices"][0]["message"]["content"] == "one two three"
+        assert (await gateway.get("/health"))["status"] == "ok"
+
+        async with gateway.client.get(metrics) as response:
+            said = await response.text()
+        assert 'cortex_requests_total{model="m",node="n0",outcome="ok",status="200"} 1.0' in said
+        assert 'cortex_cold_starts_total{model="m",node="n0"} 1.0' in said
+        assert 'cortex_tokens_total{kind="completion",model="m",node="n0"} 3.0' in said
+        async with gateway.client.get(metrics.replace("/metrics", "/healthz")) as response:
+            assert (response.status, await response.text()) == (200, "ok\n")
+        async with gateway.client.get(metrics.replace("/metrics", "/x")) as response:
+            assert response.status == 404
+
+
+async def test_it_starts_without_its_neurons_and_soon(tmp_path):
+    async with FakeNeuron() as node:
+        pass
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        text = config(tmp_path, node)
+        text += (
+            f'[[neurons]]\nname = "x"\nendpoint = "http://127.0.0.1:{silent.getsockname()[1]}"\n'
+        )
+        async with program(tmp_path, text, "serve") as gateway:
+            health = await gateway.get("/health")
+
+    assert health == {
+        "status": "impaired",
+        "nodes": {"healthy": 0, "total": 2},
+        "unservable": [],
+    }
+
+
+async def test_sigterm_lets_running_streams_end_and_exits_0(tmp_path):
+    async with FakeNeuron(["m"]) as node:
+        node.answer, node.token_s = "word " * 20, 0.05
+        async with program(tmp_path, config(tmp_path, node), "serve") as gateway:
+            async with gateway.streaming("m", "hi") as stream:
+                await stream.content.readuntil(b"word")
+                gateway.process.terminate()
+                said = await stream.read()
+            async with asyncio.timeout(5):
+                assert await gateway.process.wait() == 0
+
+    assert said.endswith(b"data: [DONE]\n\n")
+
+
+async def test_sigterm_while_a_load_goes_on_exits_soon(tmp_path):
+    async with FakeNeuron() as node:
+        node.may_load.clear()
+        async with program(tmp_path, config(tmp_path, node), "serve") as gateway:
+            async with await Wire.to(gateway.address) as client:
+                client.post(chat("m"))
+                await until(lambda: node.counts["load"] == 1)
+            gateway.process.terminate()
+            async with asyncio.timeout(5):
+                assert await gateway.process.wait() == 0
+
+
+async def test_a_gateway_that_was_killed_finds_everything_again_and_loads_nothing(tmp_path):
+    async with FakeNeuron() as node:
+        text = config(tmp_path, node)
+        for how in ("cold-load", "loaded"):
+            async with program(tmp_path, text, "serve") as gateway:
+                body = chat("m")
+                url = f"{gateway.url}/v1/chat/completions"
+                async with gateway.client.post(url, data=body) as response:
+                    assert response.headers["x-cortex-route"] == how
+                gateway.process.kill()
+
+    assert node.counts["load"] == 1
+
+
+@pytest.mark.parametrize("option", ["--listen", "--metrics-listen"])
+async def test_a_port_in_use_exits_2_with_one_sentence(tmp_path, option):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AssertionError) as caught:
+            async with program(tmp_path, config(tmp_path), "serve", option, address):
+                pass
+
+    [said] = [line for line in str(caught.value).split("\n") if line.startswith("cortex serve")]
+    assert said.lower().startswith(f"cortex serve: cannot listen on {address}: address already in")
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "message"),
+    [
+        ("", ["--neuron", "beast"], "command line: neurons[0].endpoint: expected http://host:port"),
+        ("", ["--listen", "x"], "--listen: expected host:port, got 'x'"),
+        (
+            '[routing]\nstrategy = "lest-loaded"\n',
+            *([], "serve.toml: routing.strategy: no routing strategy is called 'lest-loaded'"),
+        ),
+        (
+            '[eviction]\nstrategy = "x"\n',
+            *([], "serve.toml: eviction.strategy: no eviction policy is called 'x'"),
+        ),
+        ("dialects = []\n", [], "serve.toml: gateway.dialects: at least one is needed"),
+    ],
+)
+async def test_what_cannot_start_exits_2_with_one_sentence(tmp_path, more, options, message):
+    with pytest.raises(AssertionError) as caught:
+        async with program(tmp_path, config(tmp_path, more=more), "serve", *options):
+            pass
+
+    [said] = [line for line in str(caught.value).split("\n") if line.startswith("cortex serve")]
+    assert said.startswith(f"cortex serve: {message}")
+    assert "Traceback" not in str(caught.value)
