@@ -65,7 +65,7 @@ def wrong_python() -> str | None:
     them, or not.
     """
     try:
-        from cortex._built_for import PYTHON  # type: ignore[import-not-found,unused-ignore]
+        from cortex._built_for import PYTHON  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         return None
     if sys.version_info[:2] == PYTHON:
