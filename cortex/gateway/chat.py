@@ -117,7 +117,10 @@ async def serve(
         try:
             await carry(exchange, node, spec.id, compose(request, node, recording.id, body))
         except UpstreamUnreachable as error:
-            nodes.refused(node, str(error))
+            if exchange.was_sent:
+                nodes.failed(node, str(error))
+            else:
+                nodes.refused(node, str(error))
             if attempt == ATTEMPTS:
                 raise
         except Refused:
@@ -155,6 +158,7 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
             await exchange.run(await node.client.acquire(fresh=True), node.client, request)
         if exchange.is_silent:
             raise UpstreamUnreachable(f"node {node.name} died without an answer")
+        node.failures = 0
         if exchange.refused:
             raise Refused
     finally:

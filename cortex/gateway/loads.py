@@ -138,9 +138,10 @@ class Loads:
                 job.task.cancel()
 
     def _start(self, spec: ModelSpec, node: str | None, again: bool) -> Job:
-        until, error = self._failed.get(spec.id, (0.0, None))
-        if error is not None and monotonic() < until and not again:
-            raise error
+        now = monotonic()
+        self._failed = {name: row for name, row in self._failed.items() if now < row[0]}
+        if spec.id in self._failed and not again:
+            raise self._failed[spec.id][1].with_traceback(None)  # it would hold every request
         job = Job(spec=spec, done=asyncio.get_running_loop().create_future(), wanted_on=node)
         job.done.add_done_callback(lambda done: done.exception())  # it may have no waiter
         self._jobs[spec.id] = job

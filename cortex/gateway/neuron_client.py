@@ -9,6 +9,7 @@ closed.
 from __future__ import annotations
 
 import asyncio
+import socket
 from time import monotonic
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
@@ -23,6 +24,12 @@ CONNECT_TIMEOUT_S = 5.0
 POLL_TIMEOUT_S = 5.0
 MAX_IDLE = 256
 MAX_IDLE_S = 30.0
+KEEP_ALIVE = (  # a host that vanished is noticed within 30 s, however long an answer takes
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 15),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 5),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+)
 
 
 class Receiver(Protocol):
@@ -53,6 +60,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        sock = transport.get_extra_info("socket")
+        for option, value in KEEP_ALIVE:
+            sock.setsockopt(*option, value)
 
     def start(self, request: bytes, receiver: Receiver) -> None:
         """Send a request; *receiver* gets the answer."""

@@ -21,6 +21,7 @@ from cortex.gateway.neuron_client import NeuronClient
 from cortex.plugins import Plugins
 
 MISSES_TO_EJECT = 3
+FAILURES_TO_EJECT = 5
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +31,7 @@ class Node:
     One neuron.
 
     Attributes:
+        failures: Requests in a row that it took and did not answer.
         healthy: It answered its last polls; only then its models are routable.
         in_flight: Requests of this gateway under way there, by model.
         last_used: When a model was last asked, monotonic seconds.
@@ -41,6 +43,7 @@ class Node:
     healthy: bool = False
     error: str | None = "not polled yet"
     misses: int = 0
+    failures: int = 0
     health: Health | None = None
     discovery: Discovery | None = None
     models: dict[str, NodeModel] = attrs.field(factory=dict)
@@ -149,6 +152,13 @@ class Nodes:
         node.error, node.misses = error, MISSES_TO_EJECT
         self._set_healthy(node, False)
         self.wake()
+
+    def failed(self, node: Node, error: str) -> None:
+        """Count a request without an answer; too many in a row put the node out of service."""
+        node.failures += 1
+        if node.failures >= FAILURES_TO_EJECT:
+            node.failures = 0
+            self.refused(node, error)
 
     def _set_healthy(self, node: Node, healthy: bool) -> None:
         if node.healthy == healthy:

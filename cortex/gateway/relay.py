@@ -203,6 +203,11 @@ class Exchange:
     # The end.
 
     @property
+    def was_sent(self) -> bool:
+        """Whether a neuron took the connection for it."""
+        return self._connection is not None
+
+    @property
     def is_silent(self) -> bool:
         """Whether the neuron went without a word."""
         return self.failed is not None and not self.status

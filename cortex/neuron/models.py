@@ -143,7 +143,7 @@ class Models:
         if wait and entry.job is not None:
             await asyncio.wait({entry.job})
             if entry.error is not None:
-                raise entry.error
+                raise entry.error.with_traceback(None)  # it would hold every request
         return entry
 
     def _pick(self, index: int | None) -> int:

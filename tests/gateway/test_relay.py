@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ import pytest
 
 from cortex.errors import DeviceUnavailable
 from cortex.fleet.model import ModelSpec
+from cortex.gateway import poller
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
 
@@ -226,6 +228,38 @@ async def test_a_node_that_dies_before_the_first_byte_is_replaced_once():
         assert (bad.counts["chat"], good.counts["chat"]) == (1, 1)
         assert [record.outcome for record in gateway.records] == ["ok"]
         assert good.counts["load"] == 0
+
+
+async def test_the_only_node_is_asked_again_when_it_dies_once():
+    async with raw([CLOSE], [sized(BODY)]) as (node, fake), running(node) as gateway:
+        answer = await gateway.ask()
+
+        assert answer["headers"]["x-cortex-route"] == "retried"
+        assert (len(node.requests), fake.counts["load"]) == (2, 0)
+
+
+async def test_a_node_that_fails_five_times_in_a_row_is_left_alone_until_it_answers_a_poll(
+    monkeypatch,
+):
+    monkeypatch.setattr(poller, "POLL_S", 1.0)
+    async with FakeNeuron(["m"]) as bad, FakeNeuron(["m"]) as good, running(bad, good) as gateway:
+        bad.ending = "silent"
+        for _ in range(10):
+            await gateway.ask()
+        assert bad.counts["chat"] == 5
+        bad.ending = "whole"
+
+        await until(lambda: gateway.gateway.nodes.get("node0").healthy)
+        assert (await gateway.ask())["headers"]["x-cortex-node"] == "node0"
+
+
+async def test_a_host_that_vanished_is_noticed_by_the_connection_itself():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        await gateway.ask()
+        [known] = gateway.gateway.nodes
+        [kept] = known.client._idle
+        sock = kept.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 async def test_two_nodes_that_die_are_enough():
