@@ -68,6 +68,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         problem = error
     except web.HTTPException as error:
         problem, allow = explain(request, error), error.headers.get("Allow", "")
+    except ConnectionResetError:
+        raise asyncio.CancelledError from None  # the client left between two writes
     except Exception:
         log.exception("%s %s", request.method, request.path)
         problem = CortexError("internal error; the log has the cause")

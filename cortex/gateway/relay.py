@@ -180,10 +180,10 @@ class Exchange:
 
     def flush(self) -> None:
         """Write what one read brought at once; wait if the client falls behind."""
-        if not self._out:
-            return
-        self._client.write(b"".join(self._out))
-        self._out.clear()
+        out, self._out = self._out, []
+        if not out or self._client.is_closing():
+            return  # gone: the handler is about to be cancelled
+        self._client.write(b"".join(out))
         if self._client.get_write_buffer_size() > HIGH_WATER_BYTES:
             assert self._connection is not None  # noqa: S101 - set by run
             assert self._connection.transport is not None  # noqa: S101 - it just spoke
@@ -230,6 +230,8 @@ class Exchange:
 
     def break_off(self, event: bytes) -> Relayed:
         """End a broken answer: with *event* in a stream, else by closing, never cleanly."""
+        if self._client.is_closing():
+            return Relayed(self.status, keep_alive=False)
         if self._is_stream and self._chunked:
             self._client.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
             return self.response()

@@ -56,9 +56,7 @@ async def serve(
             if data:
                 await response.write(data)
             data = b""
-        return response  # noqa: TRY300 - the try is the whole story
-    except ConnectionResetError:
-        raise asyncio.CancelledError from None  # the client left between two writes
+        return response
     finally:
         await events.aclose()
 

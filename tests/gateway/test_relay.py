@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from cortex.errors import DeviceUnavailable
 from cortex.fleet.model import ModelSpec
 from cortex.gateway import poller
+from cortex.gateway.relay import Exchange
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
 
@@ -498,3 +500,40 @@ async def test_a_slow_reader_pauses_the_neuron_and_nobody_else():
             rest = await slow.exactly(size)
             assert len(rest) == size
             assert sent == size
+
+
+async def test_an_answer_to_a_client_that_is_just_gone_is_dropped_without_a_word(caplog):
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        await gateway.ask()
+
+        async def come_and_go(number: int) -> None:
+            async with await Wire.to(gateway.address) as client:
+                client.post(chat("m"))
+                await asyncio.sleep(number % 20 * 0.0005)
+
+        for _ in range(5):
+            await asyncio.gather(*(come_and_go(number) for number in range(60)))
+
+        await until(lambda: node.in_flight.total() + gateway.in_flight() == 0)
+        assert [record.getMessage() for record in caplog.records if record.levelno >= 40] == []
+
+
+class GoneTransport:
+    """What uvloop's transport of a client that just left does."""
+
+    def get_extra_info(self, name, default=None):
+        return default
+
+    def is_closing(self):
+        return True
+
+    def write(self, data):
+        raise RuntimeError(f"the handler is closed, and {data!r} cannot be written")
+
+
+async def test_nothing_is_written_to_a_transport_that_is_closing():
+    request = make_mocked_request("POST", "/v1/chat/completions", transport=GoneTransport())
+    exchange = Exchange(request, {}, is_last=True)
+    exchange.on_body(b"too late")
+    exchange.flush()
+    exchange.break_off(b"data: {}\n\n")
