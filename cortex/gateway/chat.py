@@ -149,6 +149,7 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
         Refused: It will not answer this now; the client has seen nothing.
     """
     node.in_flight[model] += 1
+    node.exchanges.add(exchange)
     node.last_used[model] = monotonic()
     try:
         connection = await node.client.acquire()
@@ -163,6 +164,7 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
             raise Refused
     finally:
         node.in_flight[model] -= 1
+        node.exchanges.discard(exchange)
         node.last_used[model] = monotonic()
 
 

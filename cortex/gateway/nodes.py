@@ -18,6 +18,7 @@ import attrs
 from cortex.config.schema import NeuronEntry
 from cortex.fleet.node import Discovery, FleetNode, Health, NodeModel
 from cortex.gateway.neuron_client import NeuronClient
+from cortex.gateway.relay import Exchange
 from cortex.plugins import Plugins
 
 MISSES_TO_EJECT = 3
@@ -34,6 +35,7 @@ class Node:
         failures: Requests in a row that it took and did not answer.
         healthy: It answered its last polls; only then its models are routable.
         in_flight: Requests of this gateway under way there, by model.
+        exchanges: The same, as what carries their answers.
         last_used: When a model was last asked, monotonic seconds.
         loaded_at: When a model was first seen loaded, monotonic seconds.
     """
@@ -48,6 +50,7 @@ class Node:
     discovery: Discovery | None = None
     models: dict[str, NodeModel] = attrs.field(factory=dict)
     in_flight: Counter[str] = attrs.field(factory=Counter)
+    exchanges: set[Exchange] = attrs.field(factory=set)
     last_used: dict[str, float] = attrs.field(factory=dict)
     loaded_at: dict[str, float] = attrs.field(factory=dict)
 

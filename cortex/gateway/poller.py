@@ -35,9 +35,11 @@ async def poll(node: Node, nodes: Nodes) -> None:
 
 
 async def poll_forever(node: Node, nodes: Nodes) -> None:
-    """Poll one neuron; faster while it loads something."""
+    """Poll one neuron, faster while it loads something, and end what it has forgotten."""
     while True:
         await poll(node, nodes)
+        for exchange in list(node.exchanges):
+            exchange.end_if_stalled()
         loading = any(model.status == "loading" for model in node.models.values())
         await asyncio.sleep(POLL_WHILE_LOADING_S if loading and node.healthy else POLL_S)
 

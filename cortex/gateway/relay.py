@@ -22,6 +22,7 @@ from cortex.gateway.neuron_client import Connection, NeuronClient
 
 HIGH_WATER_BYTES = 128 << 10
 TAIL_BYTES = 2048
+STALL_S = 60.0  # a neuron sends a keep-alive every 5 s
 REFUSAL_BYTES = 64 << 10
 REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
 USAGE_MARK = b": cortex-usage "
@@ -83,6 +84,8 @@ class Exchange:
         self._tail = b""
         self._kept = b""
         self._out: list[bytes] = []
+        self._is_paused = False
+        self._last_read_s = perf_counter()
         self._finished = False
         self._keeps_upstream = False
         self._connection: Connection | None = None
@@ -101,6 +104,7 @@ class Exchange:
                 if self._finished or self.failed is not None:
                     break
                 await self._writer.drain()  # the client reads slowly; cancelled if it leaves
+                self._is_paused, self._last_read_s = False, perf_counter()
                 if connection.transport is not None:
                     connection.transport.resume_reading()
         except BaseException:
@@ -180,6 +184,7 @@ class Exchange:
 
     def flush(self) -> None:
         """Write what one read brought at once; wait if the client falls behind."""
+        self._last_read_s = perf_counter()
         out, self._out = self._out, []
         if not out or self._client.is_closing():
             return  # gone: the handler is about to be cancelled
@@ -188,6 +193,7 @@ class Exchange:
             assert self._connection is not None  # noqa: S101 - set by run
             assert self._connection.transport is not None  # noqa: S101 - it just spoke
             self._connection.transport.pause_reading()
+            self._is_paused = True
             self._woken.set()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -199,6 +205,12 @@ class Exchange:
             return
         self.failed = error or ConnectionResetError("the neuron closed the connection")
         self._woken.set()
+
+    def end_if_stalled(self) -> None:
+        """Break off a stream whose neuron has not even sent a keep-alive for `STALL_S`."""
+        silent_s = perf_counter() - self._last_read_s
+        if self._is_stream and self.status and not self._is_paused and silent_s > STALL_S:
+            self.connection_lost(TimeoutError(f"the neuron was silent for {silent_s:.0f} s"))
 
     # The end.
 

@@ -13,7 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from cortex.errors import DeviceUnavailable
 from cortex.fleet.model import ModelSpec
-from cortex.gateway import poller
+from cortex.gateway import poller, relay
 from cortex.gateway.relay import Exchange
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
@@ -461,14 +461,19 @@ async def test_100_clients_that_leave_at_any_time_leave_nothing_behind():
         await gateway.ask()
 
 
-async def test_a_slow_reader_pauses_the_neuron_and_nobody_else():
+async def test_a_slow_reader_pauses_the_neuron_and_nobody_else(monkeypatch):
+    monkeypatch.setattr(relay, "STALL_S", 0.05)  # and is not taken for a neuron that hangs
+    monkeypatch.setattr(poller, "POLL_S", 0.02)
     size = 32 << 20
     sent = 0
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         await reader.readuntil(b"\r\n\r\n")
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: x/y\r\nContent-Length: %d\r\n\r\n" % size
+        head = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+            % size
+        )
         writer.write(head)
         try:
             while sent < size:
@@ -537,3 +542,14 @@ async def test_nothing_is_written_to_a_transport_that_is_closing():
     exchange.on_body(b"too late")
     exchange.flush()
     exchange.break_off(b"data: {}\n\n")
+
+
+async def test_a_stream_whose_neuron_hangs_ends_with_an_error(monkeypatch):
+    monkeypatch.setattr(relay, "STALL_S", 0.2)
+    monkeypatch.setattr(poller, "POLL_S", 0.05)
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.answer, node.token_s = "never comes", 60.0
+        answer = await asyncio.wait_for(gateway.stream(), 5)
+        assert b"upstream_died" in answer
+        assert b"[DONE]" not in answer
+        await until(lambda: node.counts["cancelled"] == 1 and gateway.in_flight() == 0)
