@@ -27,6 +27,8 @@ LONG = [{"role": "user", "content": "Write a very long story about a fox and a r
 NEURON_TOML = """
 listen = "127.0.0.1:0"
 harnesses = ["torch", "echo"]
+[harness.torch]
+threads = 1  # other tests run beside these
 """
 CORTEX_TOML = """
 [gateway]

@@ -91,6 +91,7 @@ async def check_greedy(harness, model, checkpoint, count):
 
 
 @pytest.mark.model
+@pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore")
 async def test_greedy_output_of_smollm2_is_transformers_own_token_by_token(
     harness, demo_checkpoint
