@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -44,6 +45,9 @@ class Sampling:
         seed: Same seed, same tokens.
         max_tokens: Tokens to generate at most; clamped to the context.
         stop: Strings that end the answer; they are not part of it.
+        frequency_penalty: Taken off a token's logit for each time the answer has it; -2..2.
+        presence_penalty: Taken off the logit of a token the answer has; -2..2.
+        logit_bias: Added to logits, by token id; -100..100.
     """
 
     temperature: float | None = None
@@ -52,6 +56,9 @@ class Sampling:
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

@@ -20,6 +20,7 @@ from cortex.errors import CortexError, MissingParameter, UnsupportedParameter
 from cortex.fleet.model import ModelCard
 from cortex.wire import decode, encode
 
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -64,6 +65,9 @@ class WireRequest(msgspec.Struct):
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     stop: str | list[str] | None = None
+    logit_bias: dict[int, Annotated[float, msgspec.Meta(ge=-100, le=100)]] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
     # Known, and not honoured unless they say nothing.
     n: Positive | None = None
     tools: list[Any] | None = None
@@ -71,9 +75,6 @@ class WireRequest(msgspec.Struct):
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
     audio: Any = None
     modalities: list[str] | None = None
 
@@ -105,6 +106,9 @@ class OpenAIChat:
                 seed=wire.seed,
                 max_tokens=wire.max_completion_tokens or wire.max_tokens,
                 stop=tuple(filter(None, stop)),
+                frequency_penalty=wire.frequency_penalty or 0.0,
+                presence_penalty=wire.presence_penalty or 0.0,
+                logit_bias=wire.logit_bias or {},
             ),
             stream=bool(wire.stream),
             include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
@@ -137,9 +141,6 @@ def refuse_unsupported(wire: WireRequest) -> None:
         "response_format": wire.response_format is not None and wire.response_format.type != "text",
         "logprobs": bool(wire.logprobs),
         "top_logprobs": bool(wire.top_logprobs),
-        "logit_bias": bool(wire.logit_bias),
-        "frequency_penalty": bool(wire.frequency_penalty),
-        "presence_penalty": bool(wire.presence_penalty),
         "audio": wire.audio is not None,
         "modalities": wire.modalities not in (None, [], ["text"]),
     }

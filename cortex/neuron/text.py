@@ -25,6 +25,7 @@ class Text:
         from tokenizers import Tokenizer
 
         self._tokenizer: Any = Tokenizer.from_str(files.tokenizer)
+        self.vocabulary = int(self._tokenizer.get_vocab_size())  # token ids
         self._special_tokens = files.special_tokens
         self._template = compile_template(files.chat_template) if files.chat_template else None
 

@@ -144,12 +144,6 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         ),
         ({"logprobs": True}, "logprobs", "logprobs is not supported"),
         ({"top_logprobs": 2}, "top_logprobs", "top_logprobs is not supported"),
-        ({"logit_bias": {"1": 5}}, "logit_bias", "logit_bias is not supported"),
-        (
-            {"frequency_penalty": 0.1},
-            *("frequency_penalty", "frequency_penalty is not supported"),
-        ),
-        ({"presence_penalty": -1}, "presence_penalty", "presence_penalty is not supported"),
         ({"audio": {"voice": "x"}}, "audio", "audio is not supported"),
         ({"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),
         (
@@ -264,6 +258,14 @@ def one(**message: object) -> dict[str, object]:
         (
             {"logit_bias": {"5": "x"}},
             *("invalid_value", "logit_bias[...]", "logit_bias[...]: expected float, got str"),
+        ),
+        (
+            {"logit_bias": {"5": 101}},
+            *("invalid_value", "logit_bias[...]", "logit_bias[...]: expected float <= 100.0"),
+        ),
+        (
+            {"presence_penalty": 2.5},
+            *("invalid_value", "presence_penalty", "presence_penalty: expected float <= 2.0"),
         ),
     ],
 )
@@ -505,3 +507,11 @@ def test_any_text_arrives_whole_in_a_body(deltas):
     said = json.loads(encoder.feed(Finished(reason="stop", usage=USAGE)))
 
     assert said["choices"][0]["message"]["content"] == "".join(deltas)
+
+
+def test_penalties_and_biases_reach_the_sampler():
+    asked = {"frequency_penalty": 0.5, "presence_penalty": -1, "logit_bias": {"7": -100, "9": 3}}
+    sampling = parse(**asked).sampling
+    assert sampling.frequency_penalty == 0.5
+    assert sampling.presence_penalty == -1
+    assert sampling.logit_bias == {7: -100, 9: 3}

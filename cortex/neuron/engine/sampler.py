@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from cortex.neuron.engine.jobs import Generate
@@ -9,14 +11,16 @@ from cortex.neuron.engine.jobs import Generate
 
 class Sampler:
     """
-    Greedy, or temperature, then top-k, then top-p, then one draw.
+    Bias and penalties, then greedy, or temperature, top-k, top-p and one draw.
 
+    Penalties count the tokens of the answer, not of the prompt, as OpenAI's and vLLM's do.
     Draws come from a generator of the request's own, so the same seed gives the same tokens
     whatever else the device is doing.
     """
 
     def __init__(self, job: Generate) -> None:
         self._job = job
+        self._answer: Counter[int] = Counter()  # what was picked, by token id
         self._generator = torch.Generator()
         if job.seed is None:
             self._generator.seed()
@@ -30,6 +34,24 @@ class Sampler:
         Args:
             logits: # [vocab], any float type, any device
         """
+        token = self._draw(self._adjusted(logits))
+        self._answer[token] += 1
+        return token
+
+    def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
+        job = self._job
+        penalised = bool(job.frequency_penalty or job.presence_penalty)
+        off = {token: -bias for token, bias in job.logit_bias.items() if token < logits.numel()}
+        for token, count in self._answer.items() if penalised else ():
+            penalty = job.presence_penalty + count * job.frequency_penalty
+            off[token] = off.get(token, 0.0) + penalty
+        if not off:
+            return logits
+        ids = torch.tensor(list(off), device=logits.device)  # [adjusted] int64
+        less = torch.tensor(list(off.values()), dtype=torch.float32, device=logits.device)
+        return logits.float().index_add(0, ids, less, alpha=-1)
+
+    def _draw(self, logits: torch.Tensor) -> int:
         job = self._job
         if job.temperature == 0:
             return int(logits.argmax())

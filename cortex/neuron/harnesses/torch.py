@@ -22,6 +22,7 @@ from cortex.chat.request import ChatRequest
 from cortex.errors import (
     ConfigError,
     ContextLengthExceeded,
+    InvalidRequest,
     ModelNotFound,
     UpstreamDied,
 )
@@ -232,6 +233,7 @@ def generate_job(
 
     Raises:
         ContextLengthExceeded: The prompt leaves no room for an answer.
+        InvalidRequest: A token id is not one of the model's.
     """
     room = running.context - len(prompt)
     if room < 1:
@@ -240,6 +242,13 @@ def generate_job(
             param="messages",
         )
     sampling, defaults = request.sampling, running.defaults
+    for token in sampling.logit_bias:
+        if not 0 <= token < running.text.vocabulary:
+            raise InvalidRequest(
+                f"logit_bias: the model has no token {token}, its ids end at"
+                f" {running.text.vocabulary - 1}",
+                param="logit_bias",
+            )
 
     def chosen(asked: float | None, name: str, otherwise: float) -> float:
         return asked if asked is not None else defaults.get(name, otherwise)
@@ -252,6 +261,9 @@ def generate_job(
         temperature=chosen(sampling.temperature, "temperature", 1.0),
         top_p=chosen(sampling.top_p, "top_p", 1.0),
         top_k=int(chosen(sampling.top_k, "top_k", 0)),
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=dict(sampling.logit_bias),
         seed=sampling.seed,
     )
 

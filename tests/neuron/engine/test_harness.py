@@ -223,3 +223,11 @@ async def test_unload_ends_what_runs_and_frees_the_name(harness, tiny_llama):
         await anext(harness.generate(ask("hi", "b", model="gone")))
     await load(harness, tiny_llama, "gone")
     assert await answer(harness, ask("hi", "c", model="gone"))
+
+
+async def test_a_biased_token_is_all_that_comes_and_an_unknown_one_is_a_400(harness):
+    text, finished = await answer(harness, ask("x", max_tokens=5, logit_bias={70: 100.0}))
+    assert len(set(text)) == 1
+    assert finished.usage.completion_tokens == 5
+    with pytest.raises(InvalidRequest, match="no token 100000"):
+        await anext(harness.generate(ask("x", logit_bias={100_000: 1.0})))
