@@ -77,7 +77,7 @@ class Neuron:
         self._began = monotonic()
         self._dialects = {offer.name: offer.build() for offer in plugins.offers("dialect")}
         self._metrics = CollectorRegistry(auto_describe=False)
-        self._metrics.register(NeuronCollector(self))
+        self._metrics.register(NeuronCollector(self.health))
         plugins.gather("cortex_register_collectors", registry=self._metrics, role="neuron")
 
     def application(self) -> web.Application:

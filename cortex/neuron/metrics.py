@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -18,13 +18,13 @@ GAUGES = {
 
 
 class NeuronCollector(Collector):
-    """Renders `health()` as metrics."""
+    """Renders what ``GET /health`` answers as metrics."""
 
-    def __init__(self, neuron: object) -> None:
-        self._neuron = neuron
+    def __init__(self, health: Callable[[], Health]) -> None:
+        self._health = health
 
     def collect(self) -> Iterable[Metric]:
-        health: Health = self._neuron.health()  # type: ignore[attr-defined]
+        health = self._health()
         used = GaugeMetricFamily("cortex_device_memory_used_mb", "in MiB", labels=["device"])
         total = GaugeMetricFamily("cortex_device_memory_total_mb", "in MiB", labels=["device"])
         state = GaugeMetricFamily("cortex_device_ok", "1 if it can be used", labels=["device"])
