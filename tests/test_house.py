@@ -13,7 +13,6 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
@@ -413,7 +412,7 @@ def test_every_error_code_is_documented_as_it_is_and_no_other():
 def test_every_metric_is_documented_with_its_labels_and_no_other():
     busy = Health(status="ok", devices=(Device(index=0),), models=(ModelHealth(id="m", state=""),))
     neuron = CollectorRegistry()
-    neuron.register(NeuronCollector(SimpleNamespace(health=lambda: busy)))
+    neuron.register(NeuronCollector(lambda: busy))
     gateway = GatewayMetrics()
     names = {
         metric.name + ("_total" if metric.type == "counter" else "")
