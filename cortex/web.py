@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from time import time
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+import uvloop
 from aiohttp import web
 
 from cortex.api import Dialect, Operation
@@ -251,6 +252,20 @@ async def _guarded(lifespan: AbstractAsyncContextManager[None]) -> AsyncIterator
             await stack.aclose()
         except Exception:
             log.exception("cortex_lifespan %r did not end well", lifespan)
+
+
+def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
+    """
+    Run a program's *main* on its event loop, with its log on stderr.
+
+    Raises:
+        ConfigError: What kept it from starting.
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        uvloop.run(main)
+    except* ConfigError as group:
+        raise group.exceptions[0] from None
 
 
 async def until_signal() -> str:

@@ -73,6 +73,19 @@ def default_file(name: str) -> Path | None:
     return path if path.exists() else None
 
 
+def address_option(option: str, text: str | None, otherwise: Address) -> Address:
+    """
+    Return the address a command line option gives, or the one of the configuration.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    try:
+        return Address.parse(text) if text else otherwise
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
+
+
 def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     """
     Read cortex.toml and the models.toml it names.

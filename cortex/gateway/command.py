@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,19 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
-    import uvloop
-
+    from cortex import web
     from cortex.config.load import default_file, load_gateway
-    from cortex.errors import ConfigError
 
-    logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     path = args.config or default_file("cortex.toml")
     config, catalogue = load_gateway(path)
     config = with_arguments(config, args)
-    try:
-        uvloop.run(serve(config, catalogue, path.name if path else "cortex.toml"))
-    except* ConfigError as group:
-        raise group.exceptions[0] from None
+    web.run(serve(config, catalogue, path.name if path else "cortex.toml"), args.log_level)
     return 0
 
 
@@ -66,27 +59,23 @@ def with_arguments(config: GatewayConfig, args: argparse.Namespace) -> GatewayCo
     """
     import attrs
 
-    from cortex.config.load import check_neurons
-    from cortex.config.schema import Address, NeuronEntry
-    from cortex.errors import ConfigError
-
-    def address(option: str, otherwise: Address) -> Address:
-        try:
-            return Address.parse(text) if (text := getattr(args, option)) else otherwise
-        except ValueError as error:
-            raise ConfigError(f"--{option.replace('_', '-')}: {error}") from None
+    from cortex.config.load import address_option, check_neurons
+    from cortex.config.schema import NeuronEntry
 
     gateway, neurons = config.gateway, list(config.neurons)
     gateway = attrs.evolve(
         gateway,
-        listen=address("listen", gateway.listen),
-        metrics_listen=address("metrics_listen", gateway.metrics_listen),
+        listen=address_option("--listen", args.listen, gateway.listen),
+        metrics_listen=address_option(
+            "--metrics-listen", args.metrics_listen, gateway.metrics_listen
+        ),
     )
     for text in args.neuron:
         name, _, url = text.rpartition("=")
         neurons.append(NeuronEntry(name=name or url.partition("://")[2], endpoint=url))
     config = attrs.evolve(config, gateway=gateway, neurons=tuple(neurons))
-    check_neurons(config, "command line" if args.neuron else "cortex.toml")
+    if args.neuron:
+        check_neurons(config, "command line")
     return config
 
 

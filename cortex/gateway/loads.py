@@ -103,6 +103,10 @@ class Loads:
         """Return the loads under way."""
         return tuple(job.view() for job in self._jobs.values())
 
+    def view(self, model: str) -> LoadJob | None:
+        """Return the load of *model*, if one is under way."""
+        return self._jobs[model].view() if model in self._jobs else None
+
     async def ensure(self, spec: ModelSpec, node: str | None = None, again: bool = False) -> None:
         """
         Return once *spec* is loaded somewhere, or on *node*.

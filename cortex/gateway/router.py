@@ -41,9 +41,8 @@ class Router:
         """
         if (node := self._choose(head, spec, dialect, avoid)) is not None:
             return node, "loaded"
-        how = "cold-load" if state_of(spec.id, self._nodes) == "absent" else "joined-load"
-        if any(job.model == spec.id for job in self._loads.views()):
-            how = "joined-load"
+        is_cold = state_of(spec.id, self._nodes) == "absent" and self._loads.view(spec.id) is None
+        how = "cold-load" if is_cold else "joined-load"
         try:
             async with asyncio.timeout(self._max_wait_s):
                 while node is None:
@@ -79,7 +78,7 @@ class Router:
             raise NoNodeAvailable(f"no node that has {spec.id} loaded speaks {dialect}")
 
     def _too_slow(self, spec: ModelSpec) -> ModelLoading:
-        job = next((job for job in self._loads.views() if job.model == spec.id), None)
+        job = self._loads.view(spec.id)
         details = {} if job is None else {"state": job.stage, "node": job.node}
         if job is not None and job.progress is not None:
             details |= {"progress": job.progress, "eta_s": job.eta_s}  # type: ignore[dict-item]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,25 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
     import attrs
-    import uvloop
 
-    from cortex.config.load import default_file, load_neuron
-    from cortex.config.schema import Address
-    from cortex.errors import ConfigError
+    from cortex import web
+    from cortex.config.load import address_option, default_file, load_neuron
 
-    logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     path = args.config or default_file("neuron.toml")
     config = load_neuron(path)
-    if args.listen:
-        try:
-            config = attrs.evolve(config, listen=Address.parse(args.listen))
-        except ValueError as error:
-            raise ConfigError(f"--listen: {error}") from None
-    where = path.name if path else "neuron.toml"
-    try:
-        uvloop.run(serve(config, where))
-    except* ConfigError as group:
-        raise group.exceptions[0] from None
+    config = attrs.evolve(config, listen=address_option("--listen", args.listen, config.listen))
+    web.run(serve(config, path.name if path else "neuron.toml"), args.log_level)
     return 0
 
 

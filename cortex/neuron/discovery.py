@@ -36,7 +36,7 @@ def discover() -> Host:
         found = _nvml()
     except Exception as error:  # noqa: BLE001 - no library, no driver, no permission: all mean no GPU
         found = {"reason": f"{type(error).__name__}: {error}"}
-    devices = found.get("devices") or (read_cpu(),)
+    devices = found.get("devices") or (read_cpu(_cpu_name()),)
     discovery = Discovery(
         hostname=platform.node(),
         os=_os_name(),
@@ -60,11 +60,11 @@ def discover() -> Host:
 
 def read(devices: Sequence[Device]) -> tuple[Device, ...]:
     """Return the devices with their memory, load and temperature now; blocks for milliseconds."""
-    return tuple(read_gpu(d.index) if d.kind == "cuda" else read_cpu() for d in devices)
+    return tuple(read_gpu(d.index) if d.kind == "cuda" else read_cpu(d.name) for d in devices)
 
 
-def read_cpu() -> Device:
-    """Return the host's CPU and memory as a device."""
+def read_cpu(name: str) -> Device:
+    """Return the host's CPU, called *name*, and its memory as a device."""
     memory = {"MemTotal": 0, "MemAvailable": 0}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
@@ -74,7 +74,7 @@ def read_cpu() -> Device:
     return Device(
         index=0,
         kind="cpu",
-        name=_cpu_name(),
+        name=name,
         vram_total_mb=total,
         vram_used_mb=total - free,
         vram_free_mb=free,
@@ -95,9 +95,9 @@ def read_gpu(index: int) -> Device:
         vram_total_mb=memory.total // MIB,
         vram_used_mb=memory.used // MIB,
         vram_free_mb=memory.free // MIB,
-        utilization_pct=_or_none(lambda: float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+        utilization_pct=_or_none(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
         temp_c=_or_none(
-            lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+            lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
         ),
     )
 

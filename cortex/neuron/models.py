@@ -131,7 +131,7 @@ class Models:
         """
         while (entry := self._entries.get(spec.id)) is not None and entry.leaving is not None:
             await asyncio.wait({entry.leaving})
-        if entry is None or entry.status in ("failed", "unloaded"):
+        if entry is None or entry.status == "failed":
             if spec.min_devices > 1:
                 raise TensorParallelNotSupported(
                     f"harness {harness!r} runs a model on one device, not {spec.min_devices}"
@@ -284,10 +284,6 @@ class Models:
             raise DeviceUnavailable(f"model {model_id!r} is {entry.status}")
         entry.last_used = monotonic()
         return self.harnesses[entry.harness]
-
-    def ids(self) -> list[str]:
-        """Return the ids of the table."""
-        return list(self._entries)
 
     def list(self) -> tuple[NodeModel, ...]:
         """Return the table as ``GET /models`` shows it; asks no device."""

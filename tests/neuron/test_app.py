@@ -85,7 +85,7 @@ async def test_who_asks_for_a_load_under_way_joins_it():
 async def test_a_load_goes_on_when_who_asked_leaves():
     async with serving(load_s=0.3) as node:
         asked = asyncio.create_task(node.load("m"))
-        await until(lambda: node.neuron.models.ids() == ["m"])
+        await until(lambda: [m.id for m in node.neuron.models.list()] == ["m"])
         asked.cancel()
         await asyncio.wait({asked})
 
@@ -172,7 +172,7 @@ async def test_a_busy_model_is_unloaded_only_by_force():
 async def test_a_load_that_is_called_off_tells_who_waits():
     async with serving(load_s=30) as node:
         waiting = asyncio.create_task(node.load("m", 503))
-        await until(lambda: node.neuron.models.ids() == ["m"])
+        await until(lambda: [m.id for m in node.neuron.models.list()] == ["m"])
         error = (await node.post("/models/unload", 409, model_id="m"))["error"]
         assert error["message"] == "m is loading"
 
