@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import sys
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from importlib.util import find_spec
 from typing import Literal
 
@@ -173,8 +174,9 @@ class TorchHarness:
         try:
             yield Started(prompt_tokens=len(prompt))
             decoder = running.text.decoder(request.sampling.stop)
-            async for event in self._answer(running, job, decoder):
-                yield event
+            async with aclosing(self._answer(running, job, decoder)) as events:
+                async for event in events:
+                    yield event
         finally:
             running.in_flight -= 1
             running.slots.release()
@@ -182,9 +184,8 @@ class TorchHarness:
     async def _answer(
         self, running: Running, job: jobs.Generate, decoder: Decoder
     ) -> AsyncGenerator[ChatEvent, None]:
-        stream = running.worker.generate(job)
         completion_tokens = 0
-        try:
+        async with aclosing(running.worker.generate(job)) as stream:
             async for event in stream:
                 match event:
                     case int():
@@ -202,10 +203,8 @@ class TorchHarness:
                         running.count(len(job.prompt), event)
                         yield finished(job, event)
                         return
-            usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=completion_tokens)
-            yield Finished(reason="stop", usage=usage, stop_string=decoder.matched)
-        finally:
-            await stream.aclose()
+        usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=completion_tokens)
+        yield Finished(reason="stop", usage=usage, stop_string=decoder.matched)
 
     # What the workers tell.
 
