@@ -82,7 +82,7 @@ def follow(gateway: Gateway, model: str, node: str | None, work: Callable[[], T]
     task = _Task(work)
     silent_polls = 0
     with _display(model) as show:
-        while not task.done.wait(POLL_S):
+        while not task.wait(POLL_S):
             try:
                 fleet = gateway.get_as(Fleet, "/api/v1/fleet", timeout_s=POLL_TIMEOUT_S)
             except GatewayUnreachable:
@@ -104,7 +104,8 @@ class _Task(Generic[T]):
     """A call in a thread that does not keep the process alive."""
 
     def __init__(self, work: Callable[[], T]) -> None:
-        self.done = threading.Event()
+        self._running = threading.Lock()  # an Event's wait does not survive Ctrl-C at every point
+        self._running.acquire()
         self._outcome: list[T] = []
         self._error: CortexError | None = None
         self._work = work
@@ -116,7 +117,11 @@ class _Task(Generic[T]):
         except CortexError as error:
             self._error = error
         finally:
-            self.done.set()
+            self._running.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end, *timeout_s* at most; True says, once, that it is there."""
+        return self._running.acquire(timeout=timeout_s)
 
     def result(self) -> T:
         if self._error:
