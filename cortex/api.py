@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from asyncio import Task
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import attrs
 
 from cortex.chat.events import ChatEvent
-from cortex.chat.request import ChatRequest, RequestHead
+from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings, RequestHead
 from cortex.errors import CortexError
 from cortex.fleet.model import (
     Candidate,
@@ -25,22 +25,54 @@ from cortex.fleet.node import Device, DeviceState
 
 T_contra = TypeVar("T_contra", contravariant=True)
 
-Operation = Literal["chat", "list_models", "get_model"]
+Operation = Literal[
+    "chat",
+    "count",
+    "embed",
+    "list_models",
+    "list_loaded",
+    "get_model",
+    "get_reply",
+    "delete_reply",
+    "list_inputs",
+]
 Report = Callable[[Progress], None]
 
 
 @attrs.frozen
 class Endpoint:
-    """A path of a dialect's HTTP surface, in aiohttp's syntax."""
+    """
+    A path of a dialect's HTTP surface, in aiohttp's syntax.
 
-    method: Literal["GET", "POST"]
+    Attributes:
+        operation: What it does; the dialect has the methods that go with it.
+        header: Only requests with this header are meant; it sets apart dialects that share a path.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     operation: Operation
+    header: str | None = None
+
+
+class Dialect(Protocol):
+    """
+    An API dialect.  Sans-IO: bytes in, values out, and back.
+
+    What else it has depends on the operations of its endpoints: `ChatDialect`, `CountDialect`,
+    `EmbeddingDialect`, `ModelsDialect`, `ReplyDialect`.
+    """
+
+    endpoints: Sequence[Endpoint]
+
+    def render_error(self, error: CortexError, request_id: str = "") -> tuple[int, bytes]:
+        """Return status and body."""
+        ...
 
 
 class ReplyEncoder(Protocol):
     """
-    Turns the events of one answer into the bytes of one HTTP body.
+    Turns the events of one request's answers into the bytes of one HTTP body.
 
     Not streaming, `feed` returns nothing until the last event and then everything.  `Failed`
     becomes the dialect's error event in a stream; of a whole body it never gets to see one.
@@ -48,16 +80,72 @@ class ReplyEncoder(Protocol):
 
     content_type: str
 
-    def feed(self, event: ChatEvent) -> bytes: ...
+    def feed(self, event: ChatEvent, choice: int = 0) -> bytes:
+        """
+        Return the bytes of an event.
+
+        Args:
+            event: What happened.
+            choice: Which of `ChatRequest.choices` it is about; the body ends with the last
+                `Finished` of them.
+        """
+        ...
+
     def keep_alive(self) -> bytes:
         """Return bytes that tell a waiting client we are alive, or nothing."""
         ...
 
 
-class Dialect(Protocol):
-    """An API dialect.  Sans-IO: bytes in, values out, and back."""
+class ReplyDecoder(Protocol):
+    """Reads a server's streamed answer; the other half of a `ReplyEncoder`."""
 
-    endpoints: Sequence[Endpoint]
+    def feed(self, data: bytes) -> Sequence[tuple[int, ChatEvent]]:
+        """
+        Return the events that *data*, cut anywhere, completes, each with its choice.
+
+        After the last `Finished`, or a `Failed`, nothing comes.
+        """
+        ...
+
+    def end(self) -> Sequence[tuple[int, ChatEvent]]:
+        """Return what the end of the body means: a `Failed` unless the answer was whole."""
+        ...
+
+
+class ChatClient(Protocol):
+    """
+    The half of a dialect that lets cortex ask a server that speaks it.
+
+    Attributes:
+        path: Where its requests go.
+    """
+
+    path: str
+
+    def render_request(self, request: ChatRequest) -> bytes:
+        """
+        Return the body of a streaming request that asks for the usage.
+
+        Raises:
+            UnsupportedParameter: The dialect cannot say what the request asks for.
+        """
+        ...
+
+    def decoder(self, request: ChatRequest) -> ReplyDecoder: ...
+    def read_error(self, status: int, body: bytes) -> CortexError:
+        """Return what an answer with an error status says."""
+        ...
+
+
+class ChatDialect(Dialect, Protocol):
+    """
+    A dialect with endpoints of operation ``chat``.
+
+    Attributes:
+        client: Its other half, if it has one.
+    """
+
+    client: ChatClient | None
 
     def parse_request(self, body: bytes, request_id: str) -> ChatRequest:
         """
@@ -72,15 +160,82 @@ class Dialect(Protocol):
         """Return the encoder of one answer; *created* is Unix time in seconds."""
         ...
 
-    def render_models(self, cards: Sequence[ModelCard], created: int) -> bytes: ...
-    def render_model(self, card: ModelCard, created: int) -> bytes: ...
-    def render_error(self, error: CortexError) -> tuple[int, bytes]:
-        """Return status and body."""
-        ...
-
     def render_stream_error(self, error: CortexError) -> bytes:
         """Return the event that ends a stream which broke; never a clean end."""
         ...
+
+
+class CountDialect(Dialect, Protocol):
+    """A dialect with endpoints of operation ``count``."""
+
+    def parse_count(self, body: bytes, request_id: str) -> ChatRequest:
+        """Read a request whose prompt is to be counted; raises as `ChatDialect.parse_request`."""
+        ...
+
+    def render_count(self, prompt_tokens: int) -> bytes: ...
+
+
+class EmbeddingDialect(Dialect, Protocol):
+    """A dialect with endpoints of operation ``embed``."""
+
+    def parse_embedding(self, body: bytes, request_id: str) -> EmbeddingRequest:
+        """Read a request; raises as `ChatDialect.parse_request`."""
+        ...
+
+    def render_embeddings(self, request: EmbeddingRequest, embeddings: Embeddings) -> bytes: ...
+
+
+class ModelsDialect(Dialect, Protocol):
+    """A dialect with endpoints of operation ``list_models``, ``list_loaded`` or ``get_model``."""
+
+    def render_models(
+        self, cards: Sequence[ModelCard], created: int, query: Mapping[str, str]
+    ) -> bytes:
+        """
+        Render the catalogue.
+
+        Args:
+            cards: All there is to list.
+            created: Unix time in seconds.
+            query: The parameters of the request's query string, such as a page's bounds.
+        """
+        ...
+
+    def render_model(self, card: ModelCard, created: int) -> bytes: ...
+    def parse_model(self, body: bytes) -> str:
+        """Return the model a ``POST`` of operation ``get_model`` asks for."""
+        ...
+
+
+class ReplyDialect(ChatDialect, Protocol):
+    """
+    A dialect whose answers are kept by the server, and gone on from by their id.
+
+    Its endpoints have the operations ``get_reply``, ``delete_reply`` and ``list_inputs`` besides.
+    A *record* is what is kept of one answer: its request and itself, as bytes the dialect chooses.
+    """
+
+    def previous(self, body: bytes) -> str | None:
+        """Return the id of the answer a request goes on from."""
+        ...
+
+    def join(self, body: bytes, record: bytes) -> bytes:
+        """Return a request with the turns of *record* before its own."""
+        ...
+
+    def record(self, body: bytes, reply: bytes) -> tuple[str, bytes] | None:
+        """
+        Return an answer's id and record; None if it is not to be kept.
+
+        Args:
+            body: The request, joined with what it goes on from.
+            reply: The whole answer, a JSON body or a stream.
+        """
+        ...
+
+    def render_reply(self, record: bytes) -> bytes: ...
+    def render_deleted(self, reply_id: str) -> bytes: ...
+    def render_inputs(self, record: bytes, query: Mapping[str, str]) -> bytes: ...
 
 
 class RoutingStrategy(Protocol):
@@ -167,10 +322,23 @@ class Harness(Protocol):
     async def unload(self, model_id: str) -> None: ...
     def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """
-        Answer one request, concurrently with others.
+        Answer one request for one answer (`ChatRequest.choices`), concurrently with others.
 
-        Closing the generator stops the generation.  What goes wrong before `Started` is raised,
-        after it it is a `Failed` event.
+        `ChatRequest.model` is the id it was loaded as.  Closing the generator stops the generation.
+        What goes wrong before `Started` is raised, after it it is a `Failed` event.
+        """
+        ...
+
+    async def count(self, request: ChatRequest) -> int:
+        """Return the tokens of a request's prompt, exactly as `generate` would feed them."""
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """
+        Embed some inputs.
+
+        Raises:
+            OperationUnsupported: The model makes no embeddings.
         """
         ...
 

@@ -103,9 +103,28 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt does not fit the model's context."""
+    """The prompt does not fit the model's context; details: prompt_tokens, context_tokens."""
 
     code = "context_length_exceeded"
+
+
+class VisionUnsupported(InvalidRequest):
+    """The model sees no images."""
+
+    code = "vision_unsupported"
+
+
+class OperationUnsupported(InvalidRequest):
+    """The model cannot do this at all: embed, or chat."""
+
+    code = "unsupported_operation"
+
+
+class ToolsUnsupported(InvalidRequest):
+    """The model's chat template does not know tools."""
+
+    code = "tools_unsupported"
+    status = 422
 
 
 class NotAuthenticated(InvalidRequest):

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import attrs
 import msgspec
 from aiohttp import web
 
-from cortex.api import Dialect, Harness
+from cortex.api import ChatDialect, Dialect, Harness, ModelsDialect, Operation
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
 from cortex.chat.request import ChatRequest, Message, Sampling, Text
 from cortex.config.schema import Address
@@ -206,8 +206,15 @@ class FakeNeuron:
         del self.models[model]
         return reply({"status": "unloaded", "model_id": model})
 
-    async def serve(self, request: web.Request, name: str, dialect: Dialect) -> web.StreamResponse:  # noqa: ARG002
+    async def serve(
+        self,
+        request: web.Request,
+        name: str,  # noqa: ARG002
+        dialect: Dialect,
+        operation: Operation,  # noqa: ARG002
+    ) -> web.StreamResponse:
         """Answer a chat as told."""
+        dialect = cast("ChatDialect", dialect)
         self.counts["chat"] += 1
         body = await request.read()
         self.bodies.append(body)
@@ -215,19 +222,20 @@ class FakeNeuron:
         if self.refusal is not None:
             raise self.refusal
         chat = dialect.parse_request(body, request.headers.get("x-request-id", "fake"))
-        if not any(card.id == chat.model for card in self.cards()):
-            raise ModelNotFound(f"model {chat.model!r} is not loaded on this node")
-        self.in_flight[chat.model] += 1
+        model = request.headers.get("x-cortex-model", chat.model)
+        if not any(card.id == model for card in self.cards()):
+            raise ModelNotFound(f"model {model!r} is not loaded on this node")
+        self.in_flight[model] += 1
         try:
             return await self._answer(request, chat, dialect)
         except asyncio.CancelledError:
             self.counts["cancelled"] += self.ending in ("whole", "hang")
             raise
         finally:
-            self.in_flight[chat.model] -= 1
+            self.in_flight[model] -= 1
 
     async def _answer(
-        self, request: web.Request, chat: ChatRequest, dialect: Dialect
+        self, request: web.Request, chat: ChatRequest, dialect: ChatDialect
     ) -> web.StreamResponse:
         encoder = dialect.encoder(chat, 0)
         if self.ending in ("silent", "hang"):
@@ -269,7 +277,7 @@ class FakeNeuron:
         await asyncio.Event().wait()  # until the client is gone, or this neuron stops
 
 
-def dialect_contract(dialect: Dialect, request: bytes, streamed: bytes) -> None:
+def dialect_contract(dialect: ChatDialect, request: bytes, streamed: bytes) -> None:
     """
     Hold a dialect to what cortex relies on.
 
@@ -304,9 +312,11 @@ def dialect_contract(dialect: Dialect, request: bytes, streamed: bytes) -> None:
     last = dialect.encoder(dialect.parse_request(streamed, "id-1"), 1).feed(Failed(error))
     expect(b"no model is called" in last, "the event of a failure lacks its message")
     expect(b"no model is called" in dialect.render_stream_error(error), "a broken stream says why")
-    card = ModelCard(id="org/model", context=512)
-    for rendered in (dialect.render_models([card], 1), dialect.render_model(card, 1)):
-        expect(b"org/model" in rendered, "a model's row lacks its id")
+    if "list_models" in operations:
+        models = cast("ModelsDialect", dialect)
+        card = ModelCard(id="org/model", context=512)
+        for rendered in (models.render_models([card], 1, {}), models.render_model(card, 1)):
+            expect(b"org/model" in rendered, "a model's row lacks its id")
 
 
 class FakeHost:

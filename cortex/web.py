@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from time import time
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
+import attrs
 import msgspec
 import uvloop
 from aiohttp import web
 
-from cortex.api import Dialect, Operation
+from cortex.api import Dialect, ModelsDialect, Operation
 from cortex.config.schema import Address
 from cortex.errors import (
     ConfigError,
@@ -39,6 +41,7 @@ MAX_BODY_BYTES = 64 << 20
 BACKLOG = 4096
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+REQUEST_ID = web.RequestKey("id", str)
 BEGAN = int(time())  # what `created` of a model row says: Unix seconds
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,21 @@ def application(*middlewares: Any) -> web.Application:
     )
 
 
-DIALECT = web.AppKey("dialect", Mapping[str, Dialect])  # by route; where absent, `FALLBACK`
+@attrs.frozen
+class Route:
+    """A dialect's claim on a method and path."""
+
+    header: str | None
+    name: str
+    dialect: Dialect
+    operation: Operation
+
+    def matches(self, request: web.Request) -> bool:
+        """Tell whether a request, whose method and path fit, is meant."""
+        return self.header is None or self.header in request.headers
+
+
+ROUTES = web.AppKey("routes", Mapping[str, Sequence[Route]])  # by path; where absent, `FALLBACK`
 FALLBACK = web.AppKey("fallback", Dialect)
 
 
@@ -97,21 +114,36 @@ def explain(request: web.Request, error: web.HTTPException) -> CortexError:
 def error_response(request: web.Request, error: CortexError) -> web.Response:
     """Render an error in the dialect of the request's route."""
     resource = request.match_info.route.resource
-    dialects = request.app[DIALECT]
-    path = resource.canonical if resource else ""
-    dialect = dialects.get(path, request.app[FALLBACK])
-    status, body = dialect.render_error(error)
+    routes = request.app[ROUTES].get(resource.canonical if resource else "", ())
+    matching = (route.dialect for route in routes if route.matches(request))
+    dialect = next(matching, request.app[FALLBACK])
+    status, body = dialect.render_error(error, request_id(request))
     response = web.Response(body=body, status=status, content_type="application/json")
+    response.headers.update(id_headers(request))
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     return response
+
+
+def request_id(request: web.Request) -> str:
+    """Return the client's request id, or a new one, the same for the life of the request."""
+    if (known := request.get(REQUEST_ID)) is None:
+        known = request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"
+        request[REQUEST_ID] = known
+    return known
+
+
+def id_headers(request: web.Request) -> dict[str, str]:
+    """Return the headers that name a request: ours and OpenAI's, and Anthropic's."""
+    known = request_id(request)
+    return {"x-request-id": known, "request-id": known}
 
 
 class InferenceServer(Protocol):
     """Who answers behind the dialects: a gateway or a neuron."""
 
     async def serve(
-        self, request: web.Request, name: str, dialect: Dialect
+        self, request: web.Request, name: str, dialect: Dialect, operation: Operation
     ) -> web.StreamResponse: ...
     def cards(self) -> Sequence[ModelCard]: ...
 
@@ -122,44 +154,68 @@ def add_dialects(
     """
     Route every endpoint of *dialects*, by name, to *server*.
 
+    Of two that share a path the one that asks for a header is asked first.
+
     Raises:
         ConfigError: Two dialects claim one method and path.
     """
-    taken: dict[tuple[str, str], str] = {}
-    by_path: dict[str, Dialect] = {}
+    routes: dict[tuple[str, str], list[Route]] = {}
     for name, dialect in dialects.items():
         for endpoint in dialect.endpoints:
-            key = endpoint.method, endpoint.path
-            if key in taken:
-                raise ConfigError(
-                    f"dialects {taken[key]!r} and {name!r} both claim {' '.join(key)}"
-                )
-            taken[key] = name
-            handler = _handler(endpoint.operation, name, dialect, server)
-            resource = app.router.add_route(endpoint.method, endpoint.path, handler).resource
-            by_path[resource.canonical if resource else endpoint.path] = dialect
-    app[DIALECT] = by_path
+            sharing = routes.setdefault((endpoint.method, endpoint.path), [])
+            for other in sharing:
+                if other.header == endpoint.header:
+                    raise ConfigError(
+                        f"dialects {other.name!r} and {name!r} both claim"
+                        f" {endpoint.method} {endpoint.path}"
+                    )
+            sharing.append(Route(endpoint.header, name, dialect, endpoint.operation))
+    by_path: dict[str, list[Route]] = {}
+    for (method, path), sharing in routes.items():
+        sharing.sort(key=lambda route: route.header is None)
+        resource = app.router.add_route(method, path, _handler(sharing, server)).resource
+        by_path.setdefault(resource.canonical if resource else path, []).extend(sharing)
+    app[ROUTES] = by_path
     app[FALLBACK] = dialects.get("openai-chat", next(iter(dialects.values())))
 
 
-def _handler(operation: Operation, name: str, dialect: Dialect, server: InferenceServer) -> Handler:
-    async def chat(request: web.Request) -> web.StreamResponse:
-        return await server.serve(request, name, dialect)
-
-    async def list_models(_: web.Request) -> web.StreamResponse:
-        body = dialect.render_models(server.cards(), BEGAN)
+def _handler(routes: Sequence[Route], server: InferenceServer) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        route = next((route for route in routes if route.matches(request)), None)
+        if route is None:
+            raise RouteNotFound(f"{request.path} wants the header {routes[0].header}")
+        models = cast("ModelsDialect", route.dialect)
+        match route.operation:
+            case "list_models" | "list_loaded":
+                is_all = route.operation == "list_models"
+                cards = [card for card in server.cards() if is_all or card.loaded]
+                body = models.render_models(cards, BEGAN, request.query)
+            case "get_model":
+                if request.method == "POST":
+                    wanted = models.parse_model(await read_body(request))
+                else:
+                    wanted = request.match_info["model"]
+                body = models.render_model(find_card(server.cards(), wanted), BEGAN)
+            case _:
+                return await server.serve(request, route.name, route.dialect, route.operation)
         return web.Response(body=body, content_type="application/json")
 
-    async def get_model(request: web.Request) -> web.StreamResponse:
-        cards, wanted = {card.id: card for card in server.cards()}, request.match_info["model"]
-        if wanted not in cards:
-            raise ModelNotFound(
-                f"no model is called {wanted!r}", hint=did_you_mean(wanted, cards), param="model"
-            )
-        body = dialect.render_model(cards[wanted], BEGAN)
-        return web.Response(body=body, content_type="application/json")
+    return handle
 
-    return {"chat": chat, "list_models": list_models, "get_model": get_model}[operation]
+
+def find_card(cards: Sequence[ModelCard], wanted: str) -> ModelCard:
+    """
+    Return the card of a model.
+
+    Raises:
+        ModelNotFound: With the nearest name there is.
+    """
+    by_id = {card.id: card for card in cards}
+    if wanted not in by_id:
+        raise ModelNotFound(
+            f"no model is called {wanted!r}", hint=did_you_mean(wanted, by_id), param="model"
+        )
+    return by_id[wanted]
 
 
 async def read_body(request: web.Request) -> bytes:

@@ -1,13 +1,14 @@
-"""A chat request as every part of cortex sees it, whatever dialect it came in."""
+"""A request as every part of cortex sees it, whatever dialect it came in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
 Role = Literal["system", "user", "assistant", "tool"]
+Prompt = str | tuple[int, ...]
 
 
 @attrs.frozen
@@ -17,12 +18,66 @@ class Text:
     text: str
 
 
-Part = Text
+@attrs.frozen(kw_only=True)
+class Image:
+    """
+    A picture.
+
+    Attributes:
+        url: A ``data:`` URI with base64, or ``http(s)://``.
+        detail: ``low``, ``high`` or ``auto``, where a client says so.
+    """
+
+    url: str
+    detail: str | None = None
+
+
+@attrs.frozen
+class Thinking:
+    """What the model thought in an earlier turn of its own."""
+
+    text: str
+
+
+@attrs.frozen(kw_only=True)
+class ToolCall:
+    """
+    A call the model made in an earlier turn.
+
+    Attributes:
+        arguments: A JSON object as text, as the model wrote it; empty is none.
+    """
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class ToolResult:
+    """What came of a call; nothing in it is an empty result, not a missing one."""
+
+    call_id: str
+    parts: tuple[Text | Image, ...] = ()
+    is_error: bool = False
+
+    @property
+    def text(self) -> str:
+        """All text of the result."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+Part = Text | Image | Thinking | ToolCall | ToolResult
 
 
 @attrs.frozen(kw_only=True)
 class Message:
-    """One turn; a turn without content has no parts."""
+    """
+    One turn; a turn without content has no parts.
+
+    Only an assistant's turn has `Thinking` and `ToolCall`; a turn of role ``tool`` has `ToolResult`
+    parts and no other turn has any.
+    """
 
     role: Role
     parts: tuple[Part, ...] = ()
@@ -30,7 +85,74 @@ class Message:
     @property
     def text(self) -> str:
         """All text of the turn; parts are joined as they are, so every spelling renders alike."""
-        return "".join(part.text for part in self.parts)
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+@attrs.frozen(kw_only=True)
+class Tool:
+    """
+    A function the model may call.
+
+    Attributes:
+        parameters: JSON Schema of the arguments, passed on as it came.
+        strict: The arguments must follow the schema.
+        kind: ``custom`` takes free text: its one argument is ``{"input": string}``.
+        namespace: The group a client put it in; `name` then begins with it and two underscores.
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = attrs.field(factory=dict)
+    strict: bool = False
+    kind: Literal["function", "custom"] = "function"
+    namespace: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ToolChoice:
+    """
+    Which tools the model may or must call.
+
+    Attributes:
+        mode: ``required`` asks for at least one call.
+        name: With ``required``: of this tool.
+        parallel: More than one call in a turn is welcome.
+    """
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+    parallel: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class JsonFormat:
+    """
+    The answer must be JSON.
+
+    Attributes:
+        schema: JSON Schema it must follow; None is any object.
+        name: What the client calls the schema.
+    """
+
+    schema: Mapping[str, Any] | None = None
+    name: str = ""
+    description: str = ""
+    strict: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Reasoning:
+    """
+    How much to think before the answer; None is "no opinion".
+
+    Attributes:
+        effort: ``none``, ``minimal``, ``low``, ``medium`` or ``high``.
+        budget_tokens: Tokens of thought at most, where a client says so.
+    """
+
+    enabled: bool | None = None
+    effort: str | None = None
+    budget_tokens: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -48,6 +170,7 @@ class Sampling:
         frequency_penalty: Taken off a token's logit for each time the answer has it; -2..2.
         presence_penalty: Taken off the logit of a token the answer has; -2..2.
         logit_bias: Added to logits, by token id; -100..100.
+        logprobs: Report each token's log probability, and those of this many likeliest.
     """
 
     temperature: float | None = None
@@ -59,25 +182,81 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = attrs.field(factory=dict)
+    logprobs: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class ChatRequest:
     """
-    One request.
+    One request for text: a conversation to go on with, or bare prompts.
 
     Attributes:
         id: Ours, for headers, logs and cancellation.
-        model: The name the client used; an alias is resolved before the neuron sees it.
+        model: The name the client used; answers repeat it.
+        prompts: Texts or token ids to continue as they are; then there are no `messages`.
+        n: Answers wanted, to each prompt.
+        reasoning: How much to think.
+        template_args: What the client hands to the chat template.
         include_usage: A streaming client asked for the token counts.
+        private: The dialect's own, for its encoder; nobody else looks at it.
     """
 
     id: str
     model: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+    n: int = 1
     sampling: Sampling = attrs.field(factory=Sampling)
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = attrs.field(factory=ToolChoice)
+    format: JsonFormat | None = None
+    reasoning: Reasoning = attrs.field(factory=Reasoning)
+    template_args: Mapping[str, Any] = attrs.field(factory=dict)
     stream: bool = False
     include_usage: bool = False
+    private: Any = None
+
+    def choices(self) -> tuple[ChatRequest, ...]:
+        """Return one request for each answer wanted; a seed is another for each of them."""
+        if not self.prompts and self.n == 1:
+            return (self,)
+        seed = self.sampling.seed
+        each: list[tuple[Prompt, ...]] = [(prompt,) for prompt in self.prompts] or [()]
+        return tuple(
+            attrs.evolve(
+                self,
+                n=1,
+                prompts=prompts,
+                sampling=attrs.evolve(self.sampling, seed=None if seed is None else seed + number),
+            )
+            for prompts in each
+            for number in range(self.n)
+        )
+
+
+@attrs.frozen(kw_only=True)
+class EmbeddingRequest:
+    """
+    One request for vectors.
+
+    Attributes:
+        inputs: Texts or token ids; a vector each.
+        dimensions: Components to keep of each vector, which is then normalised again.
+    """
+
+    id: str
+    model: str
+    inputs: tuple[Prompt, ...]
+    dimensions: int | None = None
+    private: Any = None
+
+
+@attrs.frozen(kw_only=True)
+class Embeddings:
+    """Unit vectors, one for each input, and the tokens they took."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
 
 
 @attrs.frozen(kw_only=True)

@@ -7,13 +7,13 @@ field we know and cannot honour is a 400 that names it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from cortex import hookimpl
-from cortex.api import Dialect, Endpoint, Register, ReplyEncoder
+from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
 from cortex.chat.request import ChatRequest, Message, Sampling, Text
 from cortex.errors import CortexError, MissingParameter, UnsupportedParameter
@@ -85,6 +85,8 @@ _decode = msgspec.json.Decoder(WireRequest).decode
 class OpenAIChat:
     """Both JSON bodies and SSE streams of chat completions."""
 
+    client: ChatClient | None = None
+
     endpoints: Sequence[Endpoint] = (
         Endpoint("POST", "/v1/chat/completions", "chat"),
         Endpoint("GET", "/v1/models", "list_models"),
@@ -119,13 +121,18 @@ class OpenAIChat:
             return StreamEncoder(request, created)
         return BodyEncoder(request, created)
 
-    def render_models(self, cards: Sequence[ModelCard], created: int) -> bytes:
+    def render_models(
+        self,
+        cards: Sequence[ModelCard],
+        created: int,
+        query: Mapping[str, str],  # noqa: ARG002
+    ) -> bytes:
         return encode({"object": "list", "data": [model_row(card, created) for card in cards]})
 
     def render_model(self, card: ModelCard, created: int) -> bytes:
         return encode(model_row(card, created))
 
-    def render_error(self, error: CortexError) -> tuple[int, bytes]:
+    def render_error(self, error: CortexError, request_id: str = "") -> tuple[int, bytes]:  # noqa: ARG002
         return error.status, encode({"error": error_object(error)})
 
     def render_stream_error(self, error: CortexError) -> bytes:
@@ -188,7 +195,7 @@ class StreamEncoder:
         self._head = b"data: " + head[:-1]
         self._tail = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
 
-    def feed(self, event: ChatEvent) -> bytes:
+    def feed(self, event: ChatEvent, choice: int = 0) -> bytes:  # noqa: ARG002
         match event:
             case TextDelta(text):
                 return self._choice(b'{"content":' + encode(text) + b"}")
@@ -202,6 +209,7 @@ class StreamEncoder:
                 return last + b"data: [DONE]\n\n"
             case Failed(error):
                 return stream_error(error)
+        return b""
 
     def keep_alive(self) -> bytes:
         return self._choice(b"{}")
@@ -221,7 +229,7 @@ class BodyEncoder:
         self._created = created
         self._text: list[str] = []
 
-    def feed(self, event: ChatEvent) -> bytes:
+    def feed(self, event: ChatEvent, choice: int = 0) -> bytes:  # noqa: ARG002
         match event:
             case TextDelta(text):
                 self._text.append(text)

@@ -128,12 +128,20 @@ class ModelCard:
     A row of ``/v1/models``: what a client may ask for.
 
     Attributes:
+        context: Tokens of prompt and answer together, where that is known.
+        output: Tokens of an answer at most, where that is known.
+        loaded: It answers at once.
+        used_bytes: Memory it takes where it is loaded; 0 is unknown.
         extra: Members beyond the dialect's own, JSON values.
     """
 
     id: str
     owned_by: str = "cortex"
     context: int | None = None
+    output: int | None = None
+    loaded: bool = False
+    capabilities: tuple[str, ...] = ()
+    used_bytes: int = 0
     extra: Mapping[str, object] = attrs.field(factory=dict)
 
 

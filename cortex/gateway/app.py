@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from cortex import __version__
-from cortex.api import Dialect
+from cortex.api import Dialect, Operation
 from cortex.config.schema import Catalogue, GatewayConfig
 from cortex.errors import ConfigError, CortexError
 from cortex.fleet.model import ModelCard
@@ -24,7 +24,7 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.router import Router
 from cortex.plugins import Plugins
-from cortex.web import add_dialects, application, error_response, reply
+from cortex.web import add_dialects, application, error_response, reply, request_id
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 
@@ -100,9 +100,15 @@ class Gateway:
         """Return what ``/v1/models`` lists."""
         return self.names.cards()
 
-    async def serve(self, request: web.Request, name: str, dialect: Dialect) -> web.StreamResponse:
+    async def serve(
+        self,
+        request: web.Request,
+        name: str,
+        dialect: Dialect,
+        operation: Operation,  # noqa: ARG002
+    ) -> web.StreamResponse:
         """Answer one inference request, and record it exactly once."""
-        recording = chat.Recording(id=chat.request_id(request), dialect=name)
+        recording = chat.Recording(id=request_id(request), dialect=name)
         try:
             return await chat.serve(
                 request,
@@ -114,7 +120,6 @@ class Gateway:
             )
         except CortexError as error:
             response = error_response(request, error)
-            response.headers["x-request-id"] = recording.id
             recording.status = response.status
             return response
         except asyncio.CancelledError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
+
 from cortex.config.schema import Catalogue
 from cortex.errors import ModelNotFound
 from cortex.fleet.model import ModelCard, ModelSpec
@@ -62,26 +64,30 @@ class Names:
         cards = {model_id: self._card(spec) for model_id, spec in specs.items()}
         for alias, target in self.aliases.items():
             if target in cards:
-                card = cards[target]
-                extra = {**card.extra, "alias_of": target}
-                cards[alias] = ModelCard(id=alias, context=card.context, extra=extra)
+                extra = {**cards[target].extra, "alias_of": target}
+                cards[alias] = attrs.evolve(cards[target], id=alias, extra=extra)
         return list(cards.values())
 
     def _card(self, spec: ModelSpec) -> ModelCard:
         here = [(node, node.models[spec.id]) for node in self._nodes if spec.id in node.models]
         limit = tightest(model for _, model in here if model.routable)
         context = limit["context"] or spec.context
-        capabilities = {c for _, model in here for c in model.capabilities}
+        loaded = any(node.healthy and model.routable for node, model in here)
+        capabilities = tuple(sorted({c for _, model in here for c in model.capabilities}))
         return ModelCard(
             id=spec.id,
             context=context,
+            output=limit["output"] or None,
+            loaded=loaded,
+            capabilities=capabilities,
+            used_bytes=max((model.vram_used_mb << 20 for _, model in here), default=0),
             extra={
-                "loaded": any(node.healthy and model.routable for node, model in here),
+                "loaded": loaded,
                 "feasible_on": [
                     node.name for node in self._nodes if feasible_on(spec, node) is None
                 ],
                 "locations": [location(node.name, model) for node, model in here],
-                "capabilities": sorted(capabilities),
+                "capabilities": capabilities,
                 "limit": limit,
             },
         )

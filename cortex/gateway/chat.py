@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import random
 from time import monotonic, perf_counter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import attrs
 import msgspec
 from aiohttp import web
 
-from cortex.api import Dialect
+from cortex.api import ChatDialect, Dialect
 from cortex.chat.events import Usage
 from cortex.chat.request import RequestHead
 from cortex.errors import UpstreamDied, UpstreamUnreachable
@@ -21,8 +20,8 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import poll
 from cortex.gateway.relay import Exchange, Refused
 from cortex.gateway.router import Router
-from cortex.web import read_body
-from cortex.wire import decode, encode
+from cortex.web import id_headers, read_body
+from cortex.wire import decode
 
 ATTEMPTS = 2
 FORWARDED = (
@@ -40,7 +39,6 @@ class Peek(msgspec.Struct):
 
 
 _peek = msgspec.json.Decoder(Peek).decode
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @attrs.define(kw_only=True)
@@ -100,22 +98,20 @@ async def serve(
     peek = decode(_peek, body)
     spec = names.resolve(peek.model)
     recording.model = spec.id
-    if spec.id != peek.model:
-        body = splice(body, spec.id)
     head = RequestHead(id=recording.id, model=spec.id, stream=bool(peek.stream))
     node: Node | None = None
     for attempt in range(1, ATTEMPTS + 1):
         node, how = await router.route(head, spec, recording.dialect, avoid=node)
         recording.node = node.name
         headers = {
-            "x-request-id": recording.id,
+            **id_headers(request),
             "x-cortex-node": node.name,
             "x-cortex-model": spec.id,
             "x-cortex-route": how if attempt == 1 else "retried",
         }
         exchange = recording.exchange = Exchange(request, headers, is_last=attempt == ATTEMPTS)
         try:
-            await carry(exchange, node, spec.id, compose(request, node, recording.id, body))
+            await carry(exchange, node, spec.id, compose(request, node, recording, body))
         except UpstreamUnreachable as error:
             if exchange.was_sent:
                 nodes.failed(node, str(error))
@@ -135,7 +131,7 @@ async def serve(
         at = recording.node
         log.warning("node %s died in request %s: %s", at, recording.id, exchange.failed)
         died = UpstreamDied(f"node {at} died while it answered")
-        return exchange.break_off(dialect.render_stream_error(died))
+        return exchange.break_off(cast("ChatDialect", dialect).render_stream_error(died))
     recording.outcome = "ok" if exchange.is_success else "error"
     return exchange.response()
 
@@ -168,25 +164,14 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
         node.last_used[model] = monotonic()
 
 
-def compose(request: web.Request, node: Node, request_id: str, body: bytes) -> bytes:
-    """Return the request as the neuron gets it."""
+def compose(request: web.Request, node: Node, recording: Recording, body: bytes) -> bytes:
+    """Return the request as the neuron gets it: the body as it came, the model's id beside it."""
     headers = "".join(
         f"{name}: {request.headers[name]}\r\n" for name in FORWARDED if name in request.headers
     )
     length = f"content-length: {len(body)}\r\n"
-    headers += f"x-request-id: {request_id}\r\nx-cortex-usage: 1\r\n{length}"
+    headers += f"x-request-id: {recording.id}\r\nx-cortex-model: {recording.model}\r\n"
+    headers += f"x-cortex-usage: 1\r\n{length}"
     path = node.client.prefix + request.rel_url.raw_path_qs.encode()
     head = b"POST %b HTTP/1.1\r\n%b" % (path, node.client.head)
     return b"%b%b\r\n%b" % (head, headers.encode("latin-1", "replace"), body)
-
-
-def splice(body: bytes, model: str) -> bytes:
-    """Return *body* with another ``model``; every other value keeps its bytes."""
-    fields = decode(_fields, body)
-    fields["model"] = msgspec.Raw(encode(model))
-    return encode(fields)
-
-
-def request_id(request: web.Request) -> str:
-    """Return the client's request id, or a new one."""
-    return request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"

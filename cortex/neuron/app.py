@@ -17,7 +17,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cortex import __version__
-from cortex.api import Dialect, Harness, HarnessHost
+from cortex.api import Dialect, Harness, HarnessHost, Operation
 from cortex.config.schema import NeuronConfig
 from cortex.errors import InvalidRequest, NotAuthenticated
 from cortex.fleet.model import ModelCard, ModelSpec, SamplingDefault
@@ -220,7 +220,14 @@ class Neuron:
     def cards(self) -> list[ModelCard]:
         """Return what ``/v1/models`` lists."""
         return [
-            ModelCard(id=model.id, context=model.limit.context or None)
+            ModelCard(
+                id=model.id,
+                context=model.limit.context or None,
+                output=model.limit.output or None,
+                loaded=True,
+                capabilities=model.capabilities,
+                used_bytes=model.vram_used_mb << 20,
+            )
             for model in self.models.list()
             if model.routable
         ]
@@ -230,9 +237,11 @@ class Neuron:
         request: web.Request,
         name: str,  # noqa: ARG002
         dialect: Dialect,
+        operation: Operation,
     ) -> web.StreamResponse:
         """Answer one inference request."""
-        return await chat.serve(request, dialect, self.models, self._host.discovery.hostname)
+        hostname = self._host.discovery.hostname
+        return await chat.serve(request, dialect, operation, self.models, hostname)
 
 
 def build_harnesses(

@@ -4,55 +4,114 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from time import time
+from typing import cast
 
+import attrs
 from aiohttp import web
 
-from cortex.api import Dialect, ReplyEncoder
-from cortex.chat.events import ChatEvent, Failed, Finished, Usage
+from cortex.api import (
+    ChatDialect,
+    CountDialect,
+    Dialect,
+    EmbeddingDialect,
+    Harness,
+    Operation,
+    ReplyEncoder,
+)
+from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
+from cortex.chat.request import ChatRequest
 from cortex.errors import CortexError
 from cortex.neuron.models import Models
-from cortex.web import read_body
+from cortex.web import id_headers, read_body, request_id
 from cortex.wire import encode
 
 KEEP_ALIVE_S = 5.0
+Choice = tuple[int, ChatEvent]
 log = logging.getLogger(__name__)
 
 
 async def serve(
-    request: web.Request, dialect: Dialect, models: Models, node: str
+    request: web.Request, dialect: Dialect, operation: Operation, models: Models, node: str
 ) -> web.StreamResponse:
     """
     Answer *request*.
 
+    A gateway, which knows aliases, names the model in ``x-cortex-model``; answers repeat the
+    client's name for it.  It asks for the usage with ``x-cortex-usage`` and gets it in a
+    dialect-free form: as a header of a whole body, as a comment before the end of a stream.
+    """
+    headers = {**id_headers(request), "x-cortex-node": node}
+    body, wanted = await read_body(request), request.headers.get("x-cortex-model")
+    match operation:
+        case "count":
+            count = cast("CountDialect", dialect)
+            chat = count.parse_count(body, request_id(request))
+            model = wanted or chat.model
+            tokens = await models.serving(model).count(attrs.evolve(chat, model=model))
+            usage, answer = Usage(prompt_tokens=tokens), count.render_count(tokens)
+        case "embed":
+            embedding = cast("EmbeddingDialect", dialect)
+            asked = embedding.parse_embedding(body, request_id(request))
+            model = wanted or asked.model
+            found = await models.serving(model).embed(attrs.evolve(asked, model=model))
+            usage = Usage(prompt_tokens=found.prompt_tokens)
+            answer = embedding.render_embeddings(asked, found)
+        case _:
+            chat = cast("ChatDialect", dialect).parse_request(body, request_id(request))
+            encoder = cast("ChatDialect", dialect).encoder(chat, int(time()))
+            model = wanted or chat.model
+            harness = models.serving(model)
+            asked_for = attrs.evolve(chat, model=model)
+            return await answer_chat(request, asked_for, encoder, harness, headers)
+    headers["x-cortex-usage"] = encode(usage).decode()
+    return web.Response(body=answer, content_type="application/json", headers=headers)
+
+
+async def answer_chat(
+    request: web.Request,
+    chat: ChatRequest,
+    encoder: ReplyEncoder,
+    harness: Harness,
+    headers: dict[str, str],
+) -> web.StreamResponse:
+    """
+    Answer with text.
+
     The status is decided before the first byte: what goes wrong until the harness has started is
     an HTTP error, after that an event in the stream.  The first byte is the first token's.
-
-    A gateway asks for the usage with ``x-cortex-usage`` and gets it in a dialect-free form: as a
-    header of a whole body, as a comment before the last event of a stream.
     """
-    request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
-    chat = dialect.parse_request(await read_body(request), request_id)
-    events = models.serving(chat.model).generate(chat)
-    encoder = dialect.encoder(chat, int(time()))
-    headers = {"x-request-id": request_id, "x-cortex-node": node}
+    choices = chat.choices()
+    generators = [generate(harness, choice) for choice in choices]
+    events = generators[0] if len(generators) == 1 else merged(generators)
+    per_prompt = chat.n
+    usages: dict[int, Usage] = {}
     try:
         started = await anext(events)  # ends with the worker at the latest
         if not chat.stream:
-            body, usage = await whole(started, events, encoder)
-            headers["x-cortex-usage"] = encode(usage).decode()
+            body = encoder.feed(started[1], started[0])
+            async for choice, event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    usages[choice] = event.usage
+                body += encoder.feed(event, choice)
+            if len(usages) < len(choices):
+                raise CortexError("the answer broke off")
+            headers["x-cortex-usage"] = encode(total(usages, per_prompt)).decode()
             return web.Response(body=body, content_type=encoder.content_type, headers=headers)
         response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache"})
         response.content_type = encoder.content_type
         await response.prepare(request)
         await response.write(b"")  # the status goes out now
-        data = encoder.feed(started)
-        async for event in paced(events):
-            data += encoder.keep_alive() if event is None else encoder.feed(event)
-            if isinstance(event, Finished) and "x-cortex-usage" in request.headers:
-                data = b": cortex-usage %b\n\n" % encode(event.usage) + data
+        data = encoder.feed(started[1], started[0])
+        async for item in paced(events, len(choices)):
+            data += encoder.keep_alive() if item is None else encoder.feed(item[1], item[0])
+            if item is not None and isinstance(item[1], Finished):
+                usages[item[0]] = item[1].usage
+                if len(usages) == len(choices) and "x-cortex-usage" in request.headers:
+                    data = b": cortex-usage %b\n\n%b" % (encode(total(usages, per_prompt)), data)
             if data:
                 await response.write(data)
             data = b""
@@ -61,46 +120,80 @@ async def serve(
         await events.aclose()
 
 
-async def whole(
-    started: ChatEvent, events: AsyncIterator[ChatEvent], encoder: ReplyEncoder
-) -> tuple[bytes, Usage]:
-    """Return the body of an answer that is not streamed; what breaks it is raised."""
-    body, usage = encoder.feed(started), None
-    async for event in events:
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Finished):
-            usage = event.usage
-        body += encoder.feed(event)
-    if usage is None:
-        raise CortexError("the answer broke off")
-    return body, usage
+async def generate(harness: Harness, chat: ChatRequest) -> AsyncGenerator[Choice, None]:
+    """Yield the events of one answer; a request for nothing is over at once."""
+    if not chat.messages and not chat.prompts:
+        yield 0, Started(prompt_tokens=0)
+        yield 0, Finished(reason="stop", usage=Usage())
+        return
+    events = harness.generate(chat)
+    try:
+        async for event in events:
+            yield 0, event
+    finally:
+        await events.aclose()
 
 
-async def paced(
-    events: AsyncGenerator[ChatEvent, None],
-) -> AsyncGenerator[ChatEvent | None, None]:
+async def merged(
+    generators: Sequence[AsyncGenerator[Choice, None]],
+) -> AsyncGenerator[Choice, None]:
+    """Yield the events of several answers as they come; the first to fail is the last to come."""
+    coming = {asyncio.ensure_future(anext(e, None)): n for n, e in enumerate(generators)}
+    try:
+        while coming:  # each ends with the workers at the latest
+            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                number = coming.pop(future)
+                if (item := future.result()) is not None:
+                    coming[asyncio.ensure_future(anext(generators[number], None))] = number
+                    yield number, item[1]
+    finally:
+        for future in coming:
+            future.cancel()
+        if coming:
+            await asyncio.wait(coming)  # a generator ends at once when cancelled
+        for events in generators:
+            await events.aclose()
+
+
+def total(usages: dict[int, Usage], per_prompt: int) -> Usage:
+    """Return the usage of all answers; a prompt is counted once, however many answers it got."""
+    prompts = [usage for choice, usage in usages.items() if choice % per_prompt == 0]
+    return attrs.evolve(
+        usages[0],
+        prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+        cached_tokens=sum(usage.cached_tokens for usage in prompts),
+        completion_tokens=sum(usage.completion_tokens for usage in usages.values()),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages.values()),
+    )
+
+
+async def paced(events: AsyncIterator[Choice], answers: int) -> AsyncGenerator[Choice | None, None]:
     """
     Yield *events*, and None each time nothing came for `KEEP_ALIVE_S`.
 
-    A stream that breaks off without an end gets one that says so.
+    Args:
+        events: Of all answers.
+        answers: How many there are.  A stream that ends before they have ended gets an event that
+            says so.
     """
-    while True:
+    while answers:
         coming = asyncio.ensure_future(anext(events, None))
         try:
             while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_S))[0]:
                 yield None
-            event = coming.result()
+            item: Choice | None = coming.result()
         except CortexError as error:
-            event = Failed(error)
+            item = 0, Failed(error)
         except Exception:
             log.exception("a harness failed in the middle of an answer")
-            event = Failed(CortexError("internal error; the log has the cause"))
+            item = 0, Failed(CortexError("internal error; the log has the cause"))
         finally:
             if not coming.done():
                 coming.cancel()
                 await asyncio.wait({coming})  # a generator ends at once when cancelled
-        event = event or Failed(CortexError("the answer broke off"))
-        yield event
-        if isinstance(event, Finished | Failed):
+        item = item or (0, Failed(CortexError("the answer broke off")))
+        yield item
+        if isinstance(item[1], Failed):
             return
+        answers -= isinstance(item[1], Finished)

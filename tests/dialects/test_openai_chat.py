@@ -464,7 +464,7 @@ def test_models_are_rendered():
     }
 
     assert json.loads(DIALECT.render_model(card, 5)) == row
-    assert json.loads(DIALECT.render_models([card], 5)) == {"object": "list", "data": [row]}
+    assert json.loads(DIALECT.render_models([card], 5, {})) == {"object": "list", "data": [row]}
     assert "max_model_len" not in json.loads(DIALECT.render_model(ModelCard(id="x"), 5))
 
 

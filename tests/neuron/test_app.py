@@ -276,7 +276,10 @@ async def test_a_whole_answer_gets_every_event():
         def watched(*arguments):
             made = encoder(*arguments)
             feed = made.feed
-            made.feed = lambda event: (seen.append(type(event).__name__), feed(event))[1]
+            made.feed = lambda event, choice: (
+                seen.append(type(event).__name__),
+                feed(event, choice),
+            )[1]
             return made
 
         dialect.encoder = watched

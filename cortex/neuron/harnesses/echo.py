@@ -15,7 +15,8 @@ import attrs
 from cortex import hookimpl
 from cortex.api import Harness, HarnessHost, Register, Report
 from cortex.chat.events import ChatEvent, Finished, Started, TextDelta, Usage
-from cortex.chat.request import ChatRequest
+from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
+from cortex.errors import OperationUnsupported
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
 
 CONTEXT = 4096
@@ -79,6 +80,12 @@ class Echo:
             yield Finished(reason="length" if limit < len(words) else "stop", usage=usage)
         finally:
             self._in_flight[request.model] -= 1
+
+    async def count(self, request: ChatRequest) -> int:
+        return sum(len(message.text.split()) for message in request.messages)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        raise OperationUnsupported(f"model {request.model!r} only repeats; it makes no embeddings")
 
     def stats(self, model_id: str) -> ModelStats:
         return ModelStats(

@@ -19,12 +19,13 @@ import attrs
 from cortex import hookimpl
 from cortex.api import Harness, HarnessHost, Register, Report
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
-from cortex.chat.request import ChatRequest
+from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import (
     ConfigError,
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotFound,
+    OperationUnsupported,
     UpstreamDied,
 )
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
@@ -144,6 +145,14 @@ class TorchHarness:
     async def unload(self, model_id: str) -> None:
         if (running := self._models.pop(model_id, None)) is not None:
             await running.worker.unload(model_id)
+
+    async def count(self, request: ChatRequest) -> int:
+        if (running := self._models.get(request.model)) is None:
+            raise ModelNotFound(f"model {request.model!r} is not loaded")
+        return len(await asyncio.to_thread(running.text.prompt, request.messages))
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        raise OperationUnsupported(f"model {request.model!r} makes no embeddings")
 
     def stats(self, model_id: str) -> ModelStats:
         if (running := self._models.get(model_id)) is None:
