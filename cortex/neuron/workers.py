@@ -65,7 +65,7 @@ class DeviceWorker:
         self._kept: dict[str, jobs.Load] = {}
         self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
         self._unloads: dict[str, asyncio.Future[None]] = {}
-        self._streams: dict[str, asyncio.Queue[int | jobs.Done | jobs.Lost]] = {}
+        self._streams: dict[str, asyncio.Queue[jobs.Token | jobs.Done | jobs.Lost]] = {}
         self._models: dict[str, str] = {}  # by request, until the engine is done with it
         self._pong = 0.0
         self._busy_s = 0.0
@@ -112,9 +112,9 @@ class DeviceWorker:
 
     async def generate(
         self, job: jobs.Generate
-    ) -> AsyncGenerator[int | jobs.Done | jobs.Lost, None]:
-        """Yield token ids, then one `Done` or `Lost`.  Closing it cancels the request."""
-        stream: asyncio.Queue[int | jobs.Done | jobs.Lost] = asyncio.Queue()
+    ) -> AsyncGenerator[jobs.Token | jobs.Done | jobs.Lost, None]:
+        """Yield tokens, then one `Done` or `Lost`.  Closing it cancels the request."""
+        stream: asyncio.Queue[jobs.Token | jobs.Done | jobs.Lost] = asyncio.Queue()
         self._streams[job.id] = stream
         ended = False
         try:
@@ -122,7 +122,7 @@ class DeviceWorker:
             self._models[job.id] = job.model
             while not ended:
                 event = await stream.get()  # the watchdog ends a worker that says nothing
-                ended = not isinstance(event, int)
+                ended = not isinstance(event, jobs.Token)
                 yield event
         finally:
             del self._streams[job.id]
@@ -227,9 +227,9 @@ class DeviceWorker:
     def _handle(self, event: jobs.Event) -> None:  # noqa: C901 - a table of events
         match event:
             case jobs.Tokens(tokens=tokens):
-                for request_id, token in tokens:
-                    self.tokens_total[self._models[request_id]] += 1
-                    self._tell(request_id, token)
+                for token in tokens:
+                    self.tokens_total[self._models[token.request]] += 1
+                    self._tell(token.request, token)
             case jobs.Done(id=request_id) | jobs.Lost(id=request_id):
                 self._models.pop(request_id, None)
                 self._tell(request_id, event)
@@ -251,7 +251,7 @@ class DeviceWorker:
                 self._cause = message
                 self._watcher.device_changed(self.index, "poisoned")
 
-    def _tell(self, request_id: str, event: int | jobs.Done | jobs.Lost) -> None:
+    def _tell(self, request_id: str, event: jobs.Token | jobs.Done | jobs.Lost) -> None:
         if (stream := self._streams.get(request_id)) is not None:
             stream.put_nowait(event)
 

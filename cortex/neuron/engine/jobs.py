@@ -49,6 +49,8 @@ class Generate(Message, frozen=True, kw_only=True):
     Attributes:
         temperature: 0 is greedy.
         top_k: 0 keeps all.
+        logprobs: Report each token's log probability, and those of this many likeliest.
+        grammar: What the answer must look like, for llguidance: Lark, or JSON of its own.
     """
 
     id: str
@@ -62,6 +64,8 @@ class Generate(Message, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     seed: int | None = None
+    logprobs: int | None = None
+    grammar: str | None = None
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -137,10 +141,28 @@ class Unloaded(Message, frozen=True, kw_only=True):
     model: str
 
 
-class Tokens(Message, frozen=True, kw_only=True):
-    """What one step produced: pairs of request id and token id."""
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """
+    A token of a request's answer.
 
-    tokens: list[tuple[str, int]]
+    Log probabilities are the model's own: before bias, penalties, grammar, temperature, top-k and
+    top-p.
+
+    Attributes:
+        request: The id of its request.
+        top: The likeliest token ids at this place with theirs, likeliest first.
+    """
+
+    request: str
+    id: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] = []
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """What one step produced."""
+
+    tokens: list[Token]
 
 
 class Done(Message, frozen=True, kw_only=True):

@@ -9,6 +9,21 @@ import torch
 from cortex.neuron.engine.jobs import Generate
 
 
+def logprobs(logits: torch.Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """
+    Return the log probability of a token, and the *count* likeliest tokens with theirs.
+
+    Args:
+        logits: # [vocab], any float type, any device; as the model gave them
+        token: The id of one of them.
+        count: May be 0, and more than there are.
+    """
+    every = logits.float().log_softmax(-1)
+    top = every.topk(min(count, every.numel()))
+    likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return float(every[token]), list(likeliest)
+
+
 class Sampler:
     """
     Bias and penalties, then greedy, or temperature, top-k, top-p and one draw.

@@ -7,8 +7,8 @@ from time import perf_counter
 import torch
 from transformers import DynamicCache
 
-from cortex.neuron.engine.jobs import Done, Generate
-from cortex.neuron.engine.sampler import Sampler
+from cortex.neuron.engine.jobs import Done, Generate, Token
+from cortex.neuron.engine.sampler import Sampler, logprobs
 from cortex.neuron.engine.weights import Weights
 
 PREFILL_TOKENS = 512
@@ -33,7 +33,7 @@ class Sequence:
         self._received = perf_counter()
         self._started = self._first = 0.0
 
-    def step(self) -> int | None:
+    def step(self) -> Token | None:
         """
         Run one forward pass.
 
@@ -49,7 +49,8 @@ class Sequence:
         ).logits  # [1, 1, vocab]
         if self._ahead:
             return None
-        token = self._sampler.pick(logits[0, -1])
+        row = logits[0, -1]
+        token = self._sampler.pick(row)
         self._first = self._first or perf_counter()
         self.completion_tokens += 1
         self._ahead = [token]
@@ -58,7 +59,9 @@ class Sequence:
             return None
         if self.completion_tokens >= self.job.max_tokens:
             self.reason = "length"
-        return token
+        if self.job.logprobs is None:
+            return Token(self.job.id, token)
+        return Token(self.job.id, token, *logprobs(row, token, self.job.logprobs))
 
     def done(self, reason: str) -> Done:
         """Return the closing event."""

@@ -136,7 +136,7 @@ class Worker:
 
     def _step(self) -> None:
         """Advance every request by one step and send what came of it."""
-        tokens: list[tuple[str, int]] = []
+        tokens: list[jobs.Token] = []
         ended: list[jobs.Event] = []
         for request_id, sequence in list(self._running.items()):
             try:
@@ -148,7 +148,7 @@ class Worker:
                 del self._running[request_id]
                 continue
             if token is not None:
-                tokens.append((request_id, token))
+                tokens.append(token)
             if sequence.reason is not None:
                 ended.append(sequence.done(sequence.reason))
                 del self._running[request_id]

@@ -197,9 +197,9 @@ class TorchHarness:
         async with aclosing(running.worker.generate(job)) as stream:
             async for event in stream:
                 match event:
-                    case int():
+                    case jobs.Token(id=token):
                         completion_tokens += 1
-                        if text := decoder.feed(event):
+                        if text := decoder.feed(token):
                             yield TextDelta(text)
                         if decoder.matched is not None:
                             break
@@ -273,6 +273,7 @@ def generate_job(
         presence_penalty=sampling.presence_penalty,
         logit_bias=dict(sampling.logit_bias),
         seed=sampling.seed,
+        logprobs=sampling.logprobs,
     )
 
 

@@ -52,7 +52,7 @@ async def answer(harness, request):
 
 
 async def tokens_of(worker, job):
-    return [event async for event in worker.generate(job) if isinstance(event, int)]
+    return [event.id async for event in worker.generate(job) if isinstance(event, jobs.Token)]
 
 
 def reference(checkpoint, prompts, count):
@@ -97,6 +97,44 @@ async def test_greedy_output_of_smollm2_is_transformers_own_token_by_token(
     harness, demo_checkpoint
 ):
     await check_greedy(harness, "smollm2", demo_checkpoint, 64)
+
+
+async def test_logprobs_are_transformers_own_whatever_the_sampling_did_to_the_logits(
+    harness, tiny_llama
+):
+    running = harness._models["tiny"]
+    prompt = running.text.prompt(ask("how likely").messages)
+    altered = {"temperature": 0.7, "top_k": 9, "seed": 1, "logit_bias": {70: 3.0}}
+    job = jobs.Generate(id="l", model="tiny", prompt=prompt, max_tokens=12, logprobs=3, **altered)
+    events = [event async for event in running.worker.generate(job)]
+    tokens = [event for event in events if isinstance(event, jobs.Token)]
+    assert len(tokens) > 3
+    every = await asyncio.to_thread(logprobs, tiny_llama, [*prompt, *(t.id for t in tokens)])
+    for token, row in zip(tokens, every[len(prompt) - 1 :], strict=False):
+        assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-4)
+        best = row.topk(3)
+        assert [number for number, _ in token.top] == best.indices.tolist()
+        assert [p for _, p in token.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+async def test_no_logprobs_unless_they_are_asked_for_and_none_of_the_likeliest_for_0(harness):
+    worker = harness._models["tiny"].worker
+    job = {"model": "tiny", "prompt": [70, 71], "max_tokens": 2, "temperature": 0.0}
+    plain = await anext(worker.generate(jobs.Generate(id="p", **job)))
+    assert (plain.logprob, plain.top) == (None, [])
+    asked = await anext(worker.generate(jobs.Generate(id="a", logprobs=0, **job)))
+    assert asked.logprob < 0
+    assert asked.top == []
+
+
+def logprobs(checkpoint, ids):
+    """Return the log probabilities transformers gives for what follows each of *ids*."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
