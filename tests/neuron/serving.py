@@ -107,6 +107,7 @@ async def serving(
     default_models: Mapping[str, str | None] | None = None,
     plugins: Sequence[object] = (),
     harnesses: Sequence[str] = ("echo",),
+    options: Mapping[str, Mapping[str, object]] | None = None,
 ) -> AsyncIterator[Served]:
     """Run a neuron in this process; its default models are loaded once it listens."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -115,7 +116,10 @@ async def serving(
     config = NeuronConfig(
         token=token,
         harnesses=tuple(harnesses),
-        harness={"echo": {"delay_s": delay_s, "load_s": load_s, "used_mb": used_mb}},
+        harness={
+            "echo": {"delay_s": delay_s, "load_s": load_s, "used_mb": used_mb},
+            **(options or {}),
+        },
         default_models=tuple(
             DefaultModel(model_id=model, harness=harness)
             for model, harness in (default_models or {}).items()
