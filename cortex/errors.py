@@ -135,6 +135,14 @@ class NotAuthenticated(InvalidRequest):
     type = "authentication_error"
 
 
+class PermissionDenied(InvalidRequest):
+    """The key is known and may not do this."""
+
+    code = "permission_denied"
+    status = 403
+    type = "permission_error"
+
+
 class RouteNotFound(InvalidRequest):
     """No such path."""
 
@@ -182,6 +190,15 @@ class QueueFull(CortexError):
     retry_after_s = 5.0
 
 
+class RateLimited(CortexError):
+    """A server we ask for the client allows no more requests now."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+    type = "rate_limit_error"
+    retry_after_s = 5.0
+
+
 class ModelLoading(CortexError):
     """The model is still loading; the details say how far."""
 
@@ -222,6 +239,14 @@ class UpstreamDied(CortexError):
     """A neuron died while it answered."""
 
     code = "upstream_died"
+    status = 502
+    type = "api_error"
+
+
+class UpstreamFailed(CortexError):
+    """A server we ask for the client answered with a fault of its own."""
+
+    code = "upstream_failed"
     status = 502
     type = "api_error"
 

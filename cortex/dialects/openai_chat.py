@@ -7,7 +7,7 @@ field we know and cannot honour is a 400 that names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,8 +16,14 @@ from cortex import hookimpl
 from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
 from cortex.chat.request import ChatRequest, Message, Sampling, Text
-from cortex.errors import CortexError, MissingParameter, UnsupportedParameter
-from cortex.fleet.model import ModelCard
+from cortex.dialects.openai import (
+    OpenAIErrors,
+    OpenAIModels,
+    error_object,
+    stream_error,
+    usage_object,
+)
+from cortex.errors import MissingParameter, UnsupportedParameter
 from cortex.wire import decode, encode
 
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
@@ -82,7 +88,7 @@ class WireRequest(msgspec.Struct):
 _decode = msgspec.json.Decoder(WireRequest).decode
 
 
-class OpenAIChat:
+class OpenAIChat(OpenAIErrors, OpenAIModels):
     """Both JSON bodies and SSE streams of chat completions."""
 
     client: ChatClient | None = None
@@ -120,23 +126,6 @@ class OpenAIChat:
         if request.stream:
             return StreamEncoder(request, created)
         return BodyEncoder(request, created)
-
-    def render_models(
-        self,
-        cards: Sequence[ModelCard],
-        created: int,
-        query: Mapping[str, str],  # noqa: ARG002
-    ) -> bytes:
-        return encode({"object": "list", "data": [model_row(card, created) for card in cards]})
-
-    def render_model(self, card: ModelCard, created: int) -> bytes:
-        return encode(model_row(card, created))
-
-    def render_error(self, error: CortexError, request_id: str = "") -> tuple[int, bytes]:  # noqa: ARG002
-        return error.status, encode({"error": error_object(error)})
-
-    def render_stream_error(self, error: CortexError) -> bytes:
-        return stream_error(error)
 
 
 def refuse_unsupported(wire: WireRequest) -> None:
@@ -256,46 +245,6 @@ class BodyEncoder:
                 "usage": usage_object(usage),
             }
         )
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """Render token counts, with our own timings beside them."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": 0},
-        "cortex": {
-            "queue_ms": round(usage.queue_ms, 1),
-            "prefill_ms": round(usage.prefill_ms, 1),
-            "decode_ms": round(usage.decode_ms, 1),
-        },
-    }
-
-
-def error_object(error: CortexError) -> dict[str, Any]:
-    """Render an error's cause; figures ride beside the standard members."""
-    said = {
-        "message": str(error),
-        "type": error.type,
-        "code": error.code,
-        "param": error.param,
-    }
-    return {**said, **error.details, **said}
-
-
-def stream_error(error: CortexError) -> bytes:
-    """Render the event that ends a broken stream; no ``[DONE]`` follows."""
-    return b"data: " + encode({"error": error_object(error)}) + b"\n\n"
-
-
-def model_row(card: ModelCard, created: int) -> dict[str, Any]:
-    """Render a model of the catalogue."""
-    row = {"id": card.id, "object": "model", "created": created, "owned_by": card.owned_by}
-    if card.context:
-        row["max_model_len"] = row["context_length"] = card.context
-    return {**row, **card.extra}
 
 
 @hookimpl
