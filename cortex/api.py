@@ -35,6 +35,7 @@ Operation = Literal[
     "get_reply",
     "delete_reply",
     "list_inputs",
+    "version",
 ]
 Report = Callable[[Progress], None]
 
@@ -60,7 +61,8 @@ class Dialect(Protocol):
     An API dialect.  Sans-IO: bytes in, values out, and back.
 
     What else it has depends on the operations of its endpoints: `ChatDialect`, `CountDialect`,
-    `EmbeddingDialect`, `ModelsDialect`, `ReplyDialect`.
+    `EmbeddingDialect`, `ModelsDialect`, `ReplyDialect`, `VersionDialect`.  Endpoints that share an
+    operation share its methods: paths whose bodies differ belong to dialects of their own.
     """
 
     endpoints: Sequence[Endpoint]
@@ -204,6 +206,14 @@ class ModelsDialect(Dialect, Protocol):
     def render_model(self, card: ModelCard, created: int) -> bytes: ...
     def parse_model(self, body: bytes) -> str:
         """Return the model a ``POST`` of operation ``get_model`` asks for."""
+        ...
+
+
+class VersionDialect(Dialect, Protocol):
+    """A dialect with endpoints of operation ``version``."""
+
+    def render_version(self, version: str) -> bytes:
+        """Answer what a client asks before it begins; *version* is that of cortex."""
         ...
 
 

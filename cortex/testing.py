@@ -35,7 +35,7 @@ from cortex.fleet.node import (
     ModelHealth,
     NodeModel,
 )
-from cortex.web import add_dialects, application, listening, reply
+from cortex.web import Stream, add_dialects, application, listening, reply
 from cortex.wire import encode
 
 
@@ -240,7 +240,7 @@ class FakeNeuron:
         encoder = dialect.encoder(chat, 0)
         if self.ending in ("silent", "hang"):
             await self._break(request, self.ending == "silent")
-        response = web.StreamResponse(headers={"Content-Type": encoder.content_type})
+        response = Stream(headers={"Content-Type": encoder.content_type})
         if not chat.stream:
             whole = b"".join([encoder.feed(event) async for event in self._events()])
             response.content_length = len(whole)
@@ -253,11 +253,11 @@ class FakeNeuron:
             return response
         await response.prepare(request)
         async for event in self._events():
-            if isinstance(event, Finished) and "x-cortex-usage" in request.headers:
-                await response.write(b": cortex-usage %b\n\n" % encode(event.usage))
             if isinstance(event, Finished) and self.ending == "midway":
                 await self._break(request, True)
             await response.write(encoder.feed(event))
+        if "x-cortex-usage" in request.headers:
+            response.end(request, self._usage())
         return response
 
     def _usage(self) -> Usage:

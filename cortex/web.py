@@ -18,9 +18,11 @@ from typing import Any, Protocol, TypeVar, cast
 import attrs
 import msgspec
 import uvloop
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
-from cortex.api import Dialect, ModelsDialect, Operation
+from cortex import __version__
+from cortex.api import Dialect, ModelsDialect, Operation, VersionDialect
+from cortex.chat.events import Usage
 from cortex.config.schema import Address
 from cortex.errors import (
     ConfigError,
@@ -196,6 +198,8 @@ def _handler(routes: Sequence[Route], server: InferenceServer) -> Handler:
                 else:
                     wanted = request.match_info["model"]
                 body = models.render_model(find_card(server.cards(), wanted), BEGAN)
+            case "version":
+                body = cast("VersionDialect", route.dialect).render_version(__version__)
             case _:
                 return await server.serve(request, route.name, route.dialect, route.operation)
         return web.Response(body=body, content_type="application/json")
@@ -239,6 +243,17 @@ async def read_body(request: web.Request) -> bytes:
 async def read_json(request: web.Request, kind: type[T]) -> T:
     """Read a body of our own API into *kind*; raises as `read_body` and `cortex.wire.decode`."""
     return decode(msgspec.json.Decoder(kind).decode, await read_body(request) or b"{}")
+
+
+class Stream(web.StreamResponse):
+    """An answer that goes out as it comes."""
+
+    def end(self, request: web.Request, usage: Usage) -> None:
+        """End the answer with its usage in a trailer, which only who asked for it reads."""
+        trailer = b"0\r\nx-cortex-usage: %b\r\n\r\n" % encode(usage)
+        if request.transport is not None and request.version >= HttpVersion11:
+            request.transport.write(trailer)
+            self._eof_sent = True
 
 
 def sse(event: str, data: object) -> bytes:

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 import cortex
+from cortex.api import Endpoint
 from cortex.config.schema import Address, PluginSettings
 from cortex.errors import ConfigError
 from cortex.plugins import Plugins
-from cortex.web import application, lifespans, listening
+from cortex.web import add_dialects, application, lifespans, listening
 
 
 class Living:
@@ -57,3 +58,21 @@ async def test_an_address_that_is_taken_is_said_in_a_sentence():
     assert str(caught.value) == (
         f"cannot listen on {taken}: address already in use (stop what holds it, or use --listen)"
     )
+
+
+class Versioned:
+    """A dialect that only says which version it is."""
+
+    endpoints = (Endpoint("GET", "/api/version", "version"),)
+
+    def render_version(self, version: str) -> bytes:
+        return f'{{"version": "9 of {version}"}}'.encode()
+
+
+async def test_a_dialect_may_say_its_version(aiohttp_client):
+    app = application()
+    add_dialects(app, {"versioned": Versioned()}, server=None)
+    client = await aiohttp_client(app)
+    async with client.get("/api/version") as response:
+        assert response.content_type == "application/json"
+        assert await response.json() == {"version": f"9 of {cortex.__version__}"}

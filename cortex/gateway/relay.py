@@ -21,11 +21,10 @@ from cortex.chat.events import Usage
 from cortex.gateway.neuron_client import Connection, NeuronClient
 
 HIGH_WATER_BYTES = 128 << 10
-TAIL_BYTES = 2048
 STALL_S = 60.0  # a neuron sends a keep-alive every 5 s
 REFUSAL_BYTES = 64 << 10
 REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
-USAGE_MARK = b": cortex-usage "
+STREAMS = {b"text/event-stream": b"data: ", b"application/x-ndjson": b"\n"}  # once an event
 PASSED = frozenset((b"content-type", b"cache-control", b"retry-after"))
 _usage = msgspec.json.Decoder(Usage).decode
 
@@ -59,7 +58,7 @@ class Exchange:
         status: Of the answer, 0 before its head.
         refused: The answer was a refusal, and the client has not seen it.
         first_byte_s: When the first byte of the body came, `perf_counter` seconds.
-        events: Server-sent events that went by.
+        events: Events of a stream that went by.
     """
 
     def __init__(self, request: web.Request, headers: Mapping[str, str], *, is_last: bool) -> None:
@@ -73,6 +72,7 @@ class Exchange:
         self.failed: Exception | None = None
         self._is_last = is_last
         self._is_stream = False
+        self._mark = b"data: "
         self._client = transport
         self._headers = headers
         self._keep_alive = request.keep_alive
@@ -81,7 +81,6 @@ class Exchange:
         self._ends_with_connection = True
         self._passed: list[tuple[bytes, bytes]] = []
         self._usage_header = b""
-        self._tail = b""
         self._kept = b""
         self._out: list[bytes] = []
         self._is_paused = False
@@ -127,7 +126,8 @@ class Exchange:
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"content-type":
-            self._is_stream = value.startswith(b"text/event-stream")
+            kind = value.partition(b";")[0]
+            self._is_stream, self._mark = kind in STREAMS, STREAMS.get(kind, self._mark)
         if name in PASSED:
             self._passed.append((name, value))
         elif name == b"content-length":
@@ -170,8 +170,7 @@ class Exchange:
             return
         if not self.first_byte_s:
             self.first_byte_s = perf_counter()
-        self.events += data.count(b"data: ")
-        self._tail = (self._tail + data)[-TAIL_BYTES:]
+        self.events += data.count(self._mark)
         self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def on_message_complete(self) -> None:
@@ -254,12 +253,8 @@ class Exchange:
 
     def usage(self) -> Usage | None:
         """Return the neuron's count of tokens, if the answer got that far."""
-        raw = self._usage_header
-        if not raw:
-            _, mark, rest = self._tail.rpartition(USAGE_MARK)
-            raw = rest.partition(b"\n")[0] if mark else b""
         try:
-            return _usage(raw) if raw else None
+            return _usage(self._usage_header) if self._usage_header else None
         except msgspec.DecodeError:
             return None
 

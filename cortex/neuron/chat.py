@@ -24,7 +24,7 @@ from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest
 from cortex.errors import CortexError
 from cortex.neuron.models import Models
-from cortex.web import id_headers, read_body, request_id
+from cortex.web import Stream, id_headers, read_body, request_id
 from cortex.wire import encode
 
 KEEP_ALIVE_S = 5.0
@@ -40,7 +40,7 @@ async def serve(
 
     A gateway, which knows aliases, names the model in ``x-cortex-model``; answers repeat the
     client's name for it.  It asks for the usage with ``x-cortex-usage`` and gets it in a
-    dialect-free form: as a header of a whole body, as a comment before the end of a stream.
+    dialect-free form: as a header of a whole body, as a trailer of a stream.
     """
     headers = {**id_headers(request), "x-cortex-node": node}
     body, wanted = await read_body(request), request.headers.get("x-cortex-model")
@@ -101,7 +101,7 @@ async def answer_chat(
                 raise CortexError("the answer broke off")
             headers["x-cortex-usage"] = encode(total(usages, per_prompt)).decode()
             return web.Response(body=body, content_type=encoder.content_type, headers=headers)
-        response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache"})
+        response = Stream(headers={**headers, "Cache-Control": "no-cache"})
         response.content_type = encoder.content_type
         await response.prepare(request)
         await response.write(b"")  # the status goes out now
@@ -110,11 +110,11 @@ async def answer_chat(
             data += encoder.keep_alive() if item is None else encoder.feed(item[1], item[0])
             if item is not None and isinstance(item[1], Finished):
                 usages[item[0]] = item[1].usage
-                if len(usages) == len(choices) and "x-cortex-usage" in request.headers:
-                    data = b": cortex-usage %b\n\n%b" % (encode(total(usages, per_prompt)), data)
             if data:
                 await response.write(data)
             data = b""
+        if len(usages) == len(choices) and "x-cortex-usage" in request.headers:
+            response.end(request, total(usages, per_prompt))
         return response
     finally:
         await events.aclose()

@@ -14,6 +14,7 @@ from cortex.chat.events import ChatEvent, Started, TextDelta
 from cortex.errors import InsufficientVram
 from cortex.fleet.model import ModelStats, RunningModel
 from cortex.testing import until
+from tests.gateway.running import Wire, chat
 from tests.neuron.serving import program, serving
 
 
@@ -372,18 +373,30 @@ async def test_a_client_that_leaves_ends_its_generation():
         await until(lambda: echo.stats("m").in_flight == 0, 2)
 
 
-async def test_usage_is_given_to_who_asks_for_it():
-    async with serving() as node:
+@pytest.mark.parametrize("asks", [True, False])
+async def test_the_usage_of_a_stream_is_a_trailer_for_who_asks_for_it(asks):
+    body = chat("m", content="a b c", stream=True)
+    async with serving() as node, await Wire.to(node.address) as wire:
         await node.load("m")
-        async with node.streaming("m", "a b c", **{"x-cortex-usage": "1"}) as stream:
-            said = await stream.read()
-            assert stream.headers["x-cortex-node"]
-        [line] = [line for line in said.split(b"\n") if line.startswith(b": cortex-usage ")]
-        usage = json.loads(line.removeprefix(b": cortex-usage "))
-        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 3)
-        async with node.streaming("m", "a b c") as stream:
-            assert b"cortex-usage" not in await stream.read()
-        assert said.index(line) < said.index(b'"finish_reason":"stop"')
+        wire.post(body, headers="x-cortex-usage: 1\r\n" if asks else "")
+        status, headers = await wire.head()
+        said = await wire.until(b"\r\n0\r\n")
+        trailer = (await wire.until(b"\r\n")).strip()
+        if asks:
+            await wire.until(b"\r\n")
+        wire.post(chat("m"))
+        again, _ = await wire.head()
+
+    assert (status, again, headers["transfer-encoding"]) == (200, 200, "chunked")
+    assert said.endswith(b"data: [DONE]\n\n\r\n0\r\n")
+    assert b"cortex-usage" not in said
+    if not asks:
+        assert trailer == b""
+        return
+    name, usage = trailer.split(b": ", 1)
+    assert name == b"x-cortex-usage"
+    counts = json.loads(usage)
+    assert (counts["prompt_tokens"], counts["completion_tokens"]) == (3, 3)
 
 
 async def test_metrics_are_exposed():
