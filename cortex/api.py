@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import attrs
 
 from cortex.chat.events import ChatEvent
-from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings, RequestHead
+from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings, RequestHead, Ties
 from cortex.errors import CortexError
 from cortex.fleet.model import (
     Candidate,
@@ -34,6 +34,7 @@ Operation = Literal[
     "get_model",
     "get_reply",
     "delete_reply",
+    "cancel_reply",
     "list_inputs",
     "version",
 ]
@@ -221,16 +222,26 @@ class ReplyDialect(ChatDialect, Protocol):
     """
     A dialect whose answers are kept by the server, and gone on from by their id.
 
-    Its endpoints have the operations ``get_reply``, ``delete_reply`` and ``list_inputs`` besides.
+    Its endpoints have the operations ``get_reply``, ``delete_reply``, ``cancel_reply`` and
+    ``list_inputs`` besides, with the id as ``{id}`` in their path.
     A *record* is what is kept of one answer: its request and itself, as bytes the dialect chooses.
     """
 
-    def previous(self, body: bytes) -> str | None:
-        """Return the id of the answer a request goes on from."""
+    def ties(self, body: bytes) -> Ties:
+        """Look, and no further, for what ties a request to kept answers."""
         ...
 
-    def join(self, body: bytes, record: bytes) -> bytes:
-        """Return a request with the turns of *record* before its own."""
+    def join(self, body: bytes, records: Mapping[str, bytes]) -> bytes:
+        """
+        Return a request with all it needs of *records* in it.
+
+        Args:
+            body: As the client sent it.
+            records: Those there are of its `Ties.replies`, by id.
+
+        Raises:
+            PreviousReplyNotFound: One is missing.
+        """
         ...
 
     def record(self, body: bytes, reply: bytes) -> tuple[str, bytes] | None:
@@ -238,12 +249,12 @@ class ReplyDialect(ChatDialect, Protocol):
         Return an answer's id and record; None if it is not to be kept.
 
         Args:
-            body: The request, joined with what it goes on from.
+            body: The request, joined.
             reply: The whole answer, a JSON body or a stream.
         """
         ...
 
-    def render_reply(self, record: bytes) -> bytes: ...
+    def render_reply(self, record: bytes, query: Mapping[str, str]) -> bytes: ...
     def render_deleted(self, reply_id: str) -> bytes: ...
     def render_inputs(self, record: bytes, query: Mapping[str, str]) -> bytes: ...
 

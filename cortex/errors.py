@@ -164,6 +164,19 @@ class ModelNotFound(InvalidRequest):
     status = 404
 
 
+class ReplyNotFound(InvalidRequest):
+    """No answer is kept under this id."""
+
+    code = "response_not_found"
+    status = 404
+
+
+class PreviousReplyNotFound(InvalidRequest):
+    """A request goes on from an answer that is not kept."""
+
+    code = "previous_response_not_found"
+
+
 class RequestTooLarge(InvalidRequest):
     """The body is over the limit."""
 

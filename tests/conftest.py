@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ import pytest
 from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.sources.package import PackageOptions, PackageSource
 from tests.zipapp.builds import ROOT, Built, build, copy_sources
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_state_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have programs keep what they keep where tests may."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

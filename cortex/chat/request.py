@@ -271,3 +271,17 @@ class RequestHead:
     id: str
     model: str
     stream: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Ties:
+    """
+    What a request has to do with kept answers.
+
+    Attributes:
+        replies: Ids of the answers it goes on from, or takes something out of.
+        keep: Its own answer is to be kept.
+    """
+
+    replies: tuple[str, ...] = ()
+    keep: bool = False

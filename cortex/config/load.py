@@ -26,6 +26,7 @@ from cortex.config.schema import (
     GatewayConfig,
     NeuronConfig,
     PluginSettings,
+    RepliesSection,
 )
 from cortex.errors import ConfigError
 
@@ -111,7 +112,12 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
         if not models_path.exists():
             raise ConfigError(f"{where}: gateway.models_config: no file {models_path}")
         catalogue = load_catalogue(models_path)
-    return attrs.evolve(config, plugins=_plugin_settings(config.plugins, folder)), catalogue
+    config = attrs.evolve(
+        config,
+        plugins=_plugin_settings(config.plugins, folder),
+        replies=_replies(config.replies, folder, where, "gateway"),
+    )
+    return config, catalogue
 
 
 def load_catalogue(path: Path) -> Catalogue:
@@ -143,9 +149,14 @@ def load_neuron(path: Path | None) -> NeuronConfig:
     """Read neuron.toml; None means all defaults."""
     table = _read(path) if path else {}
     _override(table, "NEURON_", NeuronConfig)
-    config = structure(table, NeuronConfig, path.name if path else "neuron.toml")
+    where = path.name if path else "neuron.toml"
+    config = structure(table, NeuronConfig, where)
     folder = path.parent if path else Path()
-    return attrs.evolve(config, plugins=_plugin_settings(config.plugins, folder))
+    return attrs.evolve(
+        config,
+        plugins=_plugin_settings(config.plugins, folder),
+        replies=_replies(config.replies, folder, where, "neuron"),
+    )
 
 
 def structure(table: Mapping[str, Any], cls: type[T], where: str) -> T:
@@ -219,6 +230,17 @@ def _plugin_settings(settings: PluginSettings, folder: Path) -> PluginSettings:
     if (named := env.get("CORTEX_PLUGINS")) is not None:
         only = frozenset(filter(None, (name.strip() for name in named.split(","))))
     return attrs.evolve(settings, directories=tuple(directories), only=only)
+
+
+def _replies(section: RepliesSection, folder: Path, where: str, program: str) -> RepliesSection:
+    _at_least(0, section.max_count, f"{where}: replies.max_count")
+    _at_least(1, section.max_mb, f"{where}: replies.max_mb")
+    _at_least(1, section.ttl_s, f"{where}: replies.ttl_s")
+    if section.path is not None:
+        return attrs.evolve(section, path=folder / section.path)
+    state = environment().get("XDG_STATE_HOME")
+    home = Path(state or os.path.expanduser("~/.local/state"))  # noqa: PTH111 - never raises
+    return attrs.evolve(section, path=home / "cortex" / f"{program}-replies.db")
 
 
 def _override(table: dict[str, Any], prefix: str, cls: type[Any]) -> None:

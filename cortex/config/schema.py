@@ -64,6 +64,25 @@ class PluginSettings:
 
 
 @attrs.frozen(kw_only=True)
+class RepliesSection:
+    """
+    ``[replies]``: answers kept for requests that go on from them.
+
+    Attributes:
+        path: The database; as read from a file it is always set, and without one nothing goes to
+            the disk.
+        max_count: Answers to keep at most; 0 keeps none.
+        max_mb: What they may take together, in MiB.
+        ttl_s: How long one is kept.
+    """
+
+    path: Path | None = None
+    max_count: int = 10_000
+    max_mb: int = 1024
+    ttl_s: float = 2_592_000.0
+
+
+@attrs.frozen(kw_only=True)
 class GatewaySection:
     """``[gateway]``."""
 
@@ -113,6 +132,7 @@ class GatewayConfig:
     routing: RoutingSection = attrs.field(factory=RoutingSection)
     eviction: EvictionSection = attrs.field(factory=EvictionSection)
     queue: QueueSection = attrs.field(factory=QueueSection)
+    replies: RepliesSection = attrs.field(factory=RepliesSection)
     neurons: tuple[NeuronEntry, ...] = ()
     plugins: PluginSettings = attrs.field(factory=PluginSettings)
 
@@ -154,4 +174,5 @@ class NeuronConfig:
     harnesses: tuple[str, ...] | None = None
     harness: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     sources: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    replies: RepliesSection = attrs.field(factory=RepliesSection)
     plugins: PluginSettings = attrs.field(factory=PluginSettings)

@@ -24,6 +24,7 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.router import Router
 from cortex.plugins import Plugins
+from cortex.replies import OPERATIONS, Replies
 from cortex.web import add_dialects, application, error_response, reply, request_id
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
@@ -67,6 +68,7 @@ class Gateway:
             tasks=tasks,
         )
         self._router = Router(self.nodes, self.loads, strategy, config.queue.max_wait_s)
+        self._replies = Replies(config.replies)
         self._admin = Admin(nodes=self.nodes, names=self.names, loads=self.loads, plugins=plugins)
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
 
@@ -77,6 +79,7 @@ class Gateway:
         app.router.add_get("/", self._root)
         app.router.add_get("/health", self._health)
         self._admin.add_routes(app.router)
+        app.on_cleanup.append(self._replies.close)
         return app
 
     async def start(self) -> None:
@@ -105,11 +108,15 @@ class Gateway:
         request: web.Request,
         name: str,
         dialect: Dialect,
-        operation: Operation,  # noqa: ARG002
+        operation: Operation,
     ) -> web.StreamResponse:
         """Answer one inference request, and record it exactly once."""
         recording = chat.Recording(id=request_id(request), dialect=name)
         try:
+            if operation in OPERATIONS:
+                answer = await self._replies.serve(request, name, dialect, operation)
+                recording.status, recording.outcome = answer.status, "ok"
+                return answer
             return await chat.serve(
                 request,
                 dialect,
@@ -117,6 +124,7 @@ class Gateway:
                 names=self.names,
                 nodes=self.nodes,
                 router=self._router,
+                replies=self._replies,
             )
         except CortexError as error:
             response = error_response(request, error)

@@ -20,6 +20,7 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import poll
 from cortex.gateway.relay import Exchange, Refused
 from cortex.gateway.router import Router
+from cortex.replies import Replies
 from cortex.web import id_headers, read_body
 from cortex.wire import decode
 
@@ -84,6 +85,7 @@ async def serve(
     names: Names,
     nodes: Nodes,
     router: Router,
+    replies: Replies,
 ) -> web.StreamResponse:
     """
     Answer *request* from the fleet.
@@ -99,6 +101,7 @@ async def serve(
     spec = names.resolve(peek.model)
     recording.model = spec.id
     head = RequestHead(id=recording.id, model=spec.id, stream=bool(peek.stream))
+    turn = await replies.join(recording.dialect, dialect, body)
     node: Node | None = None
     for attempt in range(1, ATTEMPTS + 1):
         node, how = await router.route(head, spec, recording.dialect, avoid=node)
@@ -109,9 +112,11 @@ async def serve(
             "x-cortex-model": spec.id,
             "x-cortex-route": how if attempt == 1 else "retried",
         }
-        exchange = recording.exchange = Exchange(request, headers, is_last=attempt == ATTEMPTS)
+        exchange = recording.exchange = Exchange(
+            request, headers, is_last=attempt == ATTEMPTS, tee=turn.tee
+        )
         try:
-            await carry(exchange, node, spec.id, compose(request, node, recording, body))
+            await carry(exchange, node, spec.id, compose(request, node, recording, turn.body))
         except UpstreamUnreachable as error:
             if exchange.was_sent:
                 nodes.failed(node, str(error))
@@ -126,6 +131,11 @@ async def serve(
                 return exchange.refusal()
         else:
             break
+    return concluded(exchange, dialect, recording)
+
+
+def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web.StreamResponse:
+    """Return what is to return of an answer that was carried: whole, or broken off."""
     recording.status = exchange.status
     if exchange.failed is not None:
         at = recording.node
@@ -165,13 +175,13 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
 
 
 def compose(request: web.Request, node: Node, recording: Recording, body: bytes) -> bytes:
-    """Return the request as the neuron gets it: the body as it came, the model's id beside it."""
+    """Return the request as the neuron gets it: the body, and the model's id beside it."""
     headers = "".join(
         f"{name}: {request.headers[name]}\r\n" for name in FORWARDED if name in request.headers
     )
     length = f"content-length: {len(body)}\r\n"
     headers += f"x-request-id: {recording.id}\r\nx-cortex-model: {recording.model}\r\n"
-    headers += f"x-cortex-usage: 1\r\n{length}"
+    headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\n{length}"
     path = node.client.prefix + request.rel_url.raw_path_qs.encode()
     head = b"POST %b HTTP/1.1\r\n%b" % (path, node.client.head)
     return b"%b%b\r\n%b" % (head, headers.encode("latin-1", "replace"), body)

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from cortex.chat.events import Usage
 from cortex.gateway.neuron_client import Connection, NeuronClient
+from cortex.replies import Tee
 
 HIGH_WATER_BYTES = 128 << 10
 STALL_S = 60.0  # a neuron sends a keep-alive every 5 s
@@ -61,7 +62,14 @@ class Exchange:
         events: Events of a stream that went by.
     """
 
-    def __init__(self, request: web.Request, headers: Mapping[str, str], *, is_last: bool) -> None:
+    def __init__(
+        self,
+        request: web.Request,
+        headers: Mapping[str, str],
+        *,
+        is_last: bool,
+        tee: Tee | None = None,
+    ) -> None:
         transport = request.transport
         if transport is None:
             raise asyncio.CancelledError  # the client is gone already
@@ -71,6 +79,7 @@ class Exchange:
         self.refused = False
         self.failed: Exception | None = None
         self._is_last = is_last
+        self._tee = tee
         self._is_stream = False
         self._mark = b"data: "
         self._client = transport
@@ -171,12 +180,16 @@ class Exchange:
         if not self.first_byte_s:
             self.first_byte_s = perf_counter()
         self.events += data.count(self._mark)
+        if self._tee is not None:
+            self._tee.feed(data)
         self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def on_message_complete(self) -> None:
         if self._chunked and not self.refused:
             self._out.append(b"0\r\n\r\n")
         self._finished = True
+        if self._tee is not None and self.is_success:
+            self._tee.end()
         self._woken.set()
 
     # What the connection says.

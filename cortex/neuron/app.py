@@ -28,7 +28,8 @@ from cortex.neuron.events import Events
 from cortex.neuron.metrics import NeuronCollector
 from cortex.neuron.models import Models
 from cortex.plugins import Plugins
-from cortex.web import add_dialects, application, read_json, reply, sse
+from cortex.replies import OPERATIONS, Replies, Turn
+from cortex.web import add_dialects, application, read_body, read_json, reply, sse
 
 REFRESH_S = 1.0
 OPEN = ("/", "/health")  # what needs no token
@@ -76,6 +77,7 @@ class Neuron:
         self._host = host
         self._began = monotonic()
         self._dialects = {offer.name: offer.build() for offer in plugins.offers("dialect")}
+        self._replies = Replies(config.replies)
         self._metrics = CollectorRegistry(auto_describe=False)
         self._metrics.register(NeuronCollector(self.health))
         plugins.gather("cortex_register_collectors", registry=self._metrics, role="neuron")
@@ -94,6 +96,7 @@ class Neuron:
         app.router.add_get("/events", self._events)
         app.router.add_get("/metrics", self._prometheus)
         app.on_shutdown.append(self._on_shutdown)
+        app.on_cleanup.append(self._replies.close)
         return app
 
     async def refresh(self) -> None:
@@ -235,13 +238,18 @@ class Neuron:
     async def serve(
         self,
         request: web.Request,
-        name: str,  # noqa: ARG002
+        name: str,
         dialect: Dialect,
         operation: Operation,
     ) -> web.StreamResponse:
         """Answer one inference request."""
-        hostname = self._host.discovery.hostname
-        return await chat.serve(request, dialect, operation, self.models, hostname)
+        if operation in OPERATIONS:
+            return await self._replies.serve(request, name, dialect, operation)
+        turn = Turn(await read_body(request))
+        if "x-cortex-joined" not in request.headers:  # else a gateway keeps them
+            turn = await self._replies.join(name, dialect, turn.body)
+        node = self._host.discovery.hostname
+        return await chat.serve(request, turn, dialect, operation, models=self.models, node=node)
 
 
 def build_harnesses(

@@ -24,7 +24,8 @@ from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest
 from cortex.errors import CortexError
 from cortex.neuron.models import Models
-from cortex.web import Stream, id_headers, read_body, request_id
+from cortex.replies import Turn
+from cortex.web import Stream, id_headers, request_id
 from cortex.wire import encode
 
 KEEP_ALIVE_S = 5.0
@@ -33,17 +34,23 @@ log = logging.getLogger(__name__)
 
 
 async def serve(
-    request: web.Request, dialect: Dialect, operation: Operation, models: Models, node: str
+    request: web.Request,
+    turn: Turn,
+    dialect: Dialect,
+    operation: Operation,
+    *,
+    models: Models,
+    node: str,
 ) -> web.StreamResponse:
     """
-    Answer *request*.
+    Answer *request*, whose body is *turn*.
 
     A gateway, which knows aliases, names the model in ``x-cortex-model``; answers repeat the
     client's name for it.  It asks for the usage with ``x-cortex-usage`` and gets it in a
     dialect-free form: as a header of a whole body, as a trailer of a stream.
     """
     headers = {**id_headers(request), "x-cortex-node": node}
-    body, wanted = await read_body(request), request.headers.get("x-cortex-model")
+    body, wanted = turn.body, request.headers.get("x-cortex-model")
     match operation:
         case "count":
             count = cast("CountDialect", dialect)
@@ -60,7 +67,7 @@ async def serve(
             answer = embedding.render_embeddings(asked, found)
         case _:
             chat = cast("ChatDialect", dialect).parse_request(body, request_id(request))
-            encoder = cast("ChatDialect", dialect).encoder(chat, int(time()))
+            encoder = turn.teed(cast("ChatDialect", dialect).encoder(chat, int(time())))
             model = wanted or chat.model
             harness = models.serving(model)
             asked_for = attrs.evolve(chat, model=model)

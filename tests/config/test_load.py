@@ -38,7 +38,9 @@ CORTEX = {
     "[gateway\n": "line 1, column 8: Unexpected character: '\\n'",
     "a = 1\na = 2": 'line 2, column 0: Key "a" already exists.',
     "gatway = 1": "gatway: unknown key (did you mean 'gateway'?)",
-    "zzz = 1": ("zzz: unknown key (known: gateway, routing, eviction, queue, neurons, plugins)"),
+    "zzz = 1": (
+        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, neurons, plugins)"
+    ),
     "gateway = 3": "gateway: expected a table, got 3 (a whole number)",
     "gateway = []": "gateway: expected a table, got a list",
     "[gateway]\nlisen = 'x'": "gateway.lisen: unknown key (did you mean 'listen'?)",
@@ -210,6 +212,20 @@ def test_a_whole_file_is_read(tmp_path):
     [model] = catalogue.models
     assert (model.id, model.pinned_on, model.defaults) == ("org/a", ("x",), {"top_p": 1.0})
     assert catalogue.aliases == {"small": "org/a"}
+
+
+def test_kept_answers_have_a_place_whatever_the_files_say(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    (tmp_path / "neuron.toml").write_text('[replies]\npath = "x.db"\nmax_count = 0\n')
+
+    assert load_gateway(None)[0].replies.path == Path("/state/cortex/gateway-replies.db")
+    assert load_neuron(None).replies.path == Path("/state/cortex/neuron-replies.db")
+    assert load_neuron(tmp_path / "neuron.toml").replies.path == tmp_path / "x.db"
+
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    path = load_gateway(None)[0].replies.path
+    assert path == Path("/home/me/.local/state/cortex/gateway-replies.db")
 
 
 ENVIRONMENT = [

@@ -21,6 +21,7 @@ from cortex.config.schema import (
     NeuronEntry,
     PluginSettings,
     QueueSection,
+    RepliesSection,
     RoutingSection,
 )
 from cortex.fleet.model import ModelSpec, RequestRecord
@@ -125,6 +126,7 @@ async def running(
     max_depth: int = 512,
     max_wait_s: float = 10.0,
     plugins: Sequence[object] = (),
+    replies: RepliesSection | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -140,6 +142,7 @@ async def running(
         routing=RoutingSection(strategy=strategy),
         eviction=EvictionSection(min_residency_s=min_residency_s),
         queue=QueueSection(max_depth=max_depth, max_wait_s=max_wait_s),
+        replies=replies or RepliesSection(),
     )
     catalogue = Catalogue(models=tuple(models), aliases=aliases or {})
     connector = aiohttp.TCPConnector(limit=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import attrs
 
-from cortex.config.schema import Address, DefaultModel, NeuronConfig, PluginSettings
+from cortex.config.schema import Address, DefaultModel, NeuronConfig, PluginSettings, RepliesSection
 from cortex.neuron import discovery
 from cortex.neuron.app import Neuron, build_harnesses
 from cortex.neuron.events import Events
@@ -108,6 +108,7 @@ async def serving(
     plugins: Sequence[object] = (),
     harnesses: Sequence[str] = ("echo",),
     options: Mapping[str, Mapping[str, object]] | None = None,
+    replies: RepliesSection | None = None,
 ) -> AsyncIterator[Served]:
     """Run a neuron in this process; its default models are loaded once it listens."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -116,6 +117,7 @@ async def serving(
     config = NeuronConfig(
         token=token,
         harnesses=tuple(harnesses),
+        replies=replies or RepliesSection(),
         harness={
             "echo": {"delay_s": delay_s, "load_s": load_s, "used_mb": used_mb},
             **(options or {}),
