@@ -221,7 +221,8 @@ def shown(field: attrs.Attribute[Any]) -> str:
     if value is None:
         return "-"
     if isinstance(value, tuple | Mapping):
-        return f"`{list(value) if isinstance(value, tuple) else dict(value)}`"
+        plain = list(value) if isinstance(value, tuple) else dict(value)
+        return f"`{plain}`".replace("'", '"')
     if isinstance(value, str | Address | Path):
         return f'`"{value}"`'
     return f"`{str(value).lower()}`"

@@ -266,11 +266,15 @@ class RequestHead:
 
     Attributes:
         model: The catalogue's id, aliases resolved.
+        dialect: The client's.
+        operation: What it wants of the model, one of `cortex.api.Operation`.
     """
 
     id: str
     model: str
     stream: bool = False
+    dialect: str = ""
+    operation: str = "chat"
 
 
 @attrs.frozen(kw_only=True)

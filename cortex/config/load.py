@@ -25,8 +25,10 @@ from cortex.config.schema import (
     Catalogue,
     GatewayConfig,
     NeuronConfig,
+    NeuronEntry,
     PluginSettings,
     RepliesSection,
+    UpstreamEntry,
 )
 from cortex.errors import ConfigError
 
@@ -197,18 +199,24 @@ def _said(error: tomlkit.exceptions.ParseError) -> str:
 
 def check_neurons(config: GatewayConfig, where: str) -> None:
     """
-    Check what a type cannot: names are unique, endpoints are addresses.
+    Check what a type cannot: names of nodes are unique, endpoints are addresses.
 
     Raises:
         ConfigError: Names the entry.
     """
-    names = [neuron.name for neuron in config.neurons]
-    for number, neuron in enumerate(config.neurons):
-        at = f"{where}: neurons[{number}]"
-        if names.count(neuron.name) > 1:
-            raise ConfigError(f"{at}.name: {neuron.name!r} is taken by another neuron")
-        if not _is_endpoint(neuron.endpoint):
-            raise ConfigError(f"{at}.endpoint: expected http://host:port, got {neuron.endpoint!r}")
+    entries: dict[str, NeuronEntry | UpstreamEntry] = {
+        **{f"neurons[{number}]": entry for number, entry in enumerate(config.neurons)},
+        **{f"upstreams[{number}]": entry for number, entry in enumerate(config.upstreams)},
+    }
+    names = [entry.name for entry in entries.values()]
+    for key, entry in entries.items():
+        at = f"{where}: {key}"
+        if names.count(entry.name) > 1:
+            raise ConfigError(f"{at}.name: {entry.name!r} is taken by another node")
+        if not _is_endpoint(entry.endpoint):
+            raise ConfigError(f"{at}.endpoint: expected http://host:port, got {entry.endpoint!r}")
+        if isinstance(entry, UpstreamEntry) and not entry.dialects:
+            raise ConfigError(f"{at}.dialects: at least one is needed")
 
 
 def _is_endpoint(text: str) -> bool:

@@ -125,6 +125,24 @@ class NeuronEntry:
 
 
 @attrs.frozen(kw_only=True)
+class UpstreamEntry:
+    """
+    ``[[upstreams]]``: a server that is not ours, and answers for models it has by itself.
+
+    Attributes:
+        endpoint: Its address; a ``/v1`` at the end is left out.
+        dialects: What it speaks; clients of others are translated.
+        models: What it serves; None is whatever its ``/v1/models`` lists.
+    """
+
+    name: str
+    endpoint: str
+    token: str | None = None
+    dialects: tuple[str, ...] = ("openai-chat",)
+    models: tuple[str, ...] | None = None
+
+
+@attrs.frozen(kw_only=True)
 class GatewayConfig:
     """cortex.toml, and with it models.toml."""
 
@@ -134,6 +152,7 @@ class GatewayConfig:
     queue: QueueSection = attrs.field(factory=QueueSection)
     replies: RepliesSection = attrs.field(factory=RepliesSection)
     neurons: tuple[NeuronEntry, ...] = ()
+    upstreams: tuple[UpstreamEntry, ...] = ()
     plugins: PluginSettings = attrs.field(factory=PluginSettings)
 
 

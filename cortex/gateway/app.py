@@ -11,7 +11,7 @@ from aiohttp import web
 
 from cortex import __version__
 from cortex.api import Dialect, Operation
-from cortex.config.schema import Catalogue, GatewayConfig
+from cortex.config.schema import Catalogue, GatewayConfig, NeuronEntry, UpstreamEntry
 from cortex.errors import ConfigError, CortexError
 from cortex.fleet.model import ModelCard
 from cortex.gateway import chat
@@ -23,6 +23,7 @@ from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.router import Router
+from cortex.gateway.translation import Translators
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
 from cortex.web import add_dialects, application, error_response, reply, request_id
@@ -54,9 +55,10 @@ class Gateway:
             "eviction policy", config.eviction.strategy, f"{where}: eviction.strategy"
         ).build()
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
-        clients = [NeuronClient(n.endpoint, n.token, session) for n in config.neurons]
+        entries: list[NeuronEntry | UpstreamEntry] = [*config.neurons, *config.upstreams]
+        clients = [NeuronClient(e.endpoint, e.token, session) for e in entries]
         self.nodes = Nodes(
-            [Node(entry=e, client=c) for e, c in zip(config.neurons, clients, strict=True)], plugins
+            [Node(entry=e, client=c) for e, c in zip(entries, clients, strict=True)], plugins
         )
         self.names = Names(catalogue, self.nodes, plugins)
         self.loads = Loads(
@@ -67,7 +69,10 @@ class Gateway:
             metrics=self.metrics,
             tasks=tasks,
         )
-        self._router = Router(self.nodes, self.loads, strategy, config.queue.max_wait_s)
+        self._translators = Translators(every_dialect(config, plugins, where))
+        self._router = Router(
+            self.nodes, self.loads, strategy, self._translators, config.queue.max_wait_s
+        )
         self._replies = Replies(config.replies)
         self._admin = Admin(nodes=self.nodes, names=self.names, loads=self.loads, plugins=plugins)
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
@@ -111,7 +116,7 @@ class Gateway:
         operation: Operation,
     ) -> web.StreamResponse:
         """Answer one inference request, and record it exactly once."""
-        recording = chat.Recording(id=request_id(request), dialect=name)
+        recording = chat.Recording(id=request_id(request), dialect=name, operation=operation)
         try:
             if operation in OPERATIONS:
                 answer = await self._replies.serve(request, name, dialect, operation)
@@ -125,6 +130,7 @@ class Gateway:
                 nodes=self.nodes,
                 router=self._router,
                 replies=self._replies,
+                translators=self._translators,
             )
         except CortexError as error:
             response = error_response(request, error)
@@ -157,6 +163,19 @@ class Gateway:
         ]
         nodes = {"healthy": healthy, "total": total}
         return reply({"status": status, "nodes": nodes, "unservable": unservable})
+
+
+def every_dialect(config: GatewayConfig, plugins: Plugins, where: str) -> dict[str, Dialect]:
+    """
+    Build every dialect offered: an upstream may speak one the gateway does not serve.
+
+    Raises:
+        ConfigError: An upstream speaks one that is unknown.
+    """
+    for number, upstream in enumerate(config.upstreams):
+        for name in upstream.dialects:
+            plugins.choose("dialect", name, f"{where}: upstreams[{number}].dialects")
+    return {offer.name: offer.build() for offer in plugins.offers("dialect")}
 
 
 def build_dialects(plugins: Plugins, only: Sequence[str] | None, where: str) -> dict[str, Dialect]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import attrs
@@ -44,11 +45,18 @@ class Names:
         )
 
     def _find(self, name: str) -> ModelSpec | None:
-        name = self.aliases.get(name, name)
+        name = self._target(name)
         if (spec := self.specs.get(name)) is not None:
             return spec
         here = any(name in node.models for node in self._nodes)
         return ModelSpec(id=name) if here else None
+
+    def _target(self, name: str) -> str:
+        """Return what an alias stands for; of several patterns that match, the longest counts."""
+        if name in self.aliases or name in self.specs:
+            return self.aliases.get(name, name)
+        patterns = (p for p in self.aliases if "*" in p and fnmatchcase(name, p))
+        return self.aliases.get(max(patterns, key=len, default=""), name)
 
     def _known(self) -> dict[str, object]:
         loaded = (model for node in self._nodes for model in node.models)
@@ -63,7 +71,7 @@ class Names:
                     specs.setdefault(model.id, ModelSpec(id=model.id))
         cards = {model_id: self._card(spec) for model_id, spec in specs.items()}
         for alias, target in self.aliases.items():
-            if target in cards:
+            if target in cards and "*" not in alias:
                 extra = {**cards[target].extra, "alias_of": target}
                 cards[alias] = attrs.evolve(cards[target], id=alias, extra=extra)
         return list(cards.values())

@@ -10,7 +10,7 @@ import attrs
 import msgspec
 from aiohttp import web
 
-from cortex.api import ChatDialect, Dialect
+from cortex.api import ChatDialect, Dialect, Operation
 from cortex.chat.events import Usage
 from cortex.chat.request import RequestHead
 from cortex.errors import UpstreamDied, UpstreamUnreachable
@@ -20,9 +20,10 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import poll
 from cortex.gateway.relay import Exchange, Refused
 from cortex.gateway.router import Router
-from cortex.replies import Replies
+from cortex.gateway.translation import Translated, Translators
+from cortex.replies import Replies, Tee
 from cortex.web import id_headers, read_body
-from cortex.wire import decode
+from cortex.wire import decode, encode
 
 ATTEMPTS = 2
 FORWARDED = (
@@ -39,6 +40,7 @@ class Peek(msgspec.Struct):
     stream: bool | None = None
 
 
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _peek = msgspec.json.Decoder(Peek).decode
 
 
@@ -48,12 +50,23 @@ class Recording:
 
     id: str
     dialect: str
+    operation: Operation
     began: float = attrs.field(factory=perf_counter)
     model: str = ""
     node: str = ""
     status: int = 0
     outcome: Literal["ok", "error", "cancelled"] = "error"
     exchange: Exchange | None = None
+
+    def head(self, stream: bool) -> RequestHead:
+        """Return what the request is routed by; its model is resolved."""
+        return RequestHead(
+            id=self.id,
+            model=self.model,
+            stream=stream,
+            dialect=self.dialect,
+            operation=self.operation,
+        )
 
     def close(self) -> RequestRecord:
         """Return the record; the request is over now."""
@@ -77,6 +90,17 @@ class Recording:
         )
 
 
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What a client asks for, the same at every try."""
+
+    request: web.Request
+    dialect: Dialect
+    head: RequestHead
+    body: bytes
+    tee: Tee | None
+
+
 async def serve(
     request: web.Request,
     dialect: Dialect,
@@ -86,6 +110,7 @@ async def serve(
     nodes: Nodes,
     router: Router,
     replies: Replies,
+    translators: Translators,
 ) -> web.StreamResponse:
     """
     Answer *request* from the fleet.
@@ -100,33 +125,28 @@ async def serve(
     peek = decode(_peek, body)
     spec = names.resolve(peek.model)
     recording.model = spec.id
-    head = RequestHead(id=recording.id, model=spec.id, stream=bool(peek.stream))
+    head = recording.head(bool(peek.stream))
     turn = await replies.join(recording.dialect, dialect, body)
+    asked = Asked(request=request, dialect=dialect, head=head, body=turn.body, tee=turn.tee)
     node: Node | None = None
     for attempt in range(1, ATTEMPTS + 1):
-        node, how = await router.route(head, spec, recording.dialect, avoid=node)
-        recording.node = node.name
-        headers = {
-            **id_headers(request),
-            "x-cortex-node": node.name,
-            "x-cortex-model": spec.id,
-            "x-cortex-route": how if attempt == 1 else "retried",
-        }
-        exchange = recording.exchange = Exchange(
-            request, headers, is_last=attempt == ATTEMPTS, tee=turn.tee
-        )
+        node, how = await router.route(head, spec, avoid=node)
+        recording.node, is_last = node.name, attempt == ATTEMPTS
+        how = how if attempt == 1 else "retried"
+        exchange, sent = prepare(asked, node, how, translators, is_last)
+        recording.exchange = exchange
         try:
-            await carry(exchange, node, spec.id, compose(request, node, recording, turn.body))
+            await carry(exchange, node, spec.id, sent)
         except UpstreamUnreachable as error:
             if exchange.was_sent:
                 nodes.failed(node, str(error))
             else:
                 nodes.refused(node, str(error))
-            if attempt == ATTEMPTS:
+            if is_last:
                 raise
         except Refused:
             await poll(node, nodes)
-            if router.is_only(node, spec, recording.dialect):
+            if router.is_only(node, head):
                 recording.status = exchange.status
                 return exchange.refusal()
         else:
@@ -144,6 +164,29 @@ def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web
         return exchange.break_off(cast("ChatDialect", dialect).render_stream_error(died))
     recording.outcome = "ok" if exchange.is_success else "error"
     return exchange.response()
+
+
+def prepare(
+    asked: Asked, node: Node, how: str, translators: Translators, is_last: bool
+) -> tuple[Exchange, bytes]:
+    """Return what will carry the answer of *node*, and the request as it gets it."""
+    head = asked.head
+    headers = {
+        **id_headers(asked.request),
+        "x-cortex-node": node.name,
+        "x-cortex-model": head.model,
+        "x-cortex-route": how,
+    }
+    spoken = translators.spoken(node, head)
+    if spoken == head.dialect:
+        body = splice(asked.body, head.model) if node.is_upstream else asked.body
+        exchange = Exchange(asked.request, headers, is_last=is_last, tee=asked.tee)
+        return exchange, compose(asked, node, body)
+    between = translators.between(asked.dialect, spoken, asked.body, head.id)
+    translated = Translated(
+        asked.request, headers, is_last=is_last, tee=asked.tee, translation=between
+    )
+    return translated, compose(asked, node, between.body(head.model), between.client.path)
 
 
 async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> None:
@@ -174,14 +217,23 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
         node.last_used[model] = monotonic()
 
 
-def compose(request: web.Request, node: Node, recording: Recording, body: bytes) -> bytes:
-    """Return the request as the neuron gets it: the body, and the model's id beside it."""
+def compose(asked: Asked, node: Node, body: bytes, path: str | None = None) -> bytes:
+    """Return the request as *node* gets it, on the client's path if no other is named."""
+    request, head = asked.request, asked.head
     headers = "".join(
         f"{name}: {request.headers[name]}\r\n" for name in FORWARDED if name in request.headers
     )
-    length = f"content-length: {len(body)}\r\n"
-    headers += f"x-request-id: {recording.id}\r\nx-cortex-model: {recording.model}\r\n"
-    headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\n{length}"
-    path = node.client.prefix + request.rel_url.raw_path_qs.encode()
-    head = b"POST %b HTTP/1.1\r\n%b" % (path, node.client.head)
-    return b"%b%b\r\n%b" % (head, headers.encode("latin-1", "replace"), body)
+    headers += f"x-request-id: {head.id}\r\nx-cortex-model: {head.model}\r\n"
+    headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\ncontent-length: {len(body)}\r\n"
+    target = node.client.prefix + (path or request.rel_url.raw_path_qs).encode()
+    first = b"POST %b HTTP/1.1\r\n%b" % (target, node.client.head)
+    return b"%b%b\r\n%b" % (first, headers.encode("latin-1", "replace"), body)
+
+
+def splice(body: bytes, model: str) -> bytes:
+    """Return *body* for a server that knows nothing of our aliases; else as it is."""
+    fields = decode(_fields, body)
+    if msgspec.json.decode(fields["model"]) == model:
+        return body
+    fields["model"] = msgspec.Raw(encode(model))
+    return encode(fields)

@@ -258,17 +258,7 @@ class Loads:
         job.stage = "loading"
         log.info("load %s on %s", spec.id, node.name)
         need_gib = (self._needs_mb.get(spec.id) or spec.vram_mb or 0) / 1024
-        body = {
-            "model_id": spec.id,
-            "harness": spec.harness,
-            "quant": spec.quant,
-            "source": spec.source,
-            "context": spec.context,
-            "vram_mb": spec.vram_mb,
-            "tensor_parallel": spec.min_devices,
-            "devices": list(placement.devices),
-            "defaults": spec.defaults,
-        }
+        body = {**load_body(spec), "devices": list(placement.devices)}
         timeout_s = LOAD_TIMEOUT_S + LOAD_TIMEOUT_S_PER_GIB * need_gib
         try:
             answer = await node.client.post("/models/load", body, timeout_s)
@@ -312,6 +302,20 @@ class Loads:
             )
         finally:
             await poll(node, self._nodes)
+
+
+def load_body(spec: ModelSpec) -> dict[str, object]:
+    """Return what a neuron is told of a model."""
+    return {
+        "model_id": spec.id,
+        "harness": spec.harness,
+        "quant": spec.quant,
+        "source": spec.source,
+        "context": spec.context,
+        "vram_mb": spec.vram_mb,
+        "tensor_parallel": spec.min_devices,
+        "defaults": spec.defaults,
+    }
 
 
 class RoomMissing(Exception):

@@ -114,7 +114,7 @@ class NeuronClient:
     """The one neuron behind *endpoint*."""
 
     def __init__(self, endpoint: str, token: str | None, session: aiohttp.ClientSession) -> None:
-        url = urlsplit(endpoint)
+        url = urlsplit(endpoint.rstrip("/").removesuffix("/v1"))  # paths of dialects begin with it
         self._host, self._port = url.hostname or "", url.port or 80
         self._base = f"http://{url.netloc}{url.path.rstrip('/')}"
         self._session = session

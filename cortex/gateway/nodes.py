@@ -15,7 +15,7 @@ from time import monotonic
 
 import attrs
 
-from cortex.config.schema import NeuronEntry
+from cortex.config.schema import NeuronEntry, UpstreamEntry
 from cortex.fleet.node import Discovery, FleetNode, Health, NodeModel
 from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.relay import Exchange
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 @attrs.define(kw_only=True, eq=False)
 class Node:
     """
-    One neuron.
+    One neuron, or a server that is not ours.
 
     Attributes:
         failures: Requests in a row that it took and did not answer.
@@ -40,7 +40,7 @@ class Node:
         loaded_at: When a model was first seen loaded, monotonic seconds.
     """
 
-    entry: NeuronEntry
+    entry: NeuronEntry | UpstreamEntry
     client: NeuronClient
     healthy: bool = False
     error: str | None = "not polled yet"
@@ -58,15 +58,15 @@ class Node:
     def name(self) -> str:
         return self.entry.name
 
-    def serves(self, model: str, dialect: str) -> bool:
-        """Tell whether a request for *model* in *dialect* can go here now."""
+    @property
+    def is_upstream(self) -> bool:
+        """Whether it is not ours: it serves what it has, and loads nothing."""
+        return isinstance(self.entry, UpstreamEntry)
+
+    def serves(self, model: str) -> bool:
+        """Tell whether a request for *model* can go here now."""
         found = self.models.get(model)
-        return (
-            self.healthy
-            and found is not None
-            and found.routable
-            and (self.discovery is None or dialect in self.discovery.dialects)
-        )
+        return self.healthy and found is not None and found.routable
 
     def unloading(self, model: str) -> None:
         """Note that *model* is about to go; the next poll knows better."""

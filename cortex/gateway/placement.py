@@ -108,6 +108,8 @@ def feasible_on(
     spec: ModelSpec, node: Node, needs_mb: Mapping[str, int] | None = None
 ) -> str | None:
     """Return why *node* could never hold *spec*, or None if it could, empty."""
+    if node.is_upstream:
+        return None if spec.id in node.models else "it serves only what it has"
     if spec.pinned_on and node.name not in spec.pinned_on:
         return f"the model is pinned on {', '.join(spec.pinned_on)}"
     if node.discovery is None:

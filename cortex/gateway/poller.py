@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
-from cortex.errors import CortexError
-from cortex.fleet.node import Discovery, Health, NodeModel
+import msgspec
+
+from cortex.config.schema import UpstreamEntry
+from cortex.errors import CortexError, RemoteError
+from cortex.fleet.node import Discovery, Health, Limit, NodeModel
 from cortex.gateway.nodes import Node, Nodes
 
 POLL_S = 2.0
@@ -21,6 +25,9 @@ async def poll(node: Node, nodes: Nodes) -> None:
     Its discovery is read again when its uptime goes backwards: it is another process.
     """
     try:
+        if isinstance(node.entry, UpstreamEntry):
+            nodes.answered(node, Health(status="ok"), await ask_upstream(node, node.entry))
+            return
         health: Health = await node.client.get("/health", Health)
         models: Sequence[NodeModel] = await node.client.get("/models", tuple[NodeModel, ...])
         restarted = node.health is None or health.uptime_secs < node.health.uptime_secs
@@ -34,12 +41,50 @@ async def poll(node: Node, nodes: Nodes) -> None:
         nodes.answered(node, health, models)
 
 
+class UpstreamModel(msgspec.Struct):
+    """A row of an upstream's ``/v1/models``; the limit as vLLM and as llama.cpp say it."""
+
+    id: str
+    max_model_len: int | None = None
+    context_length: int | None = None
+    meta: dict[str, Any] | None = None
+
+    @property
+    def context(self) -> int:
+        """Tokens, or 0."""
+        in_meta = (self.meta or {}).get("n_ctx")
+        return self.max_model_len or self.context_length or int(in_meta or 0)
+
+
+class UpstreamModels(msgspec.Struct):
+    """``GET /v1/models`` of an upstream."""
+
+    data: list[UpstreamModel]
+
+
+async def ask_upstream(node: Node, entry: UpstreamEntry) -> list[NodeModel]:
+    """Return the models of a server that is not ours, which need not list them if we know them."""
+    node.discovery = Discovery(hostname=entry.name, dialects=entry.dialects)
+    try:
+        listed = (await node.client.get("/v1/models", UpstreamModels)).data
+    except RemoteError:
+        if entry.models is None:
+            raise
+        listed = []
+    contexts = {model.id: model.context for model in listed}
+    served = contexts if entry.models is None else entry.models
+    return [
+        NodeModel(id=name, status="loaded", limit=Limit(context=contexts.get(name, 0)))
+        for name in served
+    ]
+
+
 async def poll_forever(node: Node, nodes: Nodes) -> None:
     """Poll one neuron, faster while it loads something, and end what it has forgotten."""
     while True:
         await poll(node, nodes)
         for exchange in list(node.exchanges):
-            exchange.end_if_stalled()
+            exchange.tick()
         loading = any(model.status == "loading" for model in node.models.values())
         await asyncio.sleep(POLL_WHILE_LOADING_S if loading and node.healthy else POLL_S)
 

@@ -53,7 +53,8 @@ class Exchange:
     """
     One answer on its way; a `cortex.gateway.neuron_client.Receiver`.
 
-    Unless it is the last try, an answer of `REFUSALS` is kept from the client, for `refusal`.
+    Call `tick` now and then.  Unless it is the last try, an answer of `REFUSALS` is kept from the
+    client, for `refusal`.
 
     Attributes:
         status: Of the answer, 0 before its head.
@@ -69,6 +70,7 @@ class Exchange:
         *,
         is_last: bool,
         tee: Tee | None = None,
+        stall_s: float | None = None,
     ) -> None:
         transport = request.transport
         if transport is None:
@@ -80,6 +82,7 @@ class Exchange:
         self.failed: Exception | None = None
         self._is_last = is_last
         self._tee = tee
+        self._stall_s = STALL_S if stall_s is None else stall_s
         self._is_stream = False
         self._mark = b"data: "
         self._client = transport
@@ -148,30 +151,11 @@ class Exchange:
             self._usage_header = value
 
     def on_headers_complete(self) -> None:
-        assert self._connection is not None  # noqa: S101 - set by run
-        self.status = self._connection.parser.get_status_code()
-        self._keeps_upstream = self._connection.parser.should_keep_alive()
+        self._read_status()
         if self.status in REFUSALS and not self._is_last:
             self.refused = True
-            return
-        if self._framing:
-            self._chunked = False
-        elif self._chunked:
-            self._framing = b"transfer-encoding: chunked\r\n"
         else:
-            self._keep_alive = False  # HTTP/1.0: the end is the end of the connection
-        if not self._keep_alive:
-            self._framing += b"connection: close\r\n"
-        ours = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items())
-        head = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
-            self.status,
-            reason(self.status),
-            b"".join(b"%b: %b\r\n" % pair for pair in self._passed),
-            ours.encode("latin-1", "replace"),
-            self._framing,
-        )
-        self._writer.output_size += len(head)  # see `cortex.web.answer_errors`
-        self._out.append(head)
+            self._put_head(self.status, self._framing)
 
     def on_body(self, data: bytes) -> None:
         if self.refused:
@@ -180,31 +164,73 @@ class Exchange:
         if not self.first_byte_s:
             self.first_byte_s = perf_counter()
         self.events += data.count(self._mark)
-        if self._tee is not None:
-            self._tee.feed(data)
-        self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._put(data)
 
     def on_message_complete(self) -> None:
-        if self._chunked and not self.refused:
-            self._out.append(b"0\r\n\r\n")
+        if not self.refused:
+            self._put_end()
+        self._finish()
+
+    def _finish(self) -> None:
         self._finished = True
         if self._tee is not None and self.is_success:
             self._tee.end()
         self._woken.set()
+
+    # What the client gets.
+
+    def _read_status(self) -> None:
+        assert self._connection is not None  # noqa: S101 - set by run
+        self.status = self._connection.parser.get_status_code()
+        self._keeps_upstream = self._connection.parser.should_keep_alive()
+
+    def _put_head(self, status: int, framing: bytes) -> None:
+        """Put out the head; without *framing* the body is chunked, or ends with the connection."""
+        if framing:
+            self._chunked = False
+        elif self._chunked:
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            self._keep_alive = False  # HTTP/1.0: the end is the end of the connection
+        if not self._keep_alive:
+            framing += b"connection: close\r\n"
+        ours = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items())
+        head = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
+            status,
+            reason(status),
+            b"".join(b"%b: %b\r\n" % pair for pair in self._passed),
+            ours.encode("latin-1", "replace"),
+            framing,
+        )
+        self._writer.output_size += len(head)  # see `cortex.web.answer_errors`
+        self._out.append(head)
+
+    def _put(self, data: bytes) -> None:
+        if self._tee is not None:
+            self._tee.feed(data)
+        if data:
+            self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def _put_end(self) -> None:
+        if self._chunked:
+            self._out.append(b"0\r\n\r\n")
 
     # What the connection says.
 
     def flush(self) -> None:
         """Write what one read brought at once; wait if the client falls behind."""
         self._last_read_s = perf_counter()
+        self._write_out()
+
+    def _write_out(self) -> None:
         out, self._out = self._out, []
         if not out or self._client.is_closing():
             return  # gone: the handler is about to be cancelled
         self._client.write(b"".join(out))
         if self._client.get_write_buffer_size() > HIGH_WATER_BYTES:
             assert self._connection is not None  # noqa: S101 - set by run
-            assert self._connection.transport is not None  # noqa: S101 - it just spoke
-            self._connection.transport.pause_reading()
+            if self._connection.transport is not None:
+                self._connection.transport.pause_reading()
             self._is_paused = True
             self._woken.set()
 
@@ -218,11 +244,16 @@ class Exchange:
         self.failed = error or ConnectionResetError("the neuron closed the connection")
         self._woken.set()
 
-    def end_if_stalled(self) -> None:
-        """Break off a stream whose neuron has not even sent a keep-alive for `STALL_S`."""
-        silent_s = perf_counter() - self._last_read_s
-        if self._is_stream and self.status and not self._is_paused and silent_s > STALL_S:
-            self.connection_lost(TimeoutError(f"the neuron was silent for {silent_s:.0f} s"))
+    def tick(self) -> None:
+        """Break off a stream whose node has not even sent a keep-alive for its `stall_s`."""
+        stalled = self.silent_s > self._stall_s
+        if self._is_stream and self.status and not self._is_paused and stalled:
+            self.connection_lost(TimeoutError(f"the node was silent for {self.silent_s:.0f} s"))
+
+    @property
+    def silent_s(self) -> float:
+        """How long the node has said nothing, while somebody listened."""
+        return perf_counter() - self._last_read_s
 
     # The end.
 

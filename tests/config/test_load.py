@@ -39,7 +39,8 @@ CORTEX = {
     "a = 1\na = 2": 'line 2, column 0: Key "a" already exists.',
     "gatway = 1": "gatway: unknown key (did you mean 'gateway'?)",
     "zzz = 1": (
-        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, neurons, plugins)"
+        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, neurons, upstreams,"
+        " plugins)"
     ),
     "gateway = 3": "gateway: expected a table, got 3 (a whole number)",
     "gateway = []": "gateway: expected a table, got a list",
@@ -67,7 +68,7 @@ CORTEX = {
     NEURON + "weight = 1": "neurons[0].weight: unknown key (known: name, endpoint, token)",
     NEURON + "endpint = 1": "neurons[0].endpint: unknown key (did you mean 'endpoint'?)",
     NEURON + "token = 1": "neurons[0].token: expected a string, got 1 (a whole number)",
-    NEURON * 2: "neurons[0].name: 'a' is taken by another neuron",
+    NEURON * 2: "neurons[0].name: 'a' is taken by another node",
     NEURON.replace("http:", "https:"): f"neurons[0].endpoint: {EXPECTED} 'https://h:1'",
     NEURON.replace("http://", ""): f"neurons[0].endpoint: {EXPECTED} 'h:1'",
     NEURON.replace("h:1", "h:99999"): f"neurons[0].endpoint: {EXPECTED} 'http://h:99999'",

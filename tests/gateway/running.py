@@ -23,6 +23,7 @@ from cortex.config.schema import (
     QueueSection,
     RepliesSection,
     RoutingSection,
+    UpstreamEntry,
 )
 from cortex.fleet.model import ModelSpec, RequestRecord
 from cortex.gateway.app import Gateway
@@ -127,6 +128,7 @@ async def running(
     max_wait_s: float = 10.0,
     plugins: Sequence[object] = (),
     replies: RepliesSection | None = None,
+    upstreams: Sequence[UpstreamEntry] = (),
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -139,6 +141,7 @@ async def running(
     ]
     config = GatewayConfig(
         neurons=tuple(entries),
+        upstreams=tuple(upstreams),
         routing=RoutingSection(strategy=strategy),
         eviction=EvictionSection(min_residency_s=min_residency_s),
         queue=QueueSection(max_depth=max_depth, max_wait_s=max_wait_s),

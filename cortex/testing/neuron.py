@@ -1,34 +1,28 @@
-"""
-For tests, a plugin's too: a neuron that does as it is told, and contracts to hold a plugin to.
-
-`FakeNeuron` speaks the neuron API over real sockets; what it should do wrong is set on it, what was
-asked of it is counted.  A contract raises `AssertionError` with a sentence.  No pytest is needed.
-"""
+"""A neuron without models, over real sockets: it does as told and counts what it is asked."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
-from typing import Any, Literal, Self, cast
+from typing import Literal, Self, cast
 
 import attrs
 import msgspec
 from aiohttp import web
 
-from cortex.api import ChatDialect, Dialect, Harness, ModelsDialect, Operation
-from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
-from cortex.chat.request import ChatRequest, Message, Sampling, Text
+from cortex.api import ChatDialect, CountDialect, Dialect, Operation
+from cortex.chat.events import ChatEvent, Finished, Started, TextDelta, Usage
+from cortex.chat.request import ChatRequest
 from cortex.config.schema import Address
 from cortex.dialects.openai_chat import OpenAIChat
-from cortex.errors import CortexError, InsufficientVram, InvalidRequest, ModelBusy, ModelNotFound
-from cortex.fleet.model import Checkpoint, ModelCard, ModelSpec, Progress
+from cortex.errors import CortexError, InsufficientVram, ModelBusy, ModelNotFound
+from cortex.fleet.model import ModelCard
 from cortex.fleet.node import (
     Device,
     DeviceInfo,
-    DeviceState,
     Discovery,
     Health,
     Limit,
@@ -37,20 +31,6 @@ from cortex.fleet.node import (
 )
 from cortex.web import Stream, add_dialects, application, listening, reply
 from cortex.wire import encode
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    """Wait for *condition*; `AssertionError` if it does not come true in time."""
-    deadline = monotonic() + timeout_s
-    while not condition():
-        expect(monotonic() < deadline, f"nothing came of it in {timeout_s:g} s")
-        await asyncio.sleep(0.005)
-
-
-def expect(holds: object, sentence: str) -> None:
-    """Raise `AssertionError` with *sentence* unless *holds*."""
-    if not holds:
-        raise AssertionError(sentence)
 
 
 class FakeNeuron:
@@ -65,7 +45,8 @@ class FakeNeuron:
         refusal: Answered to inference instead, as an HTTP error.
         load_error: Answered to a load instead; `unload_error` to an unload.
         may_load: Loads wait for it.
-        counts: ``load``, ``unload``, ``chat`` as asked; ``cancelled`` chats whose client left.
+        counts: ``load``, ``unload``, ``tokenizer``, ``chat``, ``count`` as asked; ``cancelled``
+            chats whose client left.
         bodies: The bodies of the chats.
         headers: Their headers, names in lower case.
     """
@@ -78,6 +59,7 @@ class FakeNeuron:
         vram_mb: int = 24_000,
         devices: int = 1,
         name: str = "fake",
+        dialects: Mapping[str, Dialect] | None = None,
     ) -> None:
         self.answer = "one two three"
         self.token_s = 0.0
@@ -93,6 +75,7 @@ class FakeNeuron:
         self.headers: list[dict[str, str]] = []
         self.models: dict[str, NodeModel] = {}
         self.name = name
+        self._dialects = dialects or {"openai-chat": OpenAIChat()}
         self._sizes = dict(sizes or {})
         self._vram_mb, self._devices = vram_mb, range(devices)
         self._address = Address("127.0.0.1", 0)
@@ -142,7 +125,8 @@ class FakeNeuron:
 
     def _application(self) -> web.Application:
         app = application()
-        add_dialects(app, {"openai-chat": OpenAIChat()}, self)
+        add_dialects(app, self._dialects, self)
+        app.router.add_post("/models/tokenizer", self._tokenizer)
         app.router.add_get("/health", self._health)
         app.router.add_get("/discovery", self._discovery)
         app.router.add_get("/models", self._list)
@@ -168,7 +152,10 @@ class FakeNeuron:
         infos = tuple(DeviceInfo(index=i, vram_total_mb=self._vram_mb) for i in self._devices)
         return reply(
             Discovery(
-                hostname=self.name, devices=infos, harnesses=("torch",), dialects=("openai-chat",)
+                hostname=self.name,
+                devices=infos,
+                harnesses=("torch",),
+                dialects=tuple(self._dialects),
             )
         )
 
@@ -193,6 +180,11 @@ class FakeNeuron:
         used_mb = self.models[model].vram_used_mb
         return reply({"status": "loaded", "model_id": model, "vram_used_mb": used_mb})
 
+    async def _tokenizer(self, request: web.Request) -> web.Response:
+        self.counts["tokenizer"] += 1
+        model = msgspec.json.decode(await request.read())["model_id"]
+        return reply({"status": "ready", "model_id": model})
+
     async def _unload(self, request: web.Request) -> web.Response:
         body = msgspec.json.decode(await request.read())
         self.counts["unload"] += 1
@@ -211,12 +203,18 @@ class FakeNeuron:
         request: web.Request,
         name: str,  # noqa: ARG002
         dialect: Dialect,
-        operation: Operation,  # noqa: ARG002
+        operation: Operation,
     ) -> web.StreamResponse:
-        """Answer a chat as told."""
+        """Answer a chat as told; count a prompt's words as its tokens."""
+        body = await request.read()
+        if operation == "count":
+            self.counts["count"] += 1
+            count = cast("CountDialect", dialect)
+            messages = count.parse_count(body, "fake").messages
+            words = sum(len(message.text.split()) for message in messages)
+            return web.Response(body=count.render_count(words), content_type="application/json")
         dialect = cast("ChatDialect", dialect)
         self.counts["chat"] += 1
-        body = await request.read()
         self.bodies.append(body)
         self.headers.append({key.lower(): value for key, value in request.headers.items()})
         if self.refusal is not None:
@@ -275,113 +273,3 @@ class FakeNeuron:
             await asyncio.sleep(0)  # what was written goes out
             request.transport.close()
         await asyncio.Event().wait()  # until the client is gone, or this neuron stops
-
-
-def dialect_contract(dialect: ChatDialect, request: bytes, streamed: bytes) -> None:
-    """
-    Hold a dialect to what cortex relies on.
-
-    Args:
-        dialect: As its factory builds it.
-        request: The body of a request it takes, not streaming.
-        streamed: The same, streaming.
-    """
-    operations = [endpoint.operation for endpoint in dialect.endpoints]
-    expect("chat" in operations, "no endpoint has the operation 'chat'")
-    for nonsense in (b"", b"{", b"[]", b'{"model": 1}', b"[" * 100_000, b"\xff"):
-        try:
-            dialect.parse_request(nonsense, "id")
-        except InvalidRequest:
-            continue
-        raise AssertionError(f"parse_request takes {nonsense[:20]!r}; InvalidRequest is due")
-    usage = Usage(prompt_tokens=3, completion_tokens=2)
-    events = Started(prompt_tokens=3), TextDelta("grün "), TextDelta("\n\ndata: x")
-    finished = Finished(reason="stop", usage=usage)
-    for body, is_stream in ((request, False), (streamed, True)):
-        chat = dialect.parse_request(body, "id-1")
-        expect(chat.stream is is_stream, f"stream is {chat.stream}, {is_stream} was asked for")
-        expect(chat.id == "id-1", "the request has another id than parse_request was given")
-        encoder = dialect.encoder(chat, 1)
-        pieces = [encoder.feed(event) for event in events]
-        expect(is_stream or not any(pieces), "a whole body comes with its last event, at once")
-        expect(encoder.feed(finished), "nothing is sent at the end")
-    error = ModelNotFound("no model is called 'x'")
-    status, body = dialect.render_error(error)
-    expect(status == error.status, f"{error.status} is rendered as {status}")
-    expect(b"no model is called" in body, "the message of an error is not rendered")
-    last = dialect.encoder(dialect.parse_request(streamed, "id-1"), 1).feed(Failed(error))
-    expect(b"no model is called" in last, "the event of a failure lacks its message")
-    expect(b"no model is called" in dialect.render_stream_error(error), "a broken stream says why")
-    if "list_models" in operations:
-        models = cast("ModelsDialect", dialect)
-        card = ModelCard(id="org/model", context=512)
-        for rendered in (models.render_models([card], 1, {}), models.render_model(card, 1)):
-            expect(b"org/model" in rendered, "a model's row lacks its id")
-
-
-class FakeHost:
-    """A `cortex.api.HarnessHost` with one device; use it inside a running event loop."""
-
-    def __init__(self) -> None:
-        self.devices: Sequence[Device] = (Device(index=0, kind="cpu"),)
-        self.changes: list[tuple[object, ...]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def device_changed(self, index: int, state: DeviceState) -> None:
-        self.changes.append((index, state))
-
-    def model_changed(
-        self,
-        model_id: str,
-        status: Literal["loaded", "recovering", "failed"],
-        error: str | None = None,
-    ) -> None:
-        self.changes.append((model_id, status, error))
-
-
-async def harness_contract(
-    harness: Harness, spec: ModelSpec, checkpoint: Checkpoint | None = None
-) -> None:
-    """
-    Hold a harness to what cortex relies on; it is closed afterwards.
-
-    Args:
-        harness: As its factory builds it, for instance with a `FakeHost`.
-        spec: A model it can load; *checkpoint* are its weights, if it wants some.
-        checkpoint: See *spec*.
-    """
-    seen: list[Progress] = []
-    running = await harness.load(spec, checkpoint, 0, seen.append)
-    expect(running.used_bytes >= 0, "used_bytes is negative")
-    messages = (Message(role="user", parts=(Text("one two three four"),)),)
-
-    def ask(**more: Any) -> ChatRequest:
-        return ChatRequest(
-            id="c", model=spec.id, messages=messages, sampling=Sampling(temperature=0, **more)
-        )
-
-    async def events(request: ChatRequest) -> list[ChatEvent]:
-        return [event async for event in harness.generate(request)]
-
-    for said in await asyncio.gather(events(ask(max_tokens=3)), events(ask(max_tokens=3))):
-        expect(isinstance(said[0], Started), f"{said[0]} comes first; Started is due")
-        expect(isinstance(said[-1], Finished), f"{said[-1]} comes last; Finished is due")
-        expect(
-            all(isinstance(e, TextDelta) and e.text for e in said[1:-1]),
-            "between Started and Finished only TextDelta may come, and none empty",
-        )
-        if isinstance(said[-1], Finished):
-            count = said[-1].usage.completion_tokens
-            expect(count <= 3, f"{count} tokens came of at most 3")  # noqa: PLR2004 - asked above
-    left = harness.generate(ask())
-    await anext(left)
-    await left.aclose()
-    await until(lambda: harness.stats(spec.id).in_flight == 0)
-    await harness.unload(spec.id)
-    await harness.aclose()

@@ -1,0 +1,98 @@
+"""A server that is not ours answers as a node does; what it lacks is never asked of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cortex.config.schema import UpstreamEntry
+from cortex.fleet.model import ModelSpec
+from cortex.testing import FakeNeuron, until
+from tests.gateway.running import running
+
+
+def upstream(node: FakeNeuron, **more) -> UpstreamEntry:
+    return UpstreamEntry(name="up", endpoint=node.endpoint, **more)
+
+
+async def test_what_an_upstream_lists_can_be_asked_for():
+    async with FakeNeuron(["org/m"]) as server:
+        async with running(models=[], upstreams=[upstream(server)]) as gateway:
+            answer = await gateway.ask("org/m")
+            listed = await gateway.get("/v1/models")
+            health = await gateway.get("/health")
+
+    assert answer["choices"][0]["message"]["content"] == "one two three"
+    assert answer["headers"]["x-cortex-node"] == "up"
+    assert [row["id"] for row in listed["data"]] == ["org/m"]
+    assert health["nodes"] == {"healthy": 1, "total": 1}
+
+
+async def test_an_endpoint_may_end_in_v1():
+    async with FakeNeuron(["m"]) as server:
+        entry = UpstreamEntry(name="up", endpoint=f"{server.endpoint}/v1/")
+        async with running(models=[], upstreams=[entry]) as gateway:
+            assert (await gateway.ask())["model"] == "m"
+
+
+async def test_a_token_is_sent_as_a_bearer():
+    async with FakeNeuron(["m"]) as server:
+        async with running(models=[], upstreams=[upstream(server, token="t0")]) as gateway:
+            await gateway.ask()
+
+    assert server.headers[0]["authorization"] == "Bearer t0"
+
+
+async def test_only_the_models_of_its_table_are_asked_of_it():
+    async with FakeNeuron(["a", "b"]) as server:
+        async with running(models=[], upstreams=[upstream(server, models=("a",))]) as gateway:
+            await gateway.ask("a")
+            await gateway.refused(404, "model_not_found", "b")
+
+
+async def test_an_alias_becomes_the_name_it_knows():
+    async with FakeNeuron(["org/m"]) as server:
+        aliases = {"nick": "org/m"}
+        async with running(models=[], aliases=aliases, upstreams=[upstream(server)]) as gateway:
+            await gateway.ask("nick")
+
+    assert json.loads(server.bodies[0])["model"] == "org/m"
+
+
+async def test_nothing_is_ever_loaded_on_an_upstream():
+    async with FakeNeuron(["m"]) as server:
+        models = [ModelSpec(id="other")]
+        async with running(models=models, upstreams=[upstream(server)]) as gateway:
+            error = await gateway.refused(422, "model_not_feasible", "other")
+
+    assert "up: it serves only what it has" in error["message"]
+    assert server.counts["load"] == 0
+
+
+async def test_an_upstream_that_goes_and_comes_back_is_used_again():
+    async with FakeNeuron(["m"]) as server:
+        async with running(models=[], upstreams=[upstream(server)]) as gateway:
+            await server.stop()
+            error = await gateway.refused(503, "no_node_available")
+            assert "up: " in error["message"]
+            await server.start()
+            await until(lambda: all(node.healthy for node in gateway.gateway.nodes))
+            await gateway.ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("claude-opus-5", "m"), ("claude-haiku-4", "small"), ("claude-me", "me"), ("m", "m")],
+)
+async def test_an_alias_with_a_star_stands_for_what_it_matches(name, target):
+    aliases = {"claude-*": "m", "claude-haiku-*": "small", "claude-me": "me"}
+    models = [ModelSpec(id=name) for name in ("m", "small", "me")]
+    async with FakeNeuron(["m", "small", "me"]) as node:
+        async with running(node, models=models, aliases=aliases) as gateway:
+            answer = await gateway.ask(name)
+            listed = await gateway.get("/v1/models")
+
+    assert answer["headers"]["x-cortex-model"] == target
+    assert answer["model"] == name
+    assert [row["id"] for row in listed["data"]] == ["m", "small", "me", "claude-me"]
