@@ -134,6 +134,10 @@ class Translated(Exchange):
 
     # What the parser says.
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._is_stream = self._between.chat.stream
+
     def on_headers_complete(self) -> None:
         self._read_status()
         if self.status in REFUSALS and not self._is_last:
