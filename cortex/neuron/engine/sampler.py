@@ -42,14 +42,19 @@ class Sampler:
         else:
             self._generator.manual_seed(job.seed % (1 << 63))
 
-    def pick(self, logits: torch.Tensor) -> int:
+    def pick(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> int:
         """
         Return a token id.
 
         Args:
             logits: # [vocab], any float type, any device
+            allowed: # [at least vocab] bool, any device; None allows all
         """
-        token = self._draw(self._adjusted(logits))
+        logits = self._adjusted(logits)
+        if allowed is not None:
+            kept = allowed[: logits.numel()].to(logits.device)
+            logits = logits.masked_fill(~kept, -torch.inf)
+        token = self._draw(logits)
         self._answer[token] += 1
         return token
 

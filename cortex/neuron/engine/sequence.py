@@ -7,6 +7,7 @@ from time import perf_counter
 import torch
 from transformers import DynamicCache
 
+from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Done, Generate, Token
 from cortex.neuron.engine.sampler import Sampler, logprobs
 from cortex.neuron.engine.weights import Weights
@@ -21,13 +22,16 @@ class Sequence:
     A step is the unit of cancellation and fairness.
     """
 
-    def __init__(self, job: Generate, weights: Weights, device: torch.device) -> None:
+    def __init__(
+        self, job: Generate, weights: Weights, device: torch.device, grammar: Grammar | None
+    ) -> None:
         self.job = job
         self.reason: str | None = None
         self.completion_tokens = 0
         self._weights = weights
         self._device = device
         self._sampler = Sampler(job)
+        self._grammar = grammar
         self._cache = DynamicCache(config=weights.module.config)
         self._ahead = job.prompt  # tokens whose keys are not in the cache yet
         self._received = perf_counter()
@@ -50,14 +54,16 @@ class Sequence:
         if self._ahead:
             return None
         row = logits[0, -1]
-        token = self._sampler.pick(row)
+        token = self._sampler.pick(row, self._grammar.allowed() if self._grammar else None)
         self._first = self._first or perf_counter()
         self.completion_tokens += 1
         self._ahead = [token]
         if token in self._weights.end_tokens:
             self.reason = "stop"
             return None
-        if self.completion_tokens >= self.job.max_tokens:
+        if self._grammar is not None and self._grammar.accept(token):
+            self.reason = "stop"
+        elif self.completion_tokens >= self.job.max_tokens:
             self.reason = "length"
         if self.job.logprobs is None:
             return Token(self.job.id, token)

@@ -12,9 +12,11 @@ import attrs
 import gguf
 import torch
 import transformers
+from llguidance import LLTokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
+from cortex.neuron.engine import grammar
 from cortex.neuron.engine.jobs import Load, TextFiles
 
 STAGES = ("reading config", "reading tokenizer", "reading weights", "moving to device")
@@ -28,14 +30,21 @@ class Weights:
     Attributes:
         module: A causal language model of transformers, in eval mode, on the device.
         context: Tokens of prompt and answer together at most.
+        vocabulary: How many logits it gives.
         end_tokens: Token ids that end an answer.
     """
 
     module: Any
     context: int
+    vocabulary: int
     end_tokens: frozenset[int]
     used_bytes: int
     text: TextFiles
+
+    @functools.cached_property
+    def grammar_tokens(self) -> LLTokenizer:
+        """What grammars are followed with; the first time it takes up to a second."""
+        return grammar.tokenizer(self.text.tokenizer, self.vocabulary, self.end_tokens)
 
 
 def load(job: Load, device: torch.device, report: Callable[[str, int, int], None]) -> Weights:
@@ -84,6 +93,7 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
     return Weights(
         module=module,
         context=_context(config, job.context),
+        vocabulary=max(int(config.get_text_config().vocab_size), len(tokenizer)),
         end_tokens=_end_tokens(generation, tokenizer),
         used_bytes=sum(p.nbytes for p in module.parameters()),
         text=_text_files(tokenizer, generation),

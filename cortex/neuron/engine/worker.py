@@ -2,10 +2,9 @@
 The device worker process.
 
 The device thread owns the device's context for the life of the process and is the only one to touch
-tensors.  The main thread reads the job channel and answers pings, whatever the device does.  When
-the neuron is gone the channel closes and the process leaves.  A poisoned context cannot be revived
-in
-place: the process says so and leaves, and the neuron starts another.
+tensors.  The main thread reads the job channel, compiles grammars and answers pings, whatever the
+device does.  When the neuron is gone the channel closes and the process leaves.  A poisoned context
+cannot be revived in place: the process says so and leaves, and the neuron starts another.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import torch
 
 from cortex.errors import CortexError
 from cortex.neuron.engine import jobs, weights
+from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.sequence import Sequence
 
 EXIT_POISONED = 70
@@ -37,6 +37,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[jobs.Job] = queue.SimpleQueue()
         self._models: dict[str, weights.Weights] = {}
         self._running: dict[str, Sequence] = {}
+        self._grammars: dict[str, Grammar] = {}  # of the requests that wait
         self._send_lock = threading.Lock()
         self._step_began = 0.0
 
@@ -52,8 +53,20 @@ class Worker:
                     self._send(jobs.Pong(busy_s=perf_counter() - began if began else 0.0))
                 case jobs.Shutdown():
                     return
+                case jobs.Generate(grammar=str(source)) if job.model in self._models:
+                    if self._compiled(job, source):
+                        self._jobs.put(job)
                 case _:
                     self._jobs.put(job)
+
+    def _compiled(self, job: jobs.Generate, source: str) -> bool:
+        """Compile a request's grammar, which may take a second: no step waits for it."""
+        try:
+            self._grammars[job.id] = Grammar(source, self._models[job.model].grammar_tokens)
+        except ValueError as error:
+            self._send(jobs.Lost(id=job.id, message=str(error)))
+            return False
+        return True
 
     # The rest runs on the device thread.
 
@@ -89,10 +102,11 @@ class Worker:
             case jobs.Unload(model=model):
                 self._unload(model)
             case jobs.Generate(id=request_id, model=model):
+                grammar = self._grammars.pop(request_id, None)
                 if (found := self._models.get(model)) is None:
                     self._send(jobs.Lost(id=request_id, message=f"model {model!r} is not loaded"))
                 else:
-                    self._running[request_id] = Sequence(job, found, self._device)
+                    self._running[request_id] = Sequence(job, found, self._device, grammar)
             case jobs.Cancel(id=request_id):
                 if (sequence := self._running.pop(request_id, None)) is not None:
                     self._send(sequence.done("cancelled"))

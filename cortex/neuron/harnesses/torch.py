@@ -30,11 +30,12 @@ from cortex.errors import (
 )
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
 from cortex.fleet.node import Device, DeviceState
+from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine import jobs
 from cortex.neuron.text import Decoder, Text
 from cortex.neuron.workers import DeviceWorker
 
-NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate")
+NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate", "llguidance")
 CANCEL_TIMEOUT_S = 10.0
 
 
@@ -173,7 +174,8 @@ class TorchHarness:
         if (running := self._models.get(request.model)) is None:
             raise ModelNotFound(f"model {request.model!r} is not loaded")
         prompt = await asyncio.to_thread(running.text.prompt, request.messages)
-        job = generate_job(request, prompt, running, f"{next(self._numbers)}")
+        grammar = await asyncio.to_thread(Constraint().grammar, request.format)
+        job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
         running.waiting += 1
         try:
             await running.slots.acquire()  # a client that gives up cancels this wait
@@ -232,7 +234,7 @@ class TorchHarness:
 
 
 def generate_job(
-    request: ChatRequest, prompt: list[int], running: Running, job_id: str
+    request: ChatRequest, prompt: list[int], running: Running, job_id: str, grammar: str | None
 ) -> jobs.Generate:
     """
     Return the engine's job for a request.
@@ -274,6 +276,7 @@ def generate_job(
         logit_bias=dict(sampling.logit_bias),
         seed=sampling.seed,
         logprobs=sampling.logprobs,
+        grammar=grammar,
     )
 
 
@@ -299,7 +302,7 @@ def missing_packages() -> list[str]:
 def make(options: TorchOptions, host: HarnessHost) -> TorchHarness:
     """Build the harness, or say which interpreter lacks what."""
     if missing := missing_packages():
-        wanted = "'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate"
+        wanted = "'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate llguidance"
         install = f"{sys.executable} -m pip install {wanted}"
         raise ConfigError(
             f"harness 'torch': {sys.executable} has no {', '.join(missing)}",

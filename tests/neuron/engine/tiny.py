@@ -19,10 +19,8 @@ SIZES = {
 }
 
 
-def save_tiny(family, folder):
-    """Save a random model of *family* and return its checkpoint."""
-    import torch
-    import transformers
+def byte_tokenizer():
+    """Return a tokenizer whose tokens are `SPECIAL` and the 256 bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -31,12 +29,21 @@ def save_tiny(family, folder):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)
+    return backend
+
+
+def save_tiny(family, folder):
+    """Save a random model of *family* and return its checkpoint."""
+    import torch
+    import transformers
+
+    backend = byte_tokenizer()
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|end|>", chat_template=TEMPLATE
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, vocab_size=len(vocab), **SIZES)
+    config = transformers.AutoConfig.for_model(family, vocab_size=backend.get_vocab_size(), **SIZES)
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = 0
     model.save_pretrained(folder)
