@@ -204,6 +204,10 @@ class ModelsDialect(Dialect, Protocol):
         """
         ...
 
+    def render_loaded(self, cards: Sequence[ModelCard], created: int) -> bytes:
+        """Render the models that can answer at once."""
+        ...
+
     def render_model(self, card: ModelCard, created: int) -> bytes: ...
     def parse_model(self, body: bytes) -> str:
         """Return the model a ``POST`` of operation ``get_model`` asks for."""

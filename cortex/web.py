@@ -188,10 +188,11 @@ def _handler(routes: Sequence[Route], server: InferenceServer) -> Handler:
             raise RouteNotFound(f"{request.path} wants the header {routes[0].header}")
         models = cast("ModelsDialect", route.dialect)
         match route.operation:
-            case "list_models" | "list_loaded":
-                is_all = route.operation == "list_models"
-                cards = [card for card in server.cards() if is_all or card.loaded]
-                body = models.render_models(cards, BEGAN, request.query)
+            case "list_models":
+                body = models.render_models(server.cards(), BEGAN, request.query)
+            case "list_loaded":
+                loaded = [card for card in server.cards() if card.loaded]
+                body = models.render_loaded(loaded, BEGAN)
             case "get_model":
                 if request.method == "POST":
                     wanted = models.parse_model(await read_body(request))

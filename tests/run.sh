@@ -18,7 +18,8 @@ fi
 step "install"
 "$python" -m pip install --quiet --upgrade 'pip>=25.1'
 "$python" -m pip install --quiet "${CORTEX_TORCH:-torch==2.13.0}"
-"$python" -m pip install --quiet --editable '.[torch]' --group dev
+"$python" -m pip install --quiet --group dev \
+  --editable '.[torch]' --editable './plugins/cortex-dialect-ollama[test]'
 PATH=$PWD/$venv/bin:$PATH
 [[ $venv = /* ]] && PATH=$venv/bin:$PATH
 

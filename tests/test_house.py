@@ -37,17 +37,16 @@ from cortex.neuron.models import Models
 from cortex.plugins import BUILTINS, Plugins
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "cortex").rglob("*.py"))
-NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
-TREES = {
-    name: ast.parse(path.read_text("utf-8")) for name, path in zip(NAMES, MODULES, strict=True)
-}
+NAMES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "cortex").rglob("*.py"))
+PLUGINS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("plugins/*/src/**/*.py"))
+TREES = {name: ast.parse((ROOT / name).read_text("utf-8")) for name in (*NAMES, *PLUGINS)}
+PUBLIC = ("api", "chat", "errors", "fleet", "hookimpl", "wire")
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 KERNEL = "# house: kernel"  # on the line of a Triton kernel's `def`
 HEAVY = ("torch", "transformers", "aiohttp", "textual")
 HERE = Plugins(PluginSettings(only=frozenset()))
-each_module = pytest.mark.parametrize("name", NAMES)
+each_module = pytest.mark.parametrize("name", [*NAMES, *PLUGINS])
 
 
 def lines_of(name: str) -> list[str]:
@@ -135,6 +134,18 @@ def test_built_in_plugins_import_light():
         *BUILTINS,
     )
     assert said.splitlines() == list(BUILTINS)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_imports_nothing_of_cortex_but_what_is_public(name):
+    imported = set()
+    for tree in ast.walk(TREES[name]):
+        if isinstance(tree, ast.Import):
+            imported |= {alias.name for alias in tree.names}
+        elif isinstance(tree, ast.ImportFrom):
+            imported |= {f"{tree.module}.{alias.name}" for alias in tree.names}
+    inside = {name.split(".")[1] for name in imported if name.split(".")[0] == "cortex"}
+    assert inside <= {*PUBLIC}
 
 
 def test_help_imports_argparse_and_nothing_else():

@@ -47,7 +47,10 @@ class Fleet:
 
 @contextmanager
 def fleet(
-    script: str, models: Sequence[ModelSpec], aliases: Mapping[str, str] | None = None
+    script: str,
+    models: Sequence[ModelSpec],
+    aliases: Mapping[str, str] | None = None,
+    plugins: Sequence[object] = (),
 ) -> Iterator[Fleet]:
     """
     Run both until left.
@@ -56,14 +59,18 @@ def fleet(
         script: Where the script is, as ``module:NAME``.
         models: The catalogue; the gateway loads them all as they are asked for.
         aliases: Other names of them.
+        plugins: What both load besides.
     """
     models = [attrs.evolve(model, harness="scripted") for model in models]
     started, found, problem = threading.Event(), [], []
 
     async def serve() -> None:
         options = {"scripted": {"script": script}}
-        node = serving(plugins=[scripted], harnesses=["scripted"], options=options)
-        async with node as neuron, running(neuron.url, models=models, aliases=aliases) as gateway:
+        node = serving(plugins=[scripted, *plugins], harnesses=["scripted"], options=options)
+        async with (
+            node as neuron,
+            running(neuron.url, models=models, aliases=aliases, plugins=plugins) as gateway,
+        ):
             harness = neuron.neuron.models.harnesses["scripted"]
             loop, leave = asyncio.get_running_loop(), asyncio.Event()
             found.append((Fleet(gateway.url, neuron.url, harness, gateway, loop), leave))
