@@ -31,6 +31,7 @@ from cortex.registry import Offer, Registry, did_you_mean
 GROUP = "cortex"
 BUILTINS = (
     "cortex.dialects.openai_chat",
+    "cortex.dialects.anthropic_messages",
     "cortex.routing.least_loaded",
     "cortex.routing.round_robin",
     "cortex.eviction.lru",

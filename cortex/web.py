@@ -70,6 +70,7 @@ class Route:
 
 
 ROUTES = web.AppKey("routes", Mapping[str, Sequence[Route]])  # by path; where absent, `FALLBACK`
+BY_HEADER = web.AppKey("by_header", Sequence[Route])  # for any other path
 FALLBACK = web.AppKey("fallback", Dialect)
 
 
@@ -116,7 +117,8 @@ def explain(request: web.Request, error: web.HTTPException) -> CortexError:
 def error_response(request: web.Request, error: CortexError) -> web.Response:
     """Render an error in the dialect of the request's route."""
     resource = request.match_info.route.resource
-    routes = request.app[ROUTES].get(resource.canonical if resource else "", ())
+    path = resource.canonical if resource else request.path
+    routes = request.app[ROUTES].get(path, request.app[BY_HEADER])
     matching = (route.dialect for route in routes if route.matches(request))
     dialect = next(matching, request.app[FALLBACK])
     status, body = dialect.render_error(error, request_id(request))
@@ -178,6 +180,7 @@ def add_dialects(
         resource = app.router.add_route(method, path, _handler(sharing, server)).resource
         by_path.setdefault(resource.canonical if resource else path, []).extend(sharing)
     app[ROUTES] = by_path
+    app[BY_HEADER] = [route for sharing in routes.values() for route in sharing if route.header]
     app[FALLBACK] = dialects.get("openai-chat", next(iter(dialects.values())))
 
 

@@ -69,7 +69,10 @@ def test_built_ins_alone_offer_what_is_documented(site):
     assert plugins.loaded() == list(BUILTINS)
     assert plugins.failures == []
     offers = {kind: [o.name for o in plugins.offers(kind)] for kind in ("dialect", "source")}
-    assert offers == {"dialect": ["openai-chat"], "source": ["package", "file", "hf"]}
+    assert offers == {
+        "dialect": ["openai-chat", "anthropic-messages"],
+        "source": ["package", "file", "hf"],
+    }
 
 
 def test_a_plugin_is_loaded_and_its_offer_can_be_chosen(site):

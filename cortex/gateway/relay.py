@@ -24,7 +24,8 @@ from cortex.replies import Tee
 HIGH_WATER_BYTES = 128 << 10
 STALL_S = 60.0  # a neuron sends a keep-alive every 5 s
 REFUSAL_BYTES = 64 << 10
-REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
+OVERLOADED = 529  # what Anthropic has in the place of 503
+REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE, OVERLOADED)
 STREAMS = {b"text/event-stream": b"data: ", b"application/x-ndjson": b"\n"}  # once an event
 PASSED = frozenset((b"content-type", b"cache-control", b"retry-after"))
 _usage = msgspec.json.Decoder(Usage).decode

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from cortex.errors import DeviceUnavailable
+from cortex.errors import DeviceUnavailable, RemoteError
 from cortex.fleet.model import ModelSpec
 from cortex.gateway import poller, relay
 from cortex.gateway.relay import Exchange
@@ -276,9 +276,17 @@ async def test_two_nodes_that_die_are_enough():
         assert sum(node.counts["chat"] for node in nodes) == 2
 
 
-async def test_a_refusal_goes_to_another_node_that_has_the_model():
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        DeviceUnavailable("no room in the queue", retry_after_s=7),
+        RemoteError("overloaded", code="overloaded", status=529),
+    ],
+    ids=["503", "529"],
+)
+async def test_a_refusal_goes_to_another_node_that_has_the_model(refusal):
     async with FakeNeuron(["m"]) as bad, FakeNeuron(["m"]) as good, running(bad, good) as gateway:
-        bad.refusal = DeviceUnavailable("no room in the queue", retry_after_s=7)
+        bad.refusal = refusal
 
         answer = await gateway.ask()
 

@@ -250,6 +250,7 @@ def generate_job(
         raise ContextLengthExceeded(
             f"maximum context length is {running.context} tokens, the prompt has {len(prompt)}",
             param="messages",
+            details={"prompt_tokens": len(prompt), "context_tokens": running.context},
         )
     sampling, defaults = request.sampling, running.defaults
     for token in sampling.logit_bias:
