@@ -10,6 +10,7 @@ python=$venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 
+command -v npm >/dev/null || { step "apt: npm"; apt-get -qq update; apt-get -qq install -y nodejs npm; }
 command -v strip >/dev/null || { step "apt: binutils"; apt-get -qq update; apt-get -qq install -y binutils; }
 if [ ! -x "$python" ]; then
   step "virtualenv in $venv"
@@ -20,6 +21,11 @@ step "install"
 "$python" -m pip install --quiet "${CORTEX_TORCH:-torch==2.13.0}"
 "$python" -m pip install --quiet --group dev \
   --editable '.[torch]' --editable './plugins/cortex-dialect-ollama[test]'
+mkdir -p "$venv/node"
+cp tests/clients/node/package.json "$venv/node"
+npm install --prefix "$venv/node" --no-audit --no-fund --ignore-scripts --loglevel error
+CORTEX_TEST_NODE=$(cd "$venv/node" && pwd)
+export CORTEX_TEST_NODE
 PATH=$PWD/$venv/bin:$PATH
 [[ $venv = /* ]] && PATH=$venv/bin:$PATH
 

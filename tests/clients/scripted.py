@@ -122,6 +122,7 @@ class Scripted:
     See the module.
 
     Attributes:
+        script: What it says.
         requests: What arrived, one for each answer, oldest first.
         embedded: The same of embeddings.
         left: Ids of requests whose client left before the end.
@@ -130,7 +131,7 @@ class Scripted:
     needs_weights = False
 
     def __init__(self, options: ScriptedOptions, host: HarnessHost) -> None:
-        self._script: Script = resolve_name(options.script)
+        self.script: Script = resolve_name(options.script)
         self._contexts: dict[str, int] = {}
         self._in_flight: Counter[str] = Counter()
         self._seen: set[str] = set()
@@ -196,7 +197,7 @@ class Scripted:
                 said = message.text
                 break
             number += message.role == "assistant"
-        turns = self._script.get(self._word(said), ())
+        turns = self.script.get(self._word(said), ())
         if number >= len(turns):
             raise InvalidRequest(f"the script has no turn {number} for {said!r}")
         turn = turns[number]
@@ -210,7 +211,7 @@ class Scripted:
         return turn
 
     def _word(self, text: str) -> str | None:
-        return max((word for word in self._script if word in text), key=len, default=None)
+        return max((word for word in self.script if word in text), key=len, default=None)
 
     async def count(self, request: ChatRequest) -> int:
         return tokens_of(request)
