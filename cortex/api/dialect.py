@@ -1,29 +1,16 @@
-"""The protocols a plugin implements.  Stable: changing one is a breaking change."""
+"""Dialects: what speaks an API, as a server and as a client."""
 
 from __future__ import annotations
 
-from asyncio import Task
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 import attrs
 
 from cortex.chat.events import ChatEvent
-from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings, RequestHead, Ties
+from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings, Ties
 from cortex.errors import CortexError
-from cortex.fleet.model import (
-    Candidate,
-    Checkpoint,
-    LoadedModel,
-    ModelCard,
-    ModelSpec,
-    ModelStats,
-    Progress,
-    RunningModel,
-)
-from cortex.fleet.node import Device, DeviceState
-
-T_contra = TypeVar("T_contra", contravariant=True)
+from cortex.fleet.model import ModelCard
 
 Operation = Literal[
     "chat",
@@ -38,7 +25,6 @@ Operation = Literal[
     "list_inputs",
     "version",
 ]
-Report = Callable[[Progress], None]
 
 
 @attrs.frozen
@@ -261,137 +247,3 @@ class ReplyDialect(ChatDialect, Protocol):
     def render_reply(self, record: bytes, query: Mapping[str, str]) -> bytes: ...
     def render_deleted(self, reply_id: str) -> bytes: ...
     def render_inputs(self, record: bytes, query: Mapping[str, str]) -> bytes: ...
-
-
-class RoutingStrategy(Protocol):
-    """Chooses a node.  Pure: no I/O, no awaiting; it may remember what it chose."""
-
-    def choose(self, head: RequestHead, candidates: Sequence[Candidate]) -> Candidate:
-        """Pick one of *candidates*: healthy, with the model loaded, never empty."""
-        ...
-
-
-class EvictionPolicy(Protocol):
-    """Chooses what to unload.  Pure: no I/O, no clock of its own."""
-
-    def victims(
-        self, need_bytes: int, incoming: ModelSpec, loaded: Sequence[LoadedModel], now: float
-    ) -> Sequence[LoadedModel]:
-        """
-        Return models of one device whose unloading frees at least *need_bytes*, or nothing.
-
-        Args:
-            need_bytes: What is missing on the device, > 0.
-            incoming: The model that wants in.
-            loaded: What may go: busy and pinned models are left out already.
-            now: Monotonic seconds, as in `LoadedModel.last_used`.
-        """
-        ...
-
-
-class Source(Protocol):
-    """A place weights come from."""
-
-    def knows(self, model_id: str) -> bool:
-        """Tell, without I/O beyond a look at the disk, whether an id without a source is ours."""
-        ...
-
-    def fetch(self, spec: ModelSpec, report: Report) -> Checkpoint:
-        """
-        Bring the weights of *spec* to this host's disk, or find them there.
-
-        Blocks; runs in a thread of its own.  *report* may raise to cancel: let that through.
-
-        Raises:
-            RepoFetchFailed: With the cause in words a user can act on.
-        """
-        ...
-
-
-class HarnessHost(Protocol):
-    """
-    What a harness may ask of the neuron and tell it.  Event loop only.
-
-    Attributes:
-        devices: The devices of this node as they were at start.
-    """
-
-    devices: Sequence[Device]
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> Task[None]:
-        """Run *work* in the background until it ends or the neuron does; it must not raise."""
-        ...
-
-    def device_changed(self, index: int, state: DeviceState) -> None: ...
-    def model_changed(
-        self,
-        model_id: str,
-        status: Literal["loaded", "recovering", "failed"],
-        error: str | None = None,
-    ) -> None: ...
-
-
-class Harness(Protocol):
-    """
-    Runs models on one node.  Its module imports without its engine.
-
-    Attributes:
-        needs_weights: Whether `load` wants a checkpoint.
-    """
-
-    needs_weights: bool
-
-    async def load(
-        self, spec: ModelSpec, checkpoint: Checkpoint | None, device: int, report: Report
-    ) -> RunningModel: ...
-    async def unload(self, model_id: str) -> None: ...
-    def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """
-        Answer one request for one answer (`ChatRequest.choices`), concurrently with others.
-
-        `ChatRequest.model` is the id it was loaded as.  Closing the generator stops the generation.
-        What goes wrong before `Started` is raised, after it it is a `Failed` event.
-        """
-        ...
-
-    async def count(self, request: ChatRequest) -> int:
-        """Return the tokens of a request's prompt, exactly as `generate` would feed them."""
-        ...
-
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """
-        Embed some inputs.
-
-        Raises:
-            OperationUnsupported: The model makes no embeddings.
-        """
-        ...
-
-    def stats(self, model_id: str) -> ModelStats: ...
-    async def aclose(self) -> None: ...
-
-
-class Register(Protocol[T_contra]):
-    """Collects named factories during one ``cortex_register_*`` call."""
-
-    def __call__(
-        self,
-        name: str,
-        factory: Callable[..., T_contra],
-        *,
-        options: type[Any] | None = None,
-        summary: str = "",
-    ) -> None:
-        """
-        Offer *factory* under *name*.
-
-        Args:
-            name: Lower-case kebab, unique among offers of its kind.
-            factory: Called with the options as its first argument, if *options* is given.
-            options: An attrs class; the offer's table of the configuration is read into it.
-            summary: One line for ``cortex plugins``.
-
-        Raises:
-            PluginError: The name is taken or malformed.
-        """
-        ...

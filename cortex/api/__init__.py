@@ -1,0 +1,53 @@
+"""The protocols a plugin implements.  Stable: changing one is a breaking change."""
+
+from __future__ import annotations
+
+from cortex.api.dialect import (
+    ChatClient,
+    ChatDialect,
+    CountDialect,
+    Dialect,
+    EmbeddingDialect,
+    Endpoint,
+    ModelsDialect,
+    Operation,
+    ReplyDecoder,
+    ReplyDialect,
+    ReplyEncoder,
+    VersionDialect,
+)
+from cortex.api.harness import (
+    Harness,
+    HarnessHost,
+    Report,
+    Source,
+)
+from cortex.api.register import (
+    Register,
+)
+from cortex.api.strategy import (
+    EvictionPolicy,
+    RoutingStrategy,
+)
+
+__all__ = [
+    "ChatClient",
+    "ChatDialect",
+    "CountDialect",
+    "Dialect",
+    "EmbeddingDialect",
+    "Endpoint",
+    "EvictionPolicy",
+    "Harness",
+    "HarnessHost",
+    "ModelsDialect",
+    "Operation",
+    "Register",
+    "ReplyDecoder",
+    "ReplyDialect",
+    "ReplyEncoder",
+    "Report",
+    "RoutingStrategy",
+    "Source",
+    "VersionDialect",
+]

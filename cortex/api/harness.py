@@ -1,0 +1,96 @@
+"""What runs models on a node, and where their weights come from."""
+
+from __future__ import annotations
+
+from asyncio import Task
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, Literal, Protocol
+
+from cortex.chat.events import ChatEvent
+from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
+from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
+from cortex.fleet.node import Device, DeviceState
+
+Report = Callable[[Progress], None]
+
+
+class Source(Protocol):
+    """A place weights come from."""
+
+    def knows(self, model_id: str) -> bool:
+        """Tell, without I/O beyond a look at the disk, whether an id without a source is ours."""
+        ...
+
+    def fetch(self, spec: ModelSpec, report: Report) -> Checkpoint:
+        """
+        Bring the weights of *spec* to this host's disk, or find them there.
+
+        Blocks; runs in a thread of its own.  *report* may raise to cancel: let that through.
+
+        Raises:
+            RepoFetchFailed: With the cause in words a user can act on.
+        """
+        ...
+
+
+class HarnessHost(Protocol):
+    """
+    What a harness may ask of the neuron and tell it.  Event loop only.
+
+    Attributes:
+        devices: The devices of this node as they were at start.
+    """
+
+    devices: Sequence[Device]
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> Task[None]:
+        """Run *work* in the background until it ends or the neuron does; it must not raise."""
+        ...
+
+    def device_changed(self, index: int, state: DeviceState) -> None: ...
+    def model_changed(
+        self,
+        model_id: str,
+        status: Literal["loaded", "recovering", "failed"],
+        error: str | None = None,
+    ) -> None: ...
+
+
+class Harness(Protocol):
+    """
+    Runs models on one node.  Its module imports without its engine.
+
+    Attributes:
+        needs_weights: Whether `load` wants a checkpoint.
+    """
+
+    needs_weights: bool
+
+    async def load(
+        self, spec: ModelSpec, checkpoint: Checkpoint | None, device: int, report: Report
+    ) -> RunningModel: ...
+    async def unload(self, model_id: str) -> None: ...
+    def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """
+        Answer one request for one answer (`ChatRequest.choices`), concurrently with others.
+
+        `ChatRequest.model` is the id it was loaded as.  Closing the generator stops the generation.
+        What goes wrong before `Started` is raised, after it it is a `Failed` event.
+        """
+        ...
+
+    async def count(self, request: ChatRequest) -> int:
+        """Return the tokens of a request's prompt, exactly as `generate` would feed them."""
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """
+        Embed some inputs.
+
+        Raises:
+            OperationUnsupported: The model makes no embeddings.
+        """
+        ...
+
+    def stats(self, model_id: str) -> ModelStats: ...
+    async def aclose(self) -> None: ...
