@@ -11,6 +11,9 @@ import cortex_dialect_ollama
 from cortex.fleet.model import ModelSpec
 from tests.clients import fleet as fleets
 from tests.clients.fleet import Fleet
+from tests.conftest import built, shared
+
+__all__ = ["built", "shared"]
 
 MODELS = (ModelSpec(id="scripted"), ModelSpec(id="cold", context=64), ModelSpec(id="org/colder"))
 

@@ -259,11 +259,10 @@ class LineDecoder:
         return [(0, event) for event in events]
 
     def end(self) -> Sequence[tuple[int, ChatEvent]]:
-        came = self.feed(b"\n")
         if self._is_over:
-            return came
+            return []
         self._is_over = True
-        return [*came, (0, Failed(UpstreamDied("the server broke off its answer")))]
+        return [(0, Failed(UpstreamDied("the server broke off its answer")))]
 
     def _take(self, raw: bytes) -> list[ChatEvent]:
         try:
