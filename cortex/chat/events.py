@@ -8,6 +8,7 @@ come before, between and after calls.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -36,6 +37,24 @@ class Usage:
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+
+
+def total_usage(usages: Mapping[int, Usage], n: int) -> Usage:
+    """
+    Return the usage of a request's answers; times are those of the first.
+
+    Args:
+        usages: Of each choice.
+        n: Answers to each prompt; a prompt is counted once, however many answers it got.
+    """
+    prompts = [usage for choice, usage in usages.items() if choice % n == 0]
+    return attrs.evolve(
+        usages[0],
+        prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+        cached_tokens=sum(usage.cached_tokens for usage in prompts),
+        completion_tokens=sum(usage.completion_tokens for usage in usages.values()),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages.values()),
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -88,11 +88,11 @@ def reasoning(
     Args:
         effort: As the client says; ``none`` is not to think, any other is to think.
         enabled: What the client says besides; it goes before *effort*.
-        budget_tokens: Tokens of thought at most.
+        budget_tokens: Tokens of thought at most; none is not to think.
     """
     known = "high" if effort in ("xhigh", "max") else effort
-    if enabled is None and effort is not None:
-        enabled = effort != "none"
+    if enabled is None and (effort is not None or budget_tokens is not None):
+        enabled = effort != "none" and budget_tokens != 0
     return Reasoning(enabled=enabled, effort=known, budget_tokens=budget_tokens)
 
 

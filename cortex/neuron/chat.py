@@ -20,7 +20,7 @@ from cortex.api import (
     Operation,
     ReplyEncoder,
 )
-from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
+from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage, total_usage
 from cortex.chat.request import ChatRequest
 from cortex.errors import CortexError
 from cortex.neuron.models import Models
@@ -92,7 +92,6 @@ async def answer_chat(
     choices = chat.choices()
     generators = [generate(harness, choice) for choice in choices]
     events = generators[0] if len(generators) == 1 else merged(generators)
-    per_prompt = chat.n
     usages: dict[int, Usage] = {}
     try:
         started = await anext(events)  # ends with the worker at the latest
@@ -106,7 +105,7 @@ async def answer_chat(
                 body += encoder.feed(event, choice)
             if len(usages) < len(choices):
                 raise CortexError("the answer broke off")
-            headers["x-cortex-usage"] = encode(total(usages, per_prompt)).decode()
+            headers["x-cortex-usage"] = encode(total_usage(usages, chat.n)).decode()
             return web.Response(body=body, content_type=encoder.content_type, headers=headers)
         response = Stream(headers={**headers, "Cache-Control": "no-cache"})
         response.content_type = encoder.content_type
@@ -121,7 +120,7 @@ async def answer_chat(
                 await response.write(data)
             data = b""
         if len(usages) == len(choices) and "x-cortex-usage" in request.headers:
-            response.end(request, total(usages, per_prompt))
+            response.end(request, total_usage(usages, chat.n))
         return response
     finally:
         await events.aclose()
@@ -161,18 +160,6 @@ async def merged(
             await asyncio.wait(coming)  # a generator ends at once when cancelled
         for events in generators:
             await events.aclose()
-
-
-def total(usages: dict[int, Usage], per_prompt: int) -> Usage:
-    """Return the usage of all answers; a prompt is counted once, however many answers it got."""
-    prompts = [usage for choice, usage in usages.items() if choice % per_prompt == 0]
-    return attrs.evolve(
-        usages[0],
-        prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
-        cached_tokens=sum(usage.cached_tokens for usage in prompts),
-        completion_tokens=sum(usage.completion_tokens for usage in usages.values()),
-        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages.values()),
-    )
 
 
 async def paced(events: AsyncIterator[Choice], answers: int) -> AsyncGenerator[Choice | None, None]:

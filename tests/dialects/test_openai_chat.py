@@ -121,43 +121,52 @@ def test_streaming_is_read(asked, stream, include_usage):
         {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}},
         {"user": "zed", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"},
         {"something": {"new": [1, 2, {"x": None}]}},
-        {"modalities": ["text"], "reasoning_effort": "low", "verbosity": "low"},
+        {"modalities": ["text"], "verbosity": "low", "prediction": {"type": "content"}},
+        {"functions": [], "function_call": "none", "response_format": None, "logprobs": None},
+        {"tool_choice": "auto", "parallel_tool_calls": True, "reasoning_effort": None},
+        {"chat_template_kwargs": {}, "web_search_options": {}, "min_p": 0.1, "min_tokens": 2},
     ],
 )
 def test_what_says_nothing_or_is_unknown_is_accepted(ignored):
     assert parse(**ignored) == parse()
 
 
-CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
-
-
 @pytest.mark.parametrize(
     ("asked", "param", "message"),
     [
-        ({"n": 2}, "n", "n is not supported"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
         ({"functions": [{"name": "f"}]}, "functions", "functions is not supported"),
-        (
-            {"response_format": {"type": "json_object"}},
-            *("response_format", "response_format is not supported"),
-        ),
-        ({"logprobs": True}, "logprobs", "logprobs is not supported"),
-        ({"top_logprobs": 2}, "top_logprobs", "top_logprobs is not supported"),
+        ({"function_call": {"name": "f"}}, "function_call", "function_call is not supported"),
         ({"audio": {"voice": "x"}}, "audio", "audio is not supported"),
         ({"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),
         (
-            {"messages": [{"role": "tool", "content": "1", "tool_call_id": "c"}]},
-            *("messages[0].role", "tool calls are not supported"),
+            {"messages": [{"role": "assistant", "function_call": {"name": "f"}}]},
+            *("messages[0].function_call", "messages[0].function_call is not supported"),
         ),
         (
-            {"messages": [*HI, {"role": "assistant", "tool_calls": [CALL]}]},
-            *("messages[1].tool_calls", "tool calls are not supported"),
+            {"messages": [{"role": "assistant", "audio": {"id": "a"}}]},
+            *("messages[0].audio", "messages[0].audio is not supported"),
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, IMAGE]}]},
-            "messages[0].content[1]",
-            "messages[0].content[1]: content of type 'image_url' is not supported",
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            "messages[0].content[0]",
+            "messages[0].content[0]: content of type 'input_audio' is not supported",
+        ),
+        (
+            {"tools": [{"type": "web_search"}]},
+            *("tools[0].type", "tools[0]: tools of type 'web_search' are not supported"),
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools"}},
+            *("tool_choice.type", "tool_choice of type 'allowed_tools' is not supported"),
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "type": "custom"}]}]},
+            "messages[0].tool_calls[0].type",
+            "messages[0].tool_calls[0]: calls of type 'custom' are not supported",
+        ),
+        (
+            {"response_format": {"type": "grammar"}},
+            *("response_format.type", "response_format of type 'grammar' is not supported"),
         ),
     ],
 )
@@ -247,6 +256,82 @@ def one(**message: object) -> dict[str, object]:
             {"max_tokens": 1.5},
             *("invalid_value", "max_tokens", "max_tokens: expected int | null, got float"),
         ),
+        ({"n": 0}, "invalid_value", "n", "n: expected int >= 1"),
+        ({"n": 129}, "invalid_value", "n", "n: expected int <= 128"),
+        (
+            {"logprobs": True, "top_logprobs": 21},
+            *("invalid_value", "top_logprobs", "top_logprobs: expected int <= 20"),
+        ),
+        (
+            {"top_logprobs": 2},
+            *("invalid_value", "top_logprobs", "top_logprobs wants logprobs"),
+        ),
+        (
+            {"tool_choice": "any"},
+            *("invalid_value", "tool_choice", "tool_choice: invalid enum value 'any'"),
+        ),
+        (
+            {"tool_choice": "required"},
+            *("invalid_value", "tools", "tool_choice is required, and tools is empty"),
+        ),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+            "invalid_value",
+            "tool_choice.function.name",
+            "tool_choice.function.name: no tool is called 'f'",
+        ),
+        (
+            {"tool_choice": {"type": "function"}},
+            "missing_required_parameter",
+            "tool_choice.function",
+            "tool_choice.function is required",
+        ),
+        (
+            {"tools": [{"type": "function"}]},
+            *("missing_required_parameter", "tools[0].function", "tools[0].function is required"),
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": ""}}]},
+            "invalid_value",
+            "tools[0].function.name",
+            "tools[0].function.name: expected str of length >= 1",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "missing_required_parameter",
+            "response_format.json_schema",
+            "response_format.json_schema is required",
+        ),
+        (
+            {"reasoning_effort": "huge"},
+            "invalid_value",
+            "reasoning_effort",
+            "reasoning_effort: invalid enum value 'huge'",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "1"}]},
+            "missing_required_parameter",
+            "messages[0].tool_call_id",
+            "messages[0].tool_call_id is required",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]},
+            "missing_required_parameter",
+            "messages[0].tool_calls[0].function",
+            "messages[0].tool_calls[0].function is required",
+        ),
+        (
+            one(content=[{"type": "image_url"}]),
+            "missing_required_parameter",
+            "messages[2].content[0].image_url",
+            "messages[2].content[0].image_url is required",
+        ),
+        (
+            one(content=[{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]),
+            "invalid_value",
+            "messages[2].content[0].image_url.url",
+            "messages[2].content[0].image_url.url: expected http(s):// or a data: URI with base64",
+        ),
         ({"stop": 5}, "invalid_value", "stop", "stop: expected str | array | null, got int"),
         ({"stop": [1]}, "invalid_value", "stop[0]", "stop[0]: expected str, got int"),
         (
@@ -289,7 +374,7 @@ def test_a_wrong_type_is_refused_with_its_path(asked, code, param, message):
         (b'{"model": "m"}', "missing_required_parameter", "messages is required"),
         (b'{"x": ' + b"[" * 100_000, "invalid_json", "the body is nested too deeply"),
         (b'{"x": ' + b'{"a":' * 100_000, "invalid_json", "the body is nested too deeply"),
-        (body(tools=None)[:-1] + b',"tools":' + b"[" * 100_000, "invalid_json", "the body is"),
+        (body()[:-1] + b',"audio":' + b"[" * 100_000, "invalid_json", "the body is"),
         (b'{"model": "\xff\xfe"}', "invalid_json", "the body is not valid JSON: "),
         (b'{"model": "\\ud800"}', "invalid_json", "the body is not valid JSON: "),
         (b'{"model": NaN}', "invalid_json", "the body is not valid JSON: "),
@@ -305,29 +390,16 @@ def test_what_is_no_json_object_is_refused(raw, code, message):
     assert caught.value.message.startswith(message)
 
 
+NAMES = "model messages role content type text stop stream n seed tools function name parameters"
+NAMES += " tool_calls id arguments tool_choice response_format json_schema schema image_url url"
+
+
 @given(
     st.binary(max_size=200)
     | st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
         lambda inner: (
-            st.lists(inner)
-            | st.dictionaries(
-                st.sampled_from(
-                    [
-                        "model",
-                        "messages",
-                        "role",
-                        "content",
-                        "type",
-                        "text",
-                        "stop",
-                        "stream",
-                        "n",
-                        "seed",
-                    ]
-                ),
-                inner,
-            )
+            st.lists(inner) | st.dictionaries(st.sampled_from(NAMES.split()), inner, max_size=9)
         ),
     ).map(lambda value: json.dumps(value).encode("utf-8", "replace"))
 )
@@ -412,8 +484,21 @@ def test_a_body_is_this_json():
 
 
 def test_a_keep_alive_is_an_empty_delta_that_sdks_count():
-    assert DIALECT.encoder(parse(stream=True), 99).keep_alive() == chunk(b"{}")
+    encoder = DIALECT.encoder(parse(stream=True), 99)
+    assert encoder.keep_alive() == b": keep-alive\n\n"  # the first delta has to have the role
+    encoder.feed(Started(prompt_tokens=7))
+
+    assert encoder.keep_alive() == chunk(b"{}")
     assert DIALECT.encoder(parse(), 99).keep_alive() == b""
+
+
+def test_a_keep_alive_is_of_a_choice_that_goes_on():
+    encoder = DIALECT.encoder(parse(stream=True, n=2), 99)
+    for choice in (0, 1):
+        encoder.feed(Started(prompt_tokens=7), choice)
+    encoder.feed(Finished(reason="stop", usage=USAGE), 0)
+
+    assert encoder.keep_alive() == chunk(b"{}").replace(b'"index":0', b'"index":1')
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -97,7 +97,7 @@ async def test_an_unknown_model_is_not_found(through):
 @pytest.mark.parametrize(
     ("wrong", "code", "param"),
     [
-        ({"n": 2}, "unsupported_parameter", "n"),
+        ({"functions": [{"name": "f"}]}, "unsupported_parameter", "functions"),
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages[0].content"),
         ({"messages": []}, "invalid_value", "messages"),

@@ -1,0 +1,57 @@
+"""The fields Chat Completions and legacy Completions share: how to pick tokens, how to stream."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from cortex.chat.request import Sampling
+
+MAX_CHOICES = 128
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
+
+
+class StreamOptions(msgspec.Struct):
+    """``stream_options``."""
+
+    include_usage: bool = False
+
+
+class WireSampling(msgspec.Struct, kw_only=True):
+    """The fields as they are on the wire."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[int, Bias] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    n: Choices | None = None
+
+    @property
+    def asks_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        """Return what the fields say, with what the two dialects call differently."""
+        stop = self.stop if isinstance(self.stop, list) else [self.stop or ""]
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(self.top_k, 0) if self.top_k is not None else None,
+            seed=self.seed,
+            max_tokens=max_tokens,
+            stop=tuple(filter(None, stop)),
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=self.logit_bias or {},
+            logprobs=logprobs,
+        )
