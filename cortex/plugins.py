@@ -32,6 +32,7 @@ GROUP = "cortex"
 BUILTINS = (
     "cortex.dialects.openai_chat",
     "cortex.dialects.anthropic_messages",
+    "cortex.dialects.openai_responses",
     "cortex.routing.least_loaded",
     "cortex.routing.round_robin",
     "cortex.eviction.lru",

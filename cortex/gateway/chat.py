@@ -231,9 +231,14 @@ def compose(asked: Asked, node: Node, body: bytes, path: str | None = None) -> b
 
 
 def splice(body: bytes, model: str) -> bytes:
-    """Return *body* for a server that knows nothing of our aliases; else as it is."""
+    """
+    Return *body* for a server that knows nothing of our aliases, nor of the answers we keep.
+
+    What it goes on from is in it already.
+    """
     fields = decode(_fields, body)
-    if msgspec.json.decode(fields["model"]) == model:
+    went_on = fields.pop("previous_response_id", None)
+    if went_on is None and msgspec.json.decode(fields["model"]) == model:
         return body
     fields["model"] = msgspec.Raw(encode(model))
     return encode(fields)

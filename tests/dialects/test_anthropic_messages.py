@@ -24,7 +24,7 @@ from cortex.chat.request import (
     ToolResult,
 )
 from cortex.dialects.anthropic_messages import AnthropicMessages
-from cortex.dialects.anthropic_messages.signature import sign
+from cortex.dialects.signature import sign
 from cortex.errors import (
     ContextLengthExceeded,
     CortexError,

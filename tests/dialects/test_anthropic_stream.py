@@ -24,7 +24,7 @@ from cortex.chat.events import (
 )
 from cortex.chat.request import ChatRequest
 from cortex.dialects.anthropic_messages import AnthropicMessages
-from cortex.dialects.anthropic_messages.signature import carried_by, sign
+from cortex.dialects.signature import carried_by, sign
 from cortex.errors import NoNodeAvailable, UpstreamDied
 
 DIALECT = AnthropicMessages()

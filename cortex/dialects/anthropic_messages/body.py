@@ -17,7 +17,7 @@ from cortex.chat.events import (
 )
 from cortex.chat.request import ChatRequest
 from cortex.dialects.anthropic_messages import answer, errors
-from cortex.dialects.anthropic_messages.signature import sign
+from cortex.dialects.signature import sign
 from cortex.wire import encode
 
 

@@ -12,8 +12,8 @@ from itertools import groupby
 from typing import TypeVar
 
 from cortex.chat.request import Image, Message, Part, Text, Thinking, ToolCall, ToolResult
-from cortex.dialects.anthropic_messages.signature import carried_by
 from cortex.dialects.anthropic_messages.wire import Block, Source, WireMessage
+from cortex.dialects.signature import carried_by
 from cortex.errors import InvalidRequest, MissingParameter, UnsupportedParameter
 from cortex.wire import encode
 

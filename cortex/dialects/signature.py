@@ -1,8 +1,8 @@
 """
-The signature of a thinking block.
+What stands for a thought where its text does not: a signature, or its encrypted content.
 
-Clients keep it as it is and send it back with the block.  Where the text of the block is withheld
-from them (``display: omitted``) the signature carries it, so that the next turn still has it.
+Opaque to clients, which send it back as it is.  It may carry the text, so that the next turn still
+has it.
 """
 
 from __future__ import annotations

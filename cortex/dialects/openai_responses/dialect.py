@@ -1,0 +1,70 @@
+"""
+OpenAI Responses: both halves, and answers that are kept.
+
+Reference: https://platform.openai.com/docs/api-reference/responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cortex import hookimpl
+from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
+from cortex.chat.request import ChatRequest, Ties
+from cortex.dialects.openai import OpenAIErrors, error_object
+from cortex.dialects.openai_responses import record as records
+from cortex.dialects.openai_responses.client import OpenAIResponsesClient
+from cortex.dialects.openai_responses.request import parse_request
+from cortex.dialects.openai_responses.stream import BodyEncoder, StreamEncoder
+from cortex.errors import CortexError
+from cortex.wire import encode
+
+
+class OpenAIResponses(OpenAIErrors):
+    """Both JSON bodies and streams of responses."""
+
+    client: ChatClient | None = OpenAIResponsesClient()
+
+    endpoints: Sequence[Endpoint] = (
+        Endpoint("POST", "/v1/responses", "chat"),
+        Endpoint("GET", "/v1/responses/{id}", "get_reply"),
+        Endpoint("DELETE", "/v1/responses/{id}", "delete_reply"),
+        Endpoint("POST", "/v1/responses/{id}/cancel", "cancel_reply"),
+        Endpoint("GET", "/v1/responses/{id}/input_items", "list_inputs"),
+    )
+
+    def parse_request(self, body: bytes, request_id: str) -> ChatRequest:
+        return parse_request(body, request_id)
+
+    def encoder(self, request: ChatRequest, created: int) -> ReplyEncoder:
+        kind = StreamEncoder if request.stream else BodyEncoder
+        return kind(request, created)
+
+    def render_stream_error(self, error: CortexError) -> bytes:
+        said = error_object(error)
+        flat = {key: said[key] for key in ("code", "message", "param")}
+        event = {"type": "error", **flat, "error": said, "sequence_number": 0}
+        return b"event: error\ndata: " + encode(event) + b"\n\n"
+
+    def ties(self, body: bytes) -> Ties:
+        return records.ties(body)
+
+    def join(self, body: bytes, records_by_id: Mapping[str, bytes]) -> bytes:
+        return records.join(body, records_by_id)
+
+    def record(self, body: bytes, reply: bytes) -> tuple[str, bytes] | None:
+        return records.record(body, reply)
+
+    def render_reply(self, record: bytes, query: Mapping[str, str]) -> bytes:
+        return records.render_reply(record, query)
+
+    def render_deleted(self, reply_id: str) -> bytes:
+        return encode({"id": reply_id, "object": "response", "deleted": True})
+
+    def render_inputs(self, record: bytes, query: Mapping[str, str]) -> bytes:
+        return records.render_inputs(record, query)
+
+
+@hookimpl
+def cortex_register_dialects(register: Register[Dialect]) -> None:
+    register("openai-responses", OpenAIResponses, summary="POST /v1/responses, and kept answers")
