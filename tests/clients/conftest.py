@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +16,8 @@ from cortex.fleet.model import ModelSpec
 from tests.clients import fleet as fleets
 from tests.clients.fleet import Fleet
 
+SCRIPTS = Path(__file__).parent / "node"
+INSTALLED = Path(os.environ.get("CORTEX_TEST_NODE", "nowhere")) / "node_modules"
 MODELS = (ModelSpec(id="scripted"), ModelSpec(id="small", context=8))
 
 
@@ -24,3 +32,31 @@ def fleet(servers: Fleet) -> Fleet:
     """Return the servers of this module, as if nothing had been asked of them."""
     servers.harness.forget()
     return servers
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the scripts for node, beside the packages they import."""
+    if not INSTALLED.is_dir():
+        pytest.skip("tests/run.sh installs the packages and says where in CORTEX_TEST_NODE")
+    folder = tmp_path_factory.mktemp("node")
+    for script in SCRIPTS.glob("*.mjs"):
+        shutil.copy(script, folder)
+    (folder / "node_modules").symlink_to(INSTALLED.resolve())
+    return folder
+
+
+@pytest.fixture
+def node(scripts: Path, fleet: Fleet) -> Callable[[str, str], Any]:
+    """Run one case of a script; return what it says came of it."""
+
+    def run(script: str, case: str) -> Any:
+        command = ["node", f"{script}.mjs", fleet.url, case]
+        env = {"PATH": os.environ["PATH"], "HOME": str(scripts)}
+        done = subprocess.run(
+            command, cwd=scripts, env=env, capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run

@@ -56,6 +56,7 @@ def of_anthropic(fleet: Fleet, **more) -> anthropic.Anthropic:
 
 WAYS = {
     "chat": Way(openai, chat, of_openai),
+    "messages": Way(anthropic, messages, of_anthropic),
 }
 
 
@@ -235,6 +236,17 @@ def test_a_death_in_the_middle_of_a_whole_answer_is_an_error(fleet, way):
             way.ask(ai, "die")
 
     assert "the worker died" in str(caught.value)
+
+
+def test_a_wrong_field_is_named(fleet):
+    with of_openai(fleet) as ai:
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat(ai, "hello", temperature=3)
+    assert caught.value.param == "temperature"
+
+    with of_anthropic(fleet) as ai:
+        with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
+            messages(ai, "hello", extra_body={"max_tokens": 0})
 
 
 def test_a_path_that_is_not_there_is_not_found(fleet):

@@ -6,6 +6,7 @@ import { generateObject, generateText, jsonSchema, stepCountIs, streamText, tool
 import { z } from "zod";
 import { degrees, run, weather } from "./case.mjs";
 
+globalThis.AI_SDK_LOG_WARNINGS = false; // it would print them among the JSON
 const model = "scripted";
 const told = (url) => ({ baseURL: `${url}/v1`, apiKey: "none" });
 const providers = {

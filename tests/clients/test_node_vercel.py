@@ -1,0 +1,54 @@
+"""Vercel's ai SDK, by way of its providers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clients import turns
+
+TOLD = "".join(turns.HELLO)
+THOUGHT = "".join(turns.THOUGHTS)
+ANSWER = "".join(turns.ANSWER)
+
+PROVIDERS = ["messages"]
+each_provider = pytest.mark.parametrize("provider", PROVIDERS)
+
+
+@each_provider
+def test_gets_a_text(node, provider):
+    answer = node("vercel", f"{provider}:text")
+
+    assert (answer["text"], answer["finishReason"]) == (TOLD, "stop")
+    assert (answer["usage"]["inputTokens"], answer["usage"]["outputTokens"]) == (2, 4)
+
+
+@each_provider
+def test_gets_a_stream(node, provider):
+    answer = node("vercel", f"{provider}:stream")
+
+    assert (answer["text"], answer["errors"]) == (TOLD, [])
+    if provider != "chat":  # that one has no eye for thoughts
+        assert answer["thought"] == THOUGHT
+
+
+@each_provider
+def test_runs_tools(node, provider):
+    answer = node("vercel", f"{provider}:tools")
+
+    assert (answer["called"], answer["text"]) == (["Paris", "Oslo"], ANSWER)
+    assert answer["reasons"] == ["tool-calls", "stop"]
+
+
+@each_provider
+def test_gets_an_object(node, provider):
+    assert node("vercel", f"{provider}:object") == {"name": "Bread", "steps": 3}
+
+
+@each_provider
+def test_is_told_of_a_death_in_the_middle_of_a_stream(node, provider):
+    assert "the worker died" in str(node("vercel", f"{provider}:die")["errors"])
+
+
+@each_provider
+def test_is_told_that_the_servers_are_busy(node, provider):
+    assert node("vercel", f"{provider}:busy")["status"] == 429
