@@ -47,10 +47,12 @@ async def test_greedy_output_on_the_gpu_is_transformers_own(tiny_qwen3, devices)
         await load(harness, tiny_qwen3)
         texts = [(await answer(harness, ask(prompt)))[0] for prompt in PROMPTS]
         side = harness._models["tiny"].text
-        ids = [side.prompt(ask(prompt).messages) for prompt in PROMPTS]
+        ids = [side.prompt(ask(prompt)).ids for prompt in PROMPTS]
         assert harness._workers[0]._kind == "cuda"
     expected = await asyncio.to_thread(reference, tiny_qwen3, ids, 16)
-    assert texts == ["".join(map(side.decoder(()).feed, tokens)) for tokens in expected]
+    assert texts == [
+        "".join(map(side.vocabulary.detokenizer(()).feed, tokens)) for tokens in expected
+    ]
 
 
 async def test_a_killed_worker_gives_its_memory_back_and_returns(tiny_llama, devices):

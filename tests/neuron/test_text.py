@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from cortex.chat.request import Message
+from cortex.chat.events import TextDelta
+from cortex.chat.request import ChatRequest, Message, Sampling
 from cortex.chat.request import Text as TextPart
 from cortex.errors import InvalidRequest
-from cortex.neuron.engine.jobs import TextFiles
-from cortex.neuron.text import Text, overlap
+from cortex.neuron.engine.jobs import TextFiles, Token
+from cortex.neuron.text.reader import overlap
+from cortex.neuron.text.side import Text
 
 CHATML = (
     "{%- for message in messages %}\n"
@@ -47,18 +49,34 @@ def side(template=CHATML):
     )
 
 
-def messages(*turns):
-    return [Message(role=role, parts=(TextPart(text),)) for role, text in turns]
+def chat(*turns, **more):
+    messages = [Message(role=role, parts=(TextPart(text),)) for role, text in turns]
+    return ChatRequest(id="r", model="m", messages=tuple(messages), **more)
 
 
-def decoded(text, stop=()):
-    decoder = side().decoder(stop)
-    pieces = [decoder.feed(token) for token in BACKEND.encode(text).ids]
-    return pieces, decoder
+def prompt(template, *turns):
+    return side(template).prompt(chat(*turns)).ids
+
+
+def said(events):
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def answered(text, stop=()):
+    """Return what each token adds, what comes at the end, and the answer."""
+    one = side()
+    request = chat(("user", "x"), sampling=Sampling(stop=stop))
+    answer = one.answer(request, one.prompt(request))
+    pieces = []
+    for token in BACKEND.encode(text).ids:
+        if answer.over:
+            break
+        pieces.append(said(answer.feed(Token("r", token))))
+    return pieces, said(answer.finish()), answer
 
 
 def test_the_template_is_rendered_up_to_where_the_assistant_answers():
-    ids = side().prompt(messages(("system", "be brief"), ("user", "hi")))
+    ids = prompt(CHATML, ("system", "be brief"), ("user", "hi"))
     assert BACKEND.decode(ids, skip_special_tokens=False) == (
         "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -66,7 +84,7 @@ def test_the_template_is_rendered_up_to_where_the_assistant_answers():
 
 
 def test_special_tokens_of_the_template_are_tokens_and_not_text():
-    assert side().prompt(messages(("user", "x")))[0] == SPECIAL.index("<|im_start|>")
+    assert prompt(CHATML, ("user", "x"))[0] == SPECIAL.index("<|im_start|>")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +97,7 @@ def test_special_tokens_of_the_template_are_tokens_and_not_text():
 )
 def test_a_template_that_cannot_be_rendered_is_a_400(template, said):
     with pytest.raises(InvalidRequest, match=said) as caught:
-        side(template).prompt(messages(("user", "x")))
+        prompt(template, ("user", "x"))
     assert caught.value.param == "messages"
 
 
@@ -87,34 +105,28 @@ def test_templates_may_ask_for_the_date_loop_controls_and_json():
     template = (
         "{{ strftime_now('%Y') }}{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}"
     )
-    text = BACKEND.decode(side(template).prompt(messages(("user", "é"), ("user", "b"))))
+    text = BACKEND.decode(prompt(template, ("user", "é<"), ("user", "b")))
     assert text[:2] == "20"
-    assert '"é"' in text
+    assert '"é<"' in text
     assert '"b"' not in text
 
 
 @given(st.text())
 def test_what_is_fed_comes_out_and_no_character_comes_in_halves(text):
-    pieces, decoder = decoded(text)
-    assert "".join(pieces) + decoder.finish() == text
+    pieces, rest, _ = answered(text)
+    assert "".join(pieces) + rest == text
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
 
 
 @given(st.text(alphabet="ab€"), st.text(alphabet="ab€", min_size=1, max_size=4))
 def test_text_ends_before_a_stop_string_wherever_it_is_cut(text, stop):
-    decoder = side().decoder((stop,))
-    out = ""
-    for token in BACKEND.encode(text).ids:
-        out += decoder.feed(token)
-        if decoder.matched:
-            break
-    out += decoder.finish()
-    assert out == (text[: text.index(stop)] if stop in text else text)
-    assert decoder.matched == (stop if stop in text else None)
+    pieces, rest, answer = answered(text, (stop,))
+    assert "".join(pieces) + rest == (text[: text.index(stop)] if stop in text else text)
+    assert answer.stop_string == (stop if stop in text else None)
 
 
 def test_only_what_may_begin_a_stop_string_is_held_back():
-    pieces, _ = decoded("one EN two", stop=("END",))
+    pieces, _, _ = answered("one EN two", stop=("END",))
     assert pieces == ["o", "n", "e", " ", "", "", "EN ", "t", "w", "o"]
 
 

@@ -18,7 +18,7 @@ import attrs
 
 from cortex import hookimpl
 from cortex.api import Harness, HarnessHost, Register, Report
-from cortex.chat.events import ChatEvent, Failed, Finished, Started, TextDelta, Usage
+from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import (
     ConfigError,
@@ -32,7 +32,8 @@ from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, Runn
 from cortex.fleet.node import Device, DeviceState
 from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine import jobs
-from cortex.neuron.text import Decoder, Text
+from cortex.neuron.text.answer import Answer
+from cortex.neuron.text.side import Prompt, Text
 from cortex.neuron.workers import DeviceWorker
 
 NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate", "llguidance")
@@ -141,7 +142,11 @@ class TorchHarness:
             defaults=dict(itertools.chain(*(d.items() for d in defaults))),
             slots=asyncio.Semaphore(self._options.max_sequences),
         )
-        return RunningModel(used_bytes=loaded.used_bytes, context=loaded.context)
+        return RunningModel(
+            used_bytes=loaded.used_bytes,
+            context=loaded.context,
+            capabilities=self._models[spec.id].text.capabilities,
+        )
 
     async def unload(self, model_id: str) -> None:
         if (running := self._models.pop(model_id, None)) is not None:
@@ -150,7 +155,7 @@ class TorchHarness:
     async def count(self, request: ChatRequest) -> int:
         if (running := self._models.get(request.model)) is None:
             raise ModelNotFound(f"model {request.model!r} is not loaded")
-        return len(await asyncio.to_thread(running.text.prompt, request.messages))
+        return len((await asyncio.to_thread(running.text.prompt, request)).ids)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         raise OperationUnsupported(f"model {request.model!r} makes no embeddings")
@@ -173,7 +178,7 @@ class TorchHarness:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         if (running := self._models.get(request.model)) is None:
             raise ModelNotFound(f"model {request.model!r} is not loaded")
-        prompt = await asyncio.to_thread(running.text.prompt, request.messages)
+        prompt = await asyncio.to_thread(running.text.prompt, request)
         grammar = await asyncio.to_thread(Constraint().grammar, request.format)
         job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
         running.waiting += 1
@@ -183,9 +188,9 @@ class TorchHarness:
             running.waiting -= 1
         running.in_flight += 1
         try:
-            yield Started(prompt_tokens=len(prompt))
-            decoder = running.text.decoder(request.sampling.stop)
-            async with aclosing(self._answer(running, job, decoder)) as events:
+            yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)
+            answer = running.text.answer(request, prompt)
+            async with aclosing(self._answer(running, job, answer)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -193,29 +198,28 @@ class TorchHarness:
             running.slots.release()
 
     async def _answer(
-        self, running: Running, job: jobs.Generate, decoder: Decoder
+        self, running: Running, job: jobs.Generate, answer: Answer
     ) -> AsyncGenerator[ChatEvent, None]:
-        completion_tokens = 0
         async with aclosing(running.worker.generate(job)) as stream:
             async for event in stream:
                 match event:
-                    case jobs.Token(id=token):
-                        completion_tokens += 1
-                        if text := decoder.feed(token):
-                            yield TextDelta(text)
-                        if decoder.matched is not None:
+                    case jobs.Token():
+                        for said in answer.feed(event):
+                            yield said
+                        if answer.over:
                             break
                     case jobs.Lost(message=message):
                         yield Failed(UpstreamDied(message))
                         return
                     case jobs.Done():
-                        if rest := decoder.finish():
-                            yield TextDelta(rest)
                         running.count(len(job.prompt), event)
-                        yield finished(job, event)
+                        for said in answer.finish(cut=event.reason == "length"):
+                            yield said
+                        yield finished(job, answer, event)
                         return
-        usage = Usage(prompt_tokens=len(job.prompt), completion_tokens=completion_tokens)
-        yield Finished(reason="stop", usage=usage, stop_string=decoder.matched)
+        for said in answer.finish():
+            yield said
+        yield finished(job, answer)
 
     # What the workers tell.
 
@@ -234,7 +238,7 @@ class TorchHarness:
 
 
 def generate_job(
-    request: ChatRequest, prompt: list[int], running: Running, job_id: str, grammar: str | None
+    request: ChatRequest, prompt: Prompt, running: Running, job_id: str, grammar: str | None
 ) -> jobs.Generate:
     """
     Return the engine's job for a request.
@@ -245,19 +249,20 @@ def generate_job(
         ContextLengthExceeded: The prompt leaves no room for an answer.
         InvalidRequest: A token id is not one of the model's.
     """
-    room = running.context - len(prompt)
+    tokens = len(prompt.ids)
+    room = running.context - tokens
     if room < 1:
         raise ContextLengthExceeded(
-            f"maximum context length is {running.context} tokens, the prompt has {len(prompt)}",
-            param="messages",
-            details={"prompt_tokens": len(prompt), "context_tokens": running.context},
+            f"maximum context length is {running.context} tokens, the prompt has {tokens}",
+            param="prompt" if request.prompts else "messages",
+            details={"prompt_tokens": tokens, "context_tokens": running.context},
         )
     sampling, defaults = request.sampling, running.defaults
     for token in sampling.logit_bias:
-        if not 0 <= token < running.text.vocabulary:
+        if not 0 <= token < running.text.vocabulary.size:
             raise InvalidRequest(
                 f"logit_bias: the model has no token {token}, its ids end at"
-                f" {running.text.vocabulary - 1}",
+                f" {running.text.vocabulary.size - 1}",
                 param="logit_bias",
             )
 
@@ -267,7 +272,7 @@ def generate_job(
     return jobs.Generate(
         id=job_id,
         model=request.model,
-        prompt=prompt,
+        prompt=prompt.ids,
         max_tokens=min(sampling.max_tokens or room, room),
         temperature=chosen(sampling.temperature, "temperature", 1.0),
         top_p=chosen(sampling.top_p, "top_p", 1.0),
@@ -281,17 +286,21 @@ def generate_job(
     )
 
 
-def finished(job: jobs.Generate, done: jobs.Done) -> Finished:
-    """Return the last event of an answer the engine ended."""
+def finished(job: jobs.Generate, answer: Answer, done: jobs.Done | None = None) -> Finished:
+    """Return the last event of an answer; without *done* it ended before the engine did."""
+    cut = done is not None and done.reason == "length"
+    times = (done.queue_ms, done.prefill_ms, done.decode_ms) if done else (0.0, 0.0, 0.0)
     return Finished(
-        reason="length" if done.reason == "length" else "stop",
+        reason=answer.reason(cut=cut),
         usage=Usage(
             prompt_tokens=len(job.prompt),
-            completion_tokens=done.completion_tokens,
-            queue_ms=done.queue_ms,
-            prefill_ms=done.prefill_ms,
-            decode_ms=done.decode_ms,
+            completion_tokens=done.completion_tokens if done else answer.tokens,
+            reasoning_tokens=answer.reasoning_tokens,
+            queue_ms=times[0],
+            prefill_ms=times[1],
+            decode_ms=times[2],
         ),
+        stop_string=answer.stop_string,
     )
 
 

@@ -78,8 +78,7 @@ def reference(checkpoint, prompts, count):
 async def check_greedy(harness, model, checkpoint, count):
     await load(harness, checkpoint, model)
     running = harness._models[model]
-    messages = [(Message(role="user", parts=(Text(text),)),) for text in PROMPTS]
-    ids = [running.text.prompt(turn) for turn in messages]
+    ids = [running.text.prompt(ask(text)).ids for text in PROMPTS]
     made = [
         jobs.Generate(id=str(n), model=model, prompt=i, max_tokens=count, temperature=0.0)
         for n, i in enumerate(ids)
@@ -103,7 +102,7 @@ async def test_logprobs_are_transformers_own_whatever_the_sampling_did_to_the_lo
     harness, tiny_llama
 ):
     running = harness._models["tiny"]
-    prompt = running.text.prompt(ask("how likely").messages)
+    prompt = running.text.prompt(ask("how likely")).ids
     altered = {"temperature": 0.7, "top_k": 9, "seed": 1, "logit_bias": {70: 3.0}}
     job = jobs.Generate(id="l", model="tiny", prompt=prompt, max_tokens=12, logprobs=3, **altered)
     events = [event async for event in running.worker.generate(job)]
@@ -147,7 +146,7 @@ async def test_an_answer_is_started_deltas_finished_and_its_usage_adds_up(harnes
     assert running.context == 2048
     assert running.used_bytes > 100_000
     events = [event async for event in harness.generate(ask("hello", max_tokens=7))]
-    prompt = harness._models["tiny"].text.prompt(ask("hello").messages)
+    prompt = harness._models["tiny"].text.prompt(ask("hello")).ids
     assert events[0] == Started(prompt_tokens=len(prompt))
     finished = events[-1]
     assert isinstance(finished, Finished)

@@ -1,0 +1,196 @@
+"""A request's conversation, as the turns of a chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import attrs
+
+from cortex.chat.request import (
+    Image,
+    Message,
+    Reasoning,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolResult,
+)
+from cortex.chat.turns import joined, merged, normalised
+from cortex.errors import VisionUnsupported
+from cortex.neuron.text.template import Abilities
+
+LOW_TOKENS, MEDIUM_TOKENS = 2_000, 8_000  # budgets of thought under which effort is low, medium
+FREE_TEXT = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+}
+
+
+def turns_of(
+    messages: Sequence[Message], abilities: Abilities, history_ids: str = ""
+) -> list[dict[str, Any]]:
+    """
+    Return *messages* as a template with *abilities* takes them.
+
+    Args:
+        messages: As they came.
+        abilities: Of the template.
+        history_ids: See `cortex.neuron.text.syntaxes.Calls`.
+
+    Raises:
+        VisionUnsupported: There is an image among them.
+    """
+    refuse_images(messages)
+    turns: Iterable[Message] = normalised(messages)
+    if not abilities.system:
+        turns = without_system(turns)
+    if not abilities.in_a_row:
+        turns = merged(turns)
+    if not abilities.several_calls:
+        turns = one_call_each(turns)
+    names: dict[str, tuple[str, str]] = {}  # of calls by their ids: the template's id, the tool
+    written = []
+    for turn in turns:
+        for call in turn.parts:
+            if isinstance(call, ToolCall):
+                names[call.id] = (history_id(call, len(names), history_ids), call.name)
+        written.append(written_turn(turn, abilities, names))
+    return written
+
+
+def refuse_images(messages: Sequence[Message]) -> None:
+    """Raise for the first image."""
+    for number, message in enumerate(messages):
+        for place, part in enumerate(message.parts):
+            inside = part.parts if isinstance(part, ToolResult) else (part,)
+            if any(isinstance(one, Image) for one in inside):
+                raise VisionUnsupported(
+                    "the model sees no images", param=f"messages[{number}].content[{place}]"
+                )
+
+
+def without_system(turns: Iterable[Message]) -> Iterator[Message]:
+    """Yield *turns* with what the system says at the head of the first user turn."""
+    system: Message | None = None
+    for turn in turns:
+        if turn.role == "system":
+            system = attrs.evolve(turn, role="user")
+        elif system is not None:
+            yield joined(system, turn) if turn.role == "user" else system
+            if turn.role != "user":
+                yield turn
+            system = None
+        else:
+            yield turn
+    if system is not None:
+        yield system
+
+
+def one_call_each(turns: Iterable[Message]) -> Iterator[Message]:
+    """Yield *turns* with a turn for each call, and its result behind it."""
+    waiting: list[Message] = []  # turns of the calls whose results are still to come
+    for turn in turns:
+        calls = [part for part in turn.parts if isinstance(part, ToolCall)]
+        if turn.role == "tool" and waiting:
+            yield waiting.pop(0)
+            yield turn
+            continue
+        yield from waiting
+        waiting = []
+        if len(calls) < 2:  # noqa: PLR2004 - more than one is the matter
+            yield turn
+            continue
+        rest = tuple(part for part in turn.parts if not isinstance(part, ToolCall))
+        waiting = [attrs.evolve(turn, parts=(call,)) for call in calls]
+        waiting[0] = attrs.evolve(turn, parts=(*rest, calls[0]))
+    yield from waiting
+
+
+def written_turn(
+    turn: Message, abilities: Abilities, names: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
+    """Return one turn in the words of transformers."""
+    text = turn.text
+    more: dict[str, Any] = {}
+    calls = [part for part in turn.parts if isinstance(part, ToolCall)]
+    if thoughts := "".join(part.text for part in turn.parts if isinstance(part, Thinking)):
+        more["reasoning_content"] = thoughts
+    if calls:
+        more["tool_calls"] = [written_call(call, abilities, names[call.id][0]) for call in calls]
+    for part in turn.parts:
+        if isinstance(part, ToolResult):
+            text = part.text
+            call_id, name = names.get(part.call_id, (part.call_id, ""))
+            more |= {"tool_call_id": call_id, **({"name": name} if name else {})}
+    content = [{"type": "text", "text": text}] if abilities.parts else text
+    return {"role": turn.role, "content": content, **more}
+
+
+def written_call(call: ToolCall, abilities: Abilities, call_id: str) -> dict[str, Any]:
+    """Return a call with its arguments as an object; where they are none, as they are."""
+    arguments: Any = call.arguments or "{}"
+    if abilities.objects:
+        try:
+            said = json.loads(arguments)
+        except ValueError:
+            said = None
+        arguments = said if isinstance(said, dict) else arguments
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def history_id(call: ToolCall, number: int, kind: str) -> str:
+    """Return the id a template wants of a call."""
+    match kind:
+        case "functions":
+            return f"functions.{call.name}:{number}"
+        case "nine":
+            return blake2b(call.id.encode(), digest_size=5).hexdigest()[:9]
+    return call.id
+
+
+def written_tools(tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """Return tools in the words of transformers."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": parameters(tool),
+            },
+        }
+        for tool in tools
+    ]
+
+
+def parameters(tool: Tool) -> dict[str, Any]:
+    """Return the schema of a tool's arguments."""
+    if tool.parameters:
+        return dict(tool.parameters)
+    return FREE_TEXT if tool.kind == "custom" else {"type": "object", "properties": {}}
+
+
+def thinking_arguments(reasoning: Reasoning) -> dict[str, Any]:
+    """
+    Return what templates are told of how much to think; they have several words for it.
+
+    A budget without an effort is one: of less than 2,000 tokens low, of less than 8,000 medium.
+    """
+    effort, budget, enabled = reasoning.effort, reasoning.budget_tokens, reasoning.enabled
+    if effort is None and budget is not None and enabled is not False:
+        effort = "low" if budget < LOW_TOKENS else "medium" if budget < MEDIUM_TOKENS else "high"
+    if enabled is None and effort is not None:
+        enabled = effort != "none"
+    arguments: dict[str, Any] = {}
+    if enabled is not None:
+        arguments |= {"enable_thinking": enabled, "thinking": enabled}
+    if enabled and effort is not None:
+        arguments["reasoning_effort"] = "low" if effort == "minimal" else effort
+    if enabled and budget is not None:
+        arguments["thinking_budget"] = budget
+    return arguments

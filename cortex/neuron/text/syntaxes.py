@@ -1,0 +1,83 @@
+"""How families of models write their thoughts and calls: the form of the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import attrs
+
+from cortex.neuron.text import harmony
+from cortex.neuron.text.forms import Form
+
+
+@attrs.frozen(kw_only=True)
+class Reasoning:
+    """
+    What thoughts stand between.
+
+    Attributes:
+        sign: What a template of the family has in it.
+        implied: A model may think without opening, if its template never opens.
+    """
+
+    family: str
+    opens: str
+    closes: str
+    sign: str = ""
+    implied: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Calls:
+    """
+    How calls are written.
+
+    Attributes:
+        sign: Matches a template of the family.
+        opens: Any of these begins calls.
+        around: What stands before, between and after calls and says nothing; `opens` too.
+        forms: Of a call; the first that begins where a call may is the one.
+        bare: A call may also be all there is of an answer, without any mark.
+        ends_thinking: `opens` ends thoughts that were not closed.
+        history_ids: What the template wants ids of calls to be: ``functions`` is
+            ``functions.NAME:NUMBER``, ``nine`` is nine letters and digits.
+    """
+
+    family: str
+    sign: re.Pattern[str]
+    opens: tuple[str, ...]
+    around: tuple[str, ...]
+    forms: tuple[Form, ...]
+    bare: bool = False
+    ends_thinking: bool = False
+    history_ids: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Syntax:
+    """
+    How a model's answers are to be read.
+
+    Attributes:
+        wrappers: Marks around the answer's text that are not part of it.
+        harmony: The answer is a sequence of messages on channels; then nothing else counts.
+    """
+
+    reasoning: Reasoning | None = None
+    calls: Calls | None = None
+    wrappers: tuple[str, ...] = ()
+    harmony: bool = False
+
+    def marks(self) -> Iterator[str]:
+        """Yield what must not be lost when tokens become text."""
+        if self.harmony:
+            yield from harmony.MARKS
+        if self.reasoning:
+            yield from (self.reasoning.opens, self.reasoning.closes)
+        if self.calls:
+            yield from self.calls.opens
+            yield from self.calls.around
+            for form in self.calls.forms:
+                yield from form.marks()
+        yield from self.wrappers

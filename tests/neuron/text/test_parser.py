@@ -1,0 +1,226 @@
+"""What models write becomes events, wherever it is cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.chat.events import TextDelta, ThinkingDelta, ToolCallDelta, ToolCallStarted
+from cortex.neuron.text.families import CALLS, LLAMA, REASONING, detect
+from cortex.neuron.text.parser import Parser
+from tests.neuron.text.answers import (
+    ANSWERS,
+    CODER,
+    HARMONY,
+    HERMES,
+    TOOLS,
+    call,
+    text,
+    thought,
+)
+from tests.neuron.text.answers import (
+    LLAMA as LLAMA_TEMPLATE,
+)
+
+each_answer = pytest.mark.parametrize("name", ANSWERS)
+
+
+def parser(template, **more):
+    return Parser(detect(template), **{"stem": "r", "tools": TOOLS, **more})
+
+
+def fed(reader, pieces, *, cut=False):
+    """Return the events of some pieces."""
+    events = [event for piece in pieces for event in reader.feed(piece)]
+    return [*events, *reader.finish(cut=cut)]
+
+
+def meaning(events):
+    """Return events without how their texts are divided."""
+    said = []
+    for event in events:
+        match event:
+            case TextDelta(more) | ThinkingDelta(more):
+                kind = "text" if isinstance(event, TextDelta) else "thinking"
+                assert more
+                if said and said[-1][0] == kind:
+                    more = said.pop()[1] + more
+                said.append((kind, more))
+            case ToolCallStarted(index=index, name=name):
+                assert index == sum(one[0] == "call" for one in said)
+                said.append(("call", name, ""))
+            case ToolCallDelta(index=index, arguments=arguments):
+                assert arguments
+                assert index == sum(one[0] == "call" for one in said) - 1
+                kind, name, before = said.pop()
+                assert kind == "call"
+                said.append(("call", name, before + arguments))
+    return said
+
+
+def of(template, written, **more):
+    return meaning(fed(parser(template, **more), [written]))
+
+
+@each_answer
+def test_an_answer_means_what_its_family_means_by_it(name):
+    template, written, means = ANSWERS[name]
+    assert of(template, written) == means
+
+
+@each_answer
+def test_it_means_the_same_in_two_pieces_wherever_it_is_cut(name):
+    template, written, means = ANSWERS[name]
+    for at in range(len(written) + 1):
+        assert meaning(fed(parser(template), [written[:at], written[at:]])) == means, at
+
+
+@each_answer
+def test_it_means_the_same_character_by_character(name):
+    template, written, means = ANSWERS[name]
+    assert meaning(fed(parser(template), written)) == means
+
+
+@given(st.data())
+def test_it_means_the_same_in_any_pieces(data):
+    template, written, means = ANSWERS[data.draw(st.sampled_from(sorted(ANSWERS)))]
+    cuts = data.draw(st.sets(st.integers(0, len(written))))
+    pieces = [written[a:b] for a, b in pairwise(sorted({0, len(written), *cuts}))]
+    assert meaning(fed(parser(template), pieces)) == means
+
+
+@given(st.data())
+def test_whatever_the_pieces_of_marks_it_means_the_same_however_it_is_cut(data):
+    """Also what no model would write: marks and texts of a family in any order."""
+    template, written, _ = ANSWERS[data.draw(st.sampled_from(sorted(ANSWERS)))]
+    marks = sorted(set(detect(template).marks()))
+    bits = st.sampled_from([*marks, " ", "\n", '"', "{", "}", ":", ",", "time", "x", written])
+    strange = "".join(data.draw(st.lists(bits, max_size=12)))
+    whole = of(template, strange)
+    assert meaning(fed(parser(template), strange)) == whole
+
+
+def test_every_family_has_an_answer_here():
+    syntaxes = [detect(template) for template, _, _ in ANSWERS.values()]
+    assert {s.calls.family for s in syntaxes if s.calls} == {c.family for c in (*CALLS, LLAMA)}
+    assert {s.reasoning.family for s in syntaxes if s.reasoning} == {r.family for r in REASONING}
+
+
+@each_answer
+def test_without_tools_a_call_is_text(name):
+    template, written, means = ANSWERS[name]
+    said = of(template, written, tools=())
+    assert [one for one in said if one[0] == "call"] == []
+    if any(one[0] == "call" for one in means) and not detect(template).harmony:
+        assert said[-1][0] in ("text", "thinking")
+
+
+def test_arguments_come_as_they_are_written():
+    reader = parser(HERMES)
+    head = '<tool_call>{"name": "get_weather", "arguments": {"city": "Par'
+    assert meaning(reader.feed(head)) == [call("get_weather", '{"city": "Par')]
+    assert reader.feed("is") == [ToolCallDelta(index=0, arguments="is")]
+
+
+def test_an_argument_between_tags_comes_as_it_is_written_too():
+    reader = parser(CODER)
+    reader.feed("<tool_call>\n<function=get_weather>\n<parameter=city>\nPar")
+    assert reader.feed("is\n") == [ToolCallDelta(index=0, arguments="is")]
+    assert reader.feed("</parameter>") == [ToolCallDelta(index=0, arguments='"')]
+
+
+def test_nothing_is_held_back_that_cannot_become_a_mark():
+    reader = parser(HERMES)
+    assert reader.feed("Hello <") == [TextDelta("Hello")]
+    assert reader.feed("b>") == [TextDelta(" <b>")]
+
+
+def test_ids_of_calls_are_the_same_each_time_and_others_for_another_request():
+    written = ANSWERS["hermes"][1]
+
+    def ids(stem):
+        events = fed(parser(HERMES, stem=stem), [written])
+        return [event.id for event in events if isinstance(event, ToolCallStarted)]
+
+    assert ids("a") == ids("a")
+    assert len({*ids("a"), *ids("b")}) == 4
+    assert all(one.replace("_", "").isalnum() and len(one) <= 40 for one in ids("a"))
+
+
+def test_a_prompt_may_have_opened_the_thoughts():
+    assert of(HERMES, "Hm.\n</think>\n\nYes.", thinking=True) == [thought("Hm."), text("Yes.")]
+    assert of(HERMES, "<think>\nHm.", thinking=True) == [thought("Hm.")]
+
+
+def test_one_call_is_enough_where_more_are_not_welcome():
+    written = ANSWERS["hermes"][1]
+    reader = parser(HERMES, parallel=False)
+    assert meaning(fed(reader, written)) == [
+        thought("Hm."),
+        text("I look."),
+        call("get_weather", '{"city": "Paris"}'),
+    ]
+    assert reader.over
+    assert reader.reason() == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("written", "cut", "reason"),
+    [("Yes.", False, "stop"), ("Yes.", True, "length"), ("<tool_call>{", False, "stop")],
+)
+def test_an_answer_without_calls_says_why_it_ended(written, cut, reason):
+    reader = parser(HERMES)
+    fed(reader, [written], cut=cut)
+    assert reader.reason(cut=cut) == reason
+
+
+def test_a_call_that_is_cut_off_is_what_came_of_it():
+    reader = parser(HERMES)
+    head = '<tool_call>{"name": "get_weather", "arguments": {"city": "Par'
+    assert meaning(fed(reader, [head], cut=True)) == [call("get_weather", '{"city": "Par')]
+    assert reader.reason(cut=True) == "length"
+    reader = parser(CODER)
+    head = "<function=get_weather>\n<parameter=city>\nPar"
+    assert meaning(fed(reader, [head], cut=True)) == [call("get_weather", '{"city": "Par')]
+
+
+def test_stop_strings_are_found_in_the_text_alone():
+    written = "<think>END</think>It is the END of it"
+    reader = parser(HERMES, stop=("END",))
+    assert meaning(fed(reader, written)) == [thought("END"), text("It is the ")]
+    assert (reader.stop_string, reader.over) == ("END", True)
+    reader = parser(HERMES, stop=("Paris", "<tool_call>"))
+    assert meaning(fed(reader, ANSWERS["hermes"][1])) == ANSWERS["hermes"][2]
+    assert reader.stop_string is None
+
+
+def test_a_stop_string_of_blank_lines_is_found_too():
+    reader = parser(HERMES, stop=("\n\n",))
+    assert meaning(fed(reader, "one\n\ntwo")) == [text("one")]
+
+
+def test_thinking_is_told_while_it_lasts():
+    reader = parser(HERMES)
+    seen = []
+    for piece in ("<think>", "Hm", "</thi", "nk>", "Yes"):
+        reader.feed(piece)
+        seen.append(reader.thinking)
+    assert seen == [True, True, True, False, False]
+    reader = parser(HARMONY)
+    reader.feed("<|channel|>analysis<|message|>Hm")
+    assert reader.thinking
+
+
+def test_an_answer_that_must_be_a_tool_without_marks_has_to_name_one_there_is():
+    assert of(LLAMA_TEMPLATE, '{"name": "nope"}') == [text('{"name": "nope"}')]
+    assert of(HERMES, '<tool_call>{"name": "nope"}</tool_call>') == [call("nope")]
+
+
+def test_a_syntax_without_anything_leaves_all_as_it_is():
+    plain = attrs.evolve(detect("nothing"), calls=None)
+    written = " <think>x</think> [TOOL_CALLS] \n"
+    assert meaning(fed(Parser(plain, stem="r"), written)) == [text(written)]
