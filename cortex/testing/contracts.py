@@ -14,6 +14,8 @@ from cortex.errors import InvalidRequest, ModelNotFound
 from cortex.fleet.model import Checkpoint, ModelCard, ModelSpec, Progress
 from cortex.fleet.node import Device, DeviceState
 
+STREAMS = ("text/event-stream", "application/x-ndjson")
+
 
 async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
     """Wait for *condition*; `AssertionError` if it does not come true in time."""
@@ -54,6 +56,8 @@ def dialect_contract(dialect: ChatDialect, request: bytes, streamed: bytes) -> N
         expect(chat.stream is is_stream, f"stream is {chat.stream}, {is_stream} was asked for")
         expect(chat.id == "id-1", "the request has another id than parse_request was given")
         encoder = dialect.encoder(chat, 1)
+        kinds = STREAMS if is_stream else ("application/json",)
+        expect(encoder.content_type in kinds, f"content_type is none of {', '.join(kinds)}")
         pieces = [encoder.feed(event) for event in events]
         expect(is_stream or not any(pieces), "a whole body comes with its last event, at once")
         expect(encoder.feed(finished), "nothing is sent at the end")
@@ -69,6 +73,9 @@ def dialect_contract(dialect: ChatDialect, request: bytes, streamed: bytes) -> N
         card = ModelCard(id="org/model", context=512)
         for rendered in (models.render_models([card], 1, {}), models.render_model(card, 1)):
             expect(b"org/model" in rendered, "a model's row lacks its id")
+        if "list_loaded" in operations:
+            loaded = models.render_loaded([card], 1)
+            expect(b"org/model" in loaded, "a loaded model's row lacks its id")
 
 
 class FakeHost:
