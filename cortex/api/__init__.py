@@ -17,6 +17,7 @@ from cortex.api.dialect import (
     VersionDialect,
 )
 from cortex.api.harness import (
+    Count,
     Harness,
     HarnessHost,
     Report,
@@ -33,6 +34,7 @@ from cortex.api.strategy import (
 __all__ = [
     "ChatClient",
     "ChatDialect",
+    "Count",
     "CountDialect",
     "Dialect",
     "EmbeddingDialect",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import Task
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Literal, Protocol
 
 from cortex.chat.events import ChatEvent
@@ -12,6 +12,7 @@ from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, Runn
 from cortex.fleet.node import Device, DeviceState
 
 Report = Callable[[Progress], None]
+Count = Callable[[ChatRequest], Awaitable[int]]
 
 
 class Source(Protocol):
@@ -21,11 +22,12 @@ class Source(Protocol):
         """Tell, without I/O beyond a look at the disk, whether an id without a source is ours."""
         ...
 
-    def fetch(self, spec: ModelSpec, report: Report) -> Checkpoint:
+    def fetch(self, spec: ModelSpec, report: Report, *, text_only: bool = False) -> Checkpoint:
         """
         Bring the weights of *spec* to this host's disk, or find them there.
 
         Blocks; runs in a thread of its own.  *report* may raise to cancel: let that through.
+        With *text_only*, what tokenizer and chat template are read from is enough.
 
         Raises:
             RepoFetchFailed: With the cause in words a user can act on.
@@ -81,6 +83,10 @@ class Harness(Protocol):
 
     async def count(self, request: ChatRequest) -> int:
         """Return the tokens of a request's prompt, exactly as `generate` would feed them."""
+        ...
+
+    async def counter(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> Count:
+        """Return what `count` would be for a model that is not loaded; weights may be missing."""
         ...
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:

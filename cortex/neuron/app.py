@@ -36,7 +36,7 @@ OPEN = ("/", "/health")  # what needs no token
 
 
 class LoadBody(msgspec.Struct, forbid_unknown_fields=False):
-    """``POST /models/load``."""
+    """``POST /models/load`` and ``POST /models/tokenizer``."""
 
     model_id: str
     harness: str | None = None
@@ -48,6 +48,19 @@ class LoadBody(msgspec.Struct, forbid_unknown_fields=False):
     vram_mb: int | None = None
     defaults: dict[SamplingDefault, float] = {}
     wait: bool = True
+
+    def spec(self) -> ModelSpec:
+        """Return the model it is about."""
+        return ModelSpec(
+            id=self.model_id,
+            harness=self.harness,
+            quant=self.quant,
+            source=self.source,
+            context=self.context,
+            vram_mb=self.vram_mb,
+            min_devices=max(self.tensor_parallel, len(self.devices), 1),
+            defaults=self.defaults,
+        )
 
 
 class UnloadBody(msgspec.Struct):
@@ -91,6 +104,7 @@ class Neuron:
         app.router.add_get("/discovery", self._discovery)
         app.router.add_get("/models", self._models)
         app.router.add_post("/models/load", self._load)
+        app.router.add_post("/models/tokenizer", self._tokenizer)
         app.router.add_post("/models/unload", self._unload)
         app.router.add_get("/models/{id:.+}/endpoint", self._endpoint)
         app.router.add_get("/events", self._events)
@@ -107,6 +121,9 @@ class Neuron:
 
     async def load(self, spec: ModelSpec, device: int | None = None, wait: bool = True) -> Any:
         """Load a model with the harness it names, or the one the plugins choose."""
+        return await self.models.load(spec, self._harness(spec), device, wait)
+
+    def _harness(self, spec: ModelSpec) -> str:
         harness = spec.harness
         if harness is None:
             harness = self._plugins.manager.hook.cortex_choose_harness(
@@ -117,7 +134,7 @@ class Neuron:
             raise InvalidRequest(
                 f"this node has no harness {harness!r}", hint=f"it has {known}", param="harness"
             )
-        return await self.models.load(spec, harness, device, wait)
+        return str(harness)
 
     def health(self) -> Health:
         """Return what ``GET /health`` answers."""
@@ -175,16 +192,7 @@ class Neuron:
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await read_json(request, LoadBody)
-        spec = ModelSpec(
-            id=body.model_id,
-            harness=body.harness,
-            quant=body.quant,
-            source=body.source,
-            context=body.context,
-            vram_mb=body.vram_mb,
-            min_devices=max(body.tensor_parallel, len(body.devices), 1),
-            defaults=body.defaults,
-        )
+        spec = body.spec()
         device = body.devices[0] if body.devices else None
         entry = await self.load(spec, device, body.wait)
         if entry.status == "loading":
@@ -192,6 +200,11 @@ class Neuron:
         used_mb = entry.running.used_bytes >> 20 if entry.running else 0
         loaded = {"status": entry.status, "model_id": spec.id}
         return reply({**loaded, "load_s": round(entry.load_s, 2), "vram_used_mb": used_mb})
+
+    async def _tokenizer(self, request: web.Request) -> web.Response:
+        spec = (await read_json(request, LoadBody)).spec()
+        await self.models.prepare(spec, self._harness(spec))
+        return reply({"status": "ready", "model_id": spec.id})
 
     async def _unload(self, request: web.Request) -> web.Response:
         body = await read_json(request, UnloadBody)

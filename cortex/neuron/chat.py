@@ -56,7 +56,7 @@ async def serve(
             count = cast("CountDialect", dialect)
             chat = count.parse_count(body, request_id(request))
             model = wanted or chat.model
-            tokens = await models.serving(model).count(attrs.evolve(chat, model=model))
+            tokens = await models.counter(model)(attrs.evolve(chat, model=model))
             usage, answer = Usage(prompt_tokens=tokens), count.render_count(tokens)
         case "embed":
             embedding = cast("EmbeddingDialect", dialect)

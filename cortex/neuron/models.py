@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import monotonic
 from typing import Any, Literal
 
 import attrs
 
-from cortex.api import Harness, Source
+from cortex.api import Count, Harness, Source
 from cortex.errors import (
-    ConfigError,
     CortexError,
     DeviceUnavailable,
     InsufficientVram,
-    InvalidRequest,
     LoadFailed,
     ModelBusy,
     ModelNotFound,
@@ -32,6 +29,8 @@ from cortex.errors import (
 from cortex.fleet.model import Checkpoint, ModelSpec, Progress, RunningModel, Status
 from cortex.fleet.node import Device, DeviceState, Limit, NodeModel, Servable
 from cortex.neuron import discovery
+from cortex.neuron.counters import Counters
+from cortex.neuron.fetching import fetch
 
 MIB = 1 << 20
 log = logging.getLogger(__name__)
@@ -55,10 +54,6 @@ class Entry:
     last_used: float = attrs.field(factory=monotonic)
 
 
-class LoadCancelled(Exception):
-    """Raised inside a source's thread to end a fetch nobody wants any more."""
-
-
 class Models:
     """The table, and a `cortex.api.HarnessHost`."""
 
@@ -77,6 +72,7 @@ class Models:
         self._publish = publish
         self._source_of = source_of
         self._entries: dict[str, Entry] = {}
+        self._counters = Counters(self.spawn, source_of)
 
     # What the harnesses ask and tell.
 
@@ -158,7 +154,9 @@ class Models:
         began = monotonic()
         try:
             harness = self.harnesses[entry.harness]
-            checkpoint = await self._fetch(entry) if harness.needs_weights else None
+            checkpoint = None
+            if harness.needs_weights:
+                checkpoint = await fetch(self._source_of, entry.spec, self._reporter(entry))
             await self.refresh()
             self._check_room(entry, checkpoint)
             entry.running = await harness.load(
@@ -181,25 +179,6 @@ class Models:
                 log.error("load of %s failed: %s", entry.spec.id, entry.error)
             if entry.leaving is None:
                 self._set(entry, "failed" if entry.error else "loaded")
-
-    async def _fetch(self, entry: Entry) -> Checkpoint:
-        """Run the source in a thread of its own; the thread ends when the load does."""
-        loop, gone = asyncio.get_running_loop(), threading.Event()
-        report = self._reporter(entry)
-
-        def tell(progress: Progress) -> None:
-            if gone.is_set():
-                raise LoadCancelled
-            loop.call_soon_threadsafe(report, progress)
-
-        try:
-            source = self._source_of(entry.spec)
-        except ConfigError as error:
-            raise InvalidRequest(str(error), param="source") from None
-        try:
-            return await asyncio.to_thread(source.fetch, entry.spec, tell)
-        finally:
-            gone.set()
 
     def _check_room(self, entry: Entry, checkpoint: Checkpoint | None) -> None:
         needed = max(checkpoint.size_bytes // MIB if checkpoint else 0, entry.spec.vram_mb or 0)
@@ -252,6 +231,16 @@ class Models:
             del self._entries[entry.spec.id]
             self._set(entry, "unloaded")
 
+    async def prepare(self, spec: ModelSpec, harness: str) -> None:
+        """
+        Make a model countable (`counter`) without loading it.
+
+        Raises:
+            CortexError: Why that cannot be.
+        """
+        if (entry := self._entries.get(spec.id)) is None or entry.status != "loaded":
+            await self._counters.prepare(spec, self.harnesses[harness])
+
     def _set(self, entry: Entry, status: Status) -> None:
         entry.status = status
         log.info("model %s: %s", entry.spec.id, status)
@@ -284,6 +273,20 @@ class Models:
             raise DeviceUnavailable(f"model {model_id!r} is {entry.status}")
         entry.last_used = monotonic()
         return self.harnesses[entry.harness]
+
+    def counter(self, model_id: str) -> Count:
+        """
+        Return what counts tokens for a model that is loaded, or was prepared.
+
+        Raises:
+            ModelNotFound: It is neither.
+            DeviceUnavailable: It is there and cannot answer now.
+        """
+        entry = self._entries.get(model_id)
+        count = self._counters.get(model_id)
+        if count is not None and (entry is None or entry.status != "loaded"):
+            return count
+        return self.serving(model_id).count
 
     def list(self) -> tuple[NodeModel, ...]:
         """Return the table as ``GET /models`` shows it; asks no device."""

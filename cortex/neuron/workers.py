@@ -10,6 +10,7 @@ more is not tried again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from cortex import errors
 from cortex.config.load import environment
@@ -65,8 +66,10 @@ class DeviceWorker:
         self._kept: dict[str, jobs.Load] = {}
         self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
         self._unloads: dict[str, asyncio.Future[None]] = {}
+        self._texts: dict[str, asyncio.Future[jobs.TextFiles]] = {}
         self._streams: dict[str, asyncio.Queue[jobs.Token | jobs.Done | jobs.Lost]] = {}
         self._models: dict[str, str] = {}  # by request, until the engine is done with it
+        self._numbers = itertools.count()
         self._pong = 0.0
         self._busy_s = 0.0
 
@@ -79,15 +82,18 @@ class DeviceWorker:
         Raises:
             CortexError: What the worker says, or that it died.
         """
+        await self._started()
+        loaded = await self._load(job, stage)
+        self._kept[job.model] = job
+        return loaded
+
+    async def _started(self) -> None:
         deadline = monotonic() + START_TIMEOUT_S
         while not self._ready.is_set():
             if self._deaths >= HOPELESS_DEATHS or monotonic() > deadline:
                 raise self._unavailable()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ready.wait(), 0.5)
-        loaded = await self._load(job, stage)
-        self._kept[job.model] = job
-        return loaded
 
     async def _load(self, job: jobs.Load, stage: Stage) -> jobs.Loaded:
         future: asyncio.Future[jobs.Loaded] = asyncio.get_running_loop().create_future()
@@ -97,6 +103,23 @@ class DeviceWorker:
             return await future  # ends with the worker at the latest
         finally:
             del self._loads[job.model]
+
+    async def read_text(self, path: str) -> jobs.TextFiles:
+        """
+        Read the text side of a checkpoint, beside whatever the device does.
+
+        Raises:
+            CortexError: What the worker says, or that it died.
+        """
+        await self._started()
+        job = jobs.ReadText(id=f"{next(self._numbers)}", path=path)
+        future: asyncio.Future[jobs.TextFiles] = asyncio.get_running_loop().create_future()
+        self._texts[job.id] = future
+        try:
+            self._send(job)
+            return await future  # ends with the worker at the latest
+        finally:
+            del self._texts[job.id]
 
     async def unload(self, model: str) -> None:
         """Free a model; done at once if the worker is not there."""
@@ -241,6 +264,10 @@ class DeviceWorker:
                 self._loads[model][0].set_result(event)
             case jobs.LoadFailed(model=model) if model in self._loads:
                 self._loads[model][0].set_exception(error_of(event))
+            case jobs.TextRead(id=number) if number in self._texts:
+                self._texts[number].set_result(event.text)
+            case jobs.TextFailed(id=number) if number in self._texts:
+                self._texts[number].set_exception(error_of(event))
             case jobs.Unloaded(model=model) if model in self._unloads:
                 self._unloads[model].set_result(None)
             case jobs.Ready():
@@ -286,7 +313,8 @@ class DeviceWorker:
 
     def _lose_everything(self) -> None:
         """Tell every waiter that the worker is gone; what was loaded is kept for the next one."""
-        for future, _ in self._loads.values():
+        loads: list[asyncio.Future[Any]] = [load for load, _ in self._loads.values()]
+        for future in (*loads, *self._texts.values()):
             if not future.done():
                 future.set_exception(self._unavailable())
         for done in self._unloads.values():
@@ -300,8 +328,9 @@ class DeviceWorker:
             self._watcher.model_lost(model)
 
 
-def error_of(event: jobs.LoadFailed) -> CortexError:
+def error_of(event: jobs.LoadFailed | jobs.TextFailed) -> CortexError:
     """Return the error a worker reported, as the class its code names."""
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     kinds = {kind.code: kind for kind in classes if issubclass(kind, CortexError)}
-    return kinds.get(event.code, errors.LoadFailed)(event.message, details=event.details)
+    details = event.details if isinstance(event, jobs.LoadFailed) else {}
+    return kinds.get(event.code, errors.LoadFailed)(event.message, details=details)

@@ -36,7 +36,13 @@ class FileSource:
     def knows(self, model_id: str) -> bool:
         return any(place.exists() for place in self._under_paths(model_id))
 
-    def fetch(self, spec: ModelSpec, report: Report) -> Checkpoint:
+    def fetch(
+        self,
+        spec: ModelSpec,
+        report: Report,
+        *,
+        text_only: bool = False,  # noqa: ARG002
+    ) -> Checkpoint:
         places = list(self._under_paths(spec.location))
         if spec.location != spec.id or PurePath(spec.location).is_absolute():
             places.insert(0, Path(spec.location).expanduser())

@@ -51,23 +51,26 @@ class HfSource:
     def knows(self, model_id: str) -> bool:
         return _REPO.fullmatch(model_id) is not None
 
-    def fetch(self, spec: ModelSpec, report: Report) -> Checkpoint:
+    def fetch(self, spec: ModelSpec, report: Report, *, text_only: bool = False) -> Checkpoint:
         repo = self._repo(spec.location)
         try:
             info = model_info(repo)
         except HubUnreachableError as error:
-            checkpoint = _cached(repo, spec.quant, error)
+            checkpoint = _cached(repo, spec.quant, error, text_only=text_only)
             size = checkpoint.size_bytes
             report(Progress(stage="fetching", done=size, total=size))
             return checkpoint
         listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         names = [name for name in listed if ".." not in PurePosixPath(name).parts]
         selection = Listing.of(names).choose(spec.quant, repo.name)
+        selection = selection.text if text_only else selection
         commit = info.sha or repo.revision
         files = [remote_file(repo, commit, listed[name]) for name in selection.files]
         _check_disk(repo, files)
         total = sum(file.size for file in files)
-        with closing(_bring(repo, files, commit)) as arriving:
+        keeps_old = text_only and repo.cache.last_snapshot(repo.revision) is not None
+        revision = commit if keeps_old else repo.revision  # the old one may be whole
+        with closing(_bring(repo, files, commit, revision)) as arriving:
             for done in arriving:
                 report(Progress(stage="fetching", done=done, total=total))
         return selection.checkpoint(repo.cache.snapshot(commit))
@@ -113,7 +116,9 @@ def _check_disk(repo: Repo, files: list[RemoteFile]) -> None:
         )
 
 
-def _bring(repo: Repo, files: list[RemoteFile], commit: str) -> Generator[int, None, None]:
+def _bring(
+    repo: Repo, files: list[RemoteFile], commit: str, revision: str
+) -> Generator[int, None, None]:
     """Yield the bytes that are here, never fewer than before."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -128,7 +133,7 @@ def _bring(repo: Repo, files: list[RemoteFile], commit: str) -> Generator[int, N
                 best = max(best, before + here)
                 yield best
             before += file.size
-        repo.cache.publish(files, commit, repo.revision)
+        repo.cache.publish(files, commit, revision)
     except HfHubHTTPError as error:
         raise explained(error, repo) from error
     except HTTPError as error:
@@ -141,9 +146,13 @@ def _bring(repo: Repo, files: list[RemoteFile], commit: str) -> Generator[int, N
         raise RepoFetchFailed(f"{repo.name}: cannot keep {name!r}: {error}") from error
 
 
-def _cached(repo: Repo, quant: str | None, cause: HubUnreachableError) -> Checkpoint:
+def _cached(
+    repo: Repo, quant: str | None, cause: HubUnreachableError, *, text_only: bool
+) -> Checkpoint:
     """Return the checkpoint of the last snapshot, if it is whole."""
     folder = repo.cache.last_snapshot(repo.revision)
+    if text_only and quant is None and folder is not None and (folder / "config.json").is_file():
+        return Checkpoint(path=folder, format="safetensors", size_bytes=0)
     try:
         if folder is not None:
             found = [path for path in folder.rglob("*") if path.is_file()]

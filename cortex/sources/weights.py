@@ -33,7 +33,8 @@ class Selection:
     Files that make up one checkpoint.
 
     Attributes:
-        weights: The parts in order; of a GGUF the first is the one to open.
+        weights: The parts in order; of a GGUF the first is the one to open; empty if only the text
+            side of a model is wanted.
         beside: What a model needs next to its safetensors: config, tokenizer, chat template.
     """
 
@@ -46,9 +47,14 @@ class Selection:
         """All files, the weights last: where those are, the others are too."""
         return self.beside + self.weights
 
+    @property
+    def text(self) -> Selection:
+        """What tokenizer and chat template are read from; of a GGUF that is all of it."""
+        return self if self.format == "gguf" else attrs.evolve(self, weights=())
+
     def checkpoint(self, root: Path) -> Checkpoint:
         """Return the checkpoint whose listing was made in the folder *root*."""
-        first = root / self.weights[0]
+        first = root / (self.weights or self.beside)[0]
         return Checkpoint(
             path=first if self.format == "gguf" else first.parent,
             format=self.format,

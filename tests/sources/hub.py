@@ -22,6 +22,7 @@ class Hub(ThreadingHTTPServer):
     Serves repositories at `endpoint`, and counts what it serves.
 
     Attributes:
+        commit: What ``main`` is.
         repos: Contents by repository and file name; a test may change them.
         gated: Repositories nobody may read without the token ``letmein``.
         cut: How to break the connection after how many bytes of a file, and how many times.
@@ -38,6 +39,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.commit = COMMIT
         self.repos: dict[str, Mapping[str, bytes]] = {}
         self.gated: set[str] = set()
         self.cut: tuple[Literal["fin", "rst"], int, int] = ("fin", 0, 0)
@@ -103,12 +105,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.listings += 1
         if repo not in self.server.repos:
             self._refuse(404, "RepoNotFound")
-        elif revision not in ("main", COMMIT):
+        elif revision not in ("main", self.server.commit):
             self._refuse(404, "RevisionNotFound")
         else:
             files = self.server.repos[repo]
             siblings = [_sibling(name, files[name], blobs) for name in files]
-            body = json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode()
+            body = json.dumps(
+                {"id": repo, "sha": self.server.commit, "siblings": siblings}
+            ).encode()
             self._head(200, len(body))
             self.wfile.write(body)
 
@@ -120,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         status = 206 if "Range" in self.headers else 200
         etag = f'"{_etag(name, content)}"'
-        self._head(status, len(content) - start, ETag=etag, X_Repo_Commit=COMMIT)
+        self._head(status, len(content) - start, ETag=etag, X_Repo_Commit=self.server.commit)
         if self.command == "GET":
             self.server.ranges.append((name, start))
             self._send(content[start:] if not self.server.damaged else bytes(len(content) - start))

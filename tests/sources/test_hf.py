@@ -75,6 +75,29 @@ def test_safetensors_come_with_config_and_tokenizer_and_nothing_else(hub, source
     assert {name for name, _ in hub.ranges} == WANTED
 
 
+def test_for_the_text_side_everything_but_the_weights_is_fetched(hub, source, reports):
+    checkpoint = source.fetch(spec(), reports, text_only=True)
+    assert {path.name for path in checkpoint.path.iterdir()} == WANTED - {"model.safetensors"}
+    assert (checkpoint.format, checkpoint.size_bytes) == ("safetensors", 0)
+    hub.stop()
+    assert source.fetch(spec(), reports, text_only=True) == checkpoint
+    with pytest.raises(RepoFetchFailed, match="no whole copy"):
+        source.fetch(spec(), reports)
+
+
+def test_for_the_text_side_of_a_gguf_its_file_is_fetched(source, reports):
+    checkpoint = source.fetch(spec("o/quants", quant="Q4_K_M"), reports, text_only=True)
+    assert checkpoint.path.read_bytes() == BIG[:MIB]
+
+
+def test_a_newer_text_side_leaves_the_whole_copy_there_is(hub, source, reports):
+    whole = source.fetch(spec(), reports)
+    hub.commit = "f00d" * 10
+    assert source.fetch(spec(), reports, text_only=True).path.name == hub.commit
+    hub.stop()
+    assert source.fetch(spec(), reports) == whole
+
+
 def test_progress_only_grows_and_ends_at_the_total_of_all_files(source, reports):
     source.fetch(spec(), reports)
     done = [report.done for report in reports]

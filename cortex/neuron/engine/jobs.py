@@ -42,6 +42,13 @@ class Unload(Message, frozen=True, kw_only=True):
     model: str
 
 
+class ReadText(Message, frozen=True, kw_only=True):
+    """Read the text side of a checkpoint, whose weights may be missing; nothing is loaded."""
+
+    id: str
+    path: str
+
+
 class Generate(Message, frozen=True, kw_only=True):
     """
     Continue *prompt* (token ids) by at most *max_tokens*.
@@ -82,7 +89,7 @@ class Shutdown(Message, frozen=True, kw_only=True):
     """Leave."""
 
 
-Job = Load | Unload | Generate | Cancel | Ping | Shutdown
+Job = Load | Unload | ReadText | Generate | Cancel | Ping | Shutdown
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -133,6 +140,21 @@ class LoadFailed(Message, frozen=True, kw_only=True):
     code: str
     message: str
     details: dict[str, str | int | list[str]] = {}
+
+
+class TextRead(Message, frozen=True, kw_only=True):
+    """The answer to a `ReadText`."""
+
+    id: str
+    text: TextFiles
+
+
+class TextFailed(Message, frozen=True, kw_only=True):
+    """The text side could not be read; `code` is one of `cortex.errors`."""
+
+    id: str
+    code: str
+    message: str
 
 
 class Unloaded(Message, frozen=True, kw_only=True):
@@ -201,7 +223,18 @@ class Poisoned(Message, frozen=True, kw_only=True):
 
 
 Event = (
-    Ready | LoadProgress | Loaded | LoadFailed | Unloaded | Tokens | Done | Lost | Pong | Poisoned
+    Ready
+    | LoadProgress
+    | Loaded
+    | LoadFailed
+    | TextRead
+    | TextFailed
+    | Unloaded
+    | Tokens
+    | Done
+    | Lost
+    | Pong
+    | Poisoned
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -100,6 +100,30 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
     )
 
 
+def read_text(path: str) -> TextFiles:
+    """
+    Read the text side of a checkpoint; touches no device.
+
+    Raises:
+        RepoFetchFailed: It cannot be read.
+    """
+    where, more = _from_pretrained(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **more)
+        return _text_files(tokenizer, _generation(where))
+    except CortexError:
+        raise
+    except Exception as error:
+        raise RepoFetchFailed(f"cannot read the tokenizer of {path}: {error}") from error
+
+
+def _generation(folder: str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is none
+        return GenerationConfig()
+
+
 @contextmanager
 def _gguf_parsed_once() -> Iterator[None]:
     """Let transformers, which parses a GGUF file's metadata at each turn, do it once."""

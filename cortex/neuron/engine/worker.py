@@ -56,8 +56,19 @@ class Worker:
                 case jobs.Generate(grammar=str(source)) if job.model in self._models:
                     if self._compiled(job, source):
                         self._jobs.put(job)
+                case jobs.ReadText():
+                    threading.Thread(target=self._read_text, args=(job,), daemon=True).start()
                 case _:
                     self._jobs.put(job)
+
+    def _read_text(self, job: jobs.ReadText) -> None:
+        """Answer a job that needs no device; it has a thread of its own."""
+        event: jobs.Event
+        try:
+            event = jobs.TextRead(id=job.id, text=weights.read_text(job.path))
+        except CortexError as error:
+            event = jobs.TextFailed(id=job.id, code=error.code, message=error.message)
+        self._send(event)
 
     def _compiled(self, job: jobs.Generate, source: str) -> bool:
         """Compile a request's grammar, which may take a second: no step waits for it."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 import attrs
 
 from cortex import hookimpl
-from cortex.api import Harness, HarnessHost, Register, Report
+from cortex.api import Count, Harness, HarnessHost, Register, Report
 from cortex.chat.events import ChatEvent, Finished, Started, TextDelta, Usage
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import OperationUnsupported
@@ -83,6 +83,13 @@ class Echo:
 
     async def count(self, request: ChatRequest) -> int:
         return sum(len(message.text.split()) for message in request.messages)
+
+    async def counter(
+        self,
+        spec: ModelSpec,  # noqa: ARG002
+        checkpoint: Checkpoint | None,  # noqa: ARG002
+    ) -> Count:
+        return self.count
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         raise OperationUnsupported(f"model {request.model!r} only repeats; it makes no embeddings")

@@ -7,6 +7,7 @@ This half lives in the neuron's process: text in, text out, and never torch.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -17,7 +18,7 @@ from typing import Literal
 import attrs
 
 from cortex import hookimpl
-from cortex.api import Harness, HarnessHost, Register, Report
+from cortex.api import Count, Harness, HarnessHost, Register, Report
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import (
@@ -155,7 +156,14 @@ class TorchHarness:
     async def count(self, request: ChatRequest) -> int:
         if (running := self._models.get(request.model)) is None:
             raise ModelNotFound(f"model {request.model!r} is not loaded")
-        return len((await asyncio.to_thread(running.text.prompt, request)).ids)
+        return await count(running.text, request)
+
+    async def counter(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> Count:  # noqa: ARG002
+        assert checkpoint is not None  # noqa: S101 - needs_weights
+        workers = self._workers.values()
+        worker = next((w for w in workers if w.pid is not None), next(iter(workers)))
+        files = await worker.read_text(str(checkpoint.path))
+        return functools.partial(count, await asyncio.to_thread(Text, files))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         raise OperationUnsupported(f"model {request.model!r} makes no embeddings")
@@ -235,6 +243,11 @@ class TorchHarness:
     def model_failed(self, model: str, error: str) -> None:
         self._models.pop(model, None)
         self._host.model_changed(model, "failed", error)
+
+
+async def count(text: Text, request: ChatRequest) -> int:
+    """Return the tokens of a request's prompt."""
+    return len((await asyncio.to_thread(text.prompt, request)).ids)
 
 
 def generate_job(

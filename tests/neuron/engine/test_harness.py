@@ -17,7 +17,7 @@ from cortex.errors import (
     RepoFetchFailed,
     UnsupportedArchitecture,
 )
-from cortex.fleet.model import Checkpoint
+from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.neuron.engine import jobs
 from tests.neuron.engine.conftest import load
 
@@ -268,3 +268,22 @@ async def test_a_biased_token_is_all_that_comes_and_an_unknown_one_is_a_400(harn
     assert finished.usage.completion_tokens == 5
     with pytest.raises(InvalidRequest, match="no token 100000"):
         await anext(harness.generate(ask("x", logit_bias={100_000: 1.0})))
+
+
+async def test_tokens_are_counted_for_a_model_whose_weights_are_not_even_here(
+    harness, tiny_llama, tmp_path
+):
+    folder = tmp_path / "text"
+    shutil.copytree(tiny_llama.path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    checkpoint = Checkpoint(path=folder, format="safetensors", size_bytes=0)
+    count = await harness.counter(ModelSpec(id="cold"), checkpoint)
+    request = ask("How many tokens is this?")
+    assert await count(request) == await harness.count(request) > 20
+    assert set(harness._models) >= {"tiny"}
+    assert "cold" not in harness._models
+
+
+async def test_a_tokenizer_that_cannot_be_read_is_told(harness, tmp_path):
+    checkpoint = Checkpoint(path=tmp_path, format="safetensors", size_bytes=0)
+    with pytest.raises(RepoFetchFailed, match="tokenizer"):
+        await harness.counter(ModelSpec(id="cold"), checkpoint)

@@ -1,0 +1,52 @@
+"""Runs a source in a thread of its own, and ends it when nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from cortex.api import Report, Source
+from cortex.errors import ConfigError, InvalidRequest
+from cortex.fleet.model import Checkpoint, ModelSpec, Progress
+
+
+class FetchCancelled(Exception):
+    """Raised inside a source's thread to end a fetch nobody wants any more."""
+
+
+async def fetch(
+    source_of: Callable[[ModelSpec], Source],
+    spec: ModelSpec,
+    report: Report,
+    *,
+    text_only: bool = False,
+) -> Checkpoint:
+    """
+    Bring a model's files to this host.
+
+    Args:
+        source_of: Chooses the source.
+        spec: The model.
+        report: Called on the event loop.
+        text_only: What it takes to read tokenizer and chat template is enough.
+
+    Raises:
+        CortexError: There is no such source, or what the source says.
+    """
+    loop, gone = asyncio.get_running_loop(), threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if gone.is_set():
+            raise FetchCancelled
+        loop.call_soon_threadsafe(report, progress)
+
+    try:
+        source = source_of(spec)
+    except ConfigError as error:
+        raise InvalidRequest(str(error), param="source") from None
+    more = {"text_only": True} if text_only else {}
+    try:
+        return await asyncio.to_thread(source.fetch, spec, tell, **more)
+    finally:
+        gone.set()
