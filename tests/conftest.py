@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.sources.package import PackageOptions, PackageSource
 from tests.zipapp.builds import ROOT, Built, build, copy_sources
+
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")  # a machine that is busy makes no test fail
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -150,7 +150,7 @@ def test_adjacent_turns_of_a_role_are_one():
         Message(
             role="assistant",
             parts=(
-                *(Text("a"), Text("b")),
+                Text("ab"),
                 ToolCall(id="toolu_1", name="now", arguments='{"a":1}'),
             ),
         ),

@@ -1,13 +1,13 @@
 """
 The turns of a request: blocks to parts.
 
-Adjacent texts are joined with a newline, but for the model's own: a client that replays the blocks
+Adjacent texts are joined, with a newline but for the model's own: a client that replays the blocks
 of a turn as one string joins them so, and the prompt must stay the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ def read_turns(turns: Sequence[WireMessage]) -> Iterator[Message]:
                 if parts := system_parts(placed):
                     yield Message(role="system", parts=parts)
             case "assistant":
-                yield Message(role="assistant", parts=tuple(assistant_parts(placed)))
+                yield Message(role="assistant", parts=joined(assistant_parts(placed), ""))
             case _:
                 yield from user_turns(placed)
 
@@ -71,8 +71,7 @@ def assistant_parts(placed: Sequence[Placed]) -> Iterator[Part]:
     for where, block in placed:
         match block.type:
             case "text":
-                if text := required(block.text, where, "text"):
-                    yield Text(text)
+                yield Text(required(block.text, where, "text"))
             case "thinking":
                 thought = required(block.thinking, where, "thinking")
                 if thought := thought or carried_by(block.signature or ""):
@@ -185,17 +184,16 @@ def document(block: Block, where: str) -> Iterator[Text | Image]:
             raise refused(block, where)
 
 
-def joined(parts: Iterator[Part]) -> tuple[Part, ...]:
+def joined(parts: Iterable[Part], between: str = "\n") -> tuple[Part, ...]:
     """Join adjacent texts; empty ones go."""
     found: list[Part] = []
     for part in parts:
-        if isinstance(part, Text):
-            if not part.text:
-                continue
-            if found and isinstance(before := found[-1], Text):
-                found[-1] = Text(f"{before.text}\n{part.text}")
-                continue
-        found.append(part)
+        if part == Text(""):
+            continue
+        if isinstance(part, Text) and found and isinstance(before := found[-1], Text):
+            found[-1] = Text(f"{before.text}{between}{part.text}")
+        else:
+            found.append(part)
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
 from cortex.chat.request import ChatRequest
 from cortex.dialects.anthropic_messages import errors, models
 from cortex.dialects.anthropic_messages.body import BodyEncoder
+from cortex.dialects.anthropic_messages.client import MessagesClient
 from cortex.dialects.anthropic_messages.request import read_request
 from cortex.dialects.anthropic_messages.stream import StreamEncoder
 from cortex.dialects.anthropic_messages.wire import WireRequest
@@ -29,7 +30,7 @@ _decode = msgspec.json.Decoder(WireRequest).decode
 class AnthropicMessages:
     """See the module."""
 
-    client: ChatClient | None = None
+    client: ChatClient | None = MessagesClient()
 
     endpoints: Sequence[Endpoint] = (
         Endpoint("POST", "/v1/messages", "chat"),

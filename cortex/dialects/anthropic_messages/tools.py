@@ -21,8 +21,8 @@ def read_tools(tools: Sequence[WireTool], turns: Sequence[WireMessage]) -> Itera
         where = f"tools[{index}]"
         if tool.type not in (None, "custom"):
             raise UnsupportedParameter(
-                f"{where}: a tool of type {tool.type!r} runs on the vendor's servers, only tools"
-                " of type 'custom' are supported",
+                f"{where}: a tool of type {tool.type!r} is the vendor's own, only tools of type"
+                " 'custom' are supported",
                 param=where,
             )
         name = required(tool.name, where, "name")
@@ -58,7 +58,7 @@ def read_choice(choice: WireToolChoice | None, tools: Sequence[Tool]) -> ToolCho
         case "auto":
             return ToolChoice(parallel=is_parallel)
         case "none":
-            return ToolChoice(mode="none", parallel=is_parallel)
+            return ToolChoice(mode="none")
         case "any":
             if not tools:
                 raise MissingParameter("tools: tool_choice asks for a call of one", param="tools")
