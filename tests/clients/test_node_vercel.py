@@ -10,7 +10,7 @@ TOLD = "".join(turns.HELLO)
 THOUGHT = "".join(turns.THOUGHTS)
 ANSWER = "".join(turns.ANSWER)
 
-PROVIDERS = ["messages"]
+PROVIDERS = ["compatible", "chat", "responses", "messages"]
 each_provider = pytest.mark.parametrize("provider", PROVIDERS)
 
 
@@ -27,7 +27,7 @@ def test_gets_a_stream(node, provider):
     answer = node("vercel", f"{provider}:stream")
 
     assert (answer["text"], answer["errors"]) == (TOLD, [])
-    if provider != "chat":  # that one has no eye for thoughts
+    if provider not in ("chat", "responses"):  # these have no eye for thoughts
         assert answer["thought"] == THOUGHT
 
 

@@ -556,12 +556,14 @@ class Stream(RuleBasedStateMachine):
         self.open = {"item": event["item"], "came": "", "has_part": False, "is_whole": False}
 
     def on_content_part_added(self, event):
-        assert self.here(event)["type"] == "message"
+        kinds = {"message": "output_text", "reasoning": "reasoning_text"}
+        assert kinds[self.here(event)["type"]] == event["part"]["type"]
         assert event["part"]["text"] == ""
         self.open["has_part"] = True
 
     def on_content_part_done(self, event):
-        assert self.here(event)["type"] == "message"
+        self.here(event)
+        assert self.open["has_part"]
         assert self.open["is_whole"]
         assert event["part"]["text"] == self.open["came"]
         self.open["has_part"] = False
@@ -574,6 +576,7 @@ class Stream(RuleBasedStateMachine):
         self.is_whole(event, event["text"])
 
     def on_reasoning_text_delta(self, event):
+        assert self.open["has_part"]
         self.grows(event, "reasoning")
 
     def on_reasoning_text_done(self, event):

@@ -126,16 +126,24 @@ class ReasoningItem(OutputItem):
         super().__init__(request_id, index)
         self._packs = packs
 
+    def begin(self) -> list[Event]:
+        return [*super().begin(), ("content_part.added", {**self._at, "part": self._part()})]
+
     def shown(self, status: Status) -> dict[str, Any]:
         item = {"id": self.id, "type": "reasoning", "status": status, "summary": []}
         if status == "in_progress":
             return {**item, "content": []}
         packed = {"encrypted_content": sign(self.whole)} if self._packs else {}
-        content = [{"type": "reasoning_text", "text": self.whole}]
-        return {**item, "content": content, **packed}
+        return {**item, "content": [self._part()], **packed}
 
     def _ending(self) -> list[Event]:
-        return [("reasoning_text.done", {**self._at, "text": self.whole})]
+        return [
+            ("reasoning_text.done", {**self._at, "text": self.whole}),
+            ("content_part.done", {**self._at, "part": self._part()}),
+        ]
+
+    def _part(self) -> dict[str, Any]:
+        return {"type": "reasoning_text", "text": self.whole}
 
 
 class CallItem(OutputItem):
