@@ -1,0 +1,39 @@
+"""That the benchmarks run, and leave no dialect out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from cortex.config.schema import PluginSettings
+from cortex.plugins import Plugins
+
+ROOT = Path(__file__).parents[1]
+
+
+def chats() -> dict[str, object]:
+    """Return the built-in dialects that answer chats."""
+    offers = Plugins(PluginSettings(only=frozenset())).offers("dialect")
+    built = {offer.name: offer.build() for offer in offers}
+    return {n: d for n, d in built.items() if any(e.operation == "chat" for e in d.endpoints)}
+
+
+def test_every_dialect_is_measured_alone_and_against_every_other():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/dialects.py", "--json", "--rounds=1", "--chunks=4"],
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    rows = json.loads(done.stdout)["rows"]
+    found = {(row["kind"], row["read"], row["written"]) for row in rows}
+
+    assert all(row["us"] > 0 for row in rows)
+    assert chats()
+    for name, dialect in chats().items():
+        assert ("text", None, name) in found
+        assert ("arguments", None, name) in found
+        for other in {*chats(), "ollama-chat", "ollama-generate"} - {name}:
+            assert (("text", name, other) in found) == (dialect.client is not None)
