@@ -31,6 +31,8 @@ from cortex.registry import Offer, Registry, did_you_mean
 GROUP = "cortex"
 BUILTINS = (
     "cortex.dialects.openai_chat",
+    "cortex.dialects.openai_completions",
+    "cortex.dialects.openai_embeddings",
     "cortex.dialects.anthropic_messages",
     "cortex.dialects.openai_responses",
     "cortex.routing.least_loaded",

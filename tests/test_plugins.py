@@ -70,7 +70,13 @@ def test_built_ins_alone_offer_what_is_documented(site):
     assert plugins.failures == []
     offers = {kind: [o.name for o in plugins.offers(kind)] for kind in ("dialect", "source")}
     assert offers == {
-        "dialect": ["openai-chat", "anthropic-messages", "openai-responses"],
+        "dialect": [
+            "openai-chat",
+            "openai-completions",
+            "openai-embeddings",
+            "anthropic-messages",
+            "openai-responses",
+        ],
         "source": ["package", "file", "hf"],
     }
 

@@ -11,7 +11,8 @@ A case has any of these members, and each is checked:
 ``events``   What the model says: ``[name, {fields}]`` or ``[name, {fields}, choice]``.
 ``stream``   The events streamed: a list of server-sent events, without their blank line; of lines
              without their end, where that is what the dialect sends.
-``reply``    The events as one JSON body.
+``vectors``  What the model makes of a request to embed, instead of ``events``.
+``reply``    The events, or vectors, as one JSON body.
 ``decoded``  What the client half makes of ``stream``, where that is not ``events``.
 """
 
@@ -27,6 +28,7 @@ import pytest
 
 from cortex import errors
 from cortex.chat import events
+from cortex.chat.request import Embeddings
 from cortex.errors import CortexError, InvalidRequest
 from cortex.plugins import Plugins
 
@@ -91,17 +93,22 @@ def hold(case):
     dialect, request = case["dialect"], case.get("request", {"model": "m"})
     body = json.dumps(request).encode()
     known = {"about", "request", "parsed", "refused", "upstream", "events", "stream", "reply"}
-    assert set(case) - known <= {"dialect", "decoded"}
+    assert set(case) - known <= {"dialect", "decoded", "vectors"}
+    parse = getattr(dialect, "parse_embedding", None) or dialect.parse_request
     if (refused := case.get("refused")) is not None:
         with pytest.raises(InvalidRequest) as caught:
-            dialect.parse_request(body, "id-1")
+            parse(body, "id-1")
         error: CortexError = caught.value
         said = {"class": type(error).__name__, "param": error.param, "message": str(error)}
         assert {key: said[key] for key in refused} == refused
         return
-    chat = dialect.parse_request(body, "id-1")
+    chat = parse(body, "id-1")
     if "parsed" in case:
         assert plain(chat) == case["parsed"]
+    if "vectors" in case:
+        made = Embeddings(vectors=tuple(map(tuple, case["vectors"])), prompt_tokens=5)
+        assert json.loads(dialect.render_embeddings(chat, made)) == case["reply"]
+        return
     if "upstream" in case:
         assert json.loads(dialect.client.render_request(chat)) == case["upstream"]
     happened = [event_of(*event) for event in case.get("events", ())]

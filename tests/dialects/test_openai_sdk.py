@@ -1,11 +1,15 @@
-"""The openai SDK itself, against a neuron with harness echo, and through a gateway."""
+"""The openai SDK against a neuron with harness echo, and through a gateway; and its types."""
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import openai
 import pytest
+from openai.types import Completion, CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cortex.fleet.model import ModelSpec
 from tests.gateway.running import running
@@ -109,3 +113,65 @@ async def test_a_bad_request_names_the_parameter(through, wrong, code, param):
             await ai.chat.completions.create(**{**ASK, **wrong})
 
     assert (caught.value.code, caught.value.param) == (code, param)
+
+
+@pytest.mark.parametrize("prompt", [["one two", "three"], [[1, 2], [3]]])
+async def test_prompts_are_continued_in_parallel(through, prompt):
+    async with sdk(through) as ai:
+        whole = await ai.completions.create(model="m", prompt=prompt, echo=True, n=2)
+        stream = await ai.completions.create(
+            model="m", prompt=prompt, echo=True, stream=True, stream_options={"include_usage": True}
+        )
+        texts = ["", ""]
+        async for chunk in stream:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+
+    words = ["one two", "three"] if isinstance(prompt[0], str) else ["1 2", "3"]
+    assert texts == [word * 2 for word in words]
+    assert [choice.text for choice in whole.choices] == [w * 2 for w in words for _ in range(2)]
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (3, 6)
+    assert chunk.usage.total_tokens == 6
+
+
+async def test_a_model_without_embeddings_says_so(through):
+    async with sdk(through) as ai:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ai.embeddings.create(model="m", input="one")
+
+    assert caught.value.code == "unsupported_operation"
+
+
+CASES = Path(__file__).parent / "cases"
+BODIES = {
+    "openai-chat": ChatCompletion,
+    "openai-completions": Completion,
+    "openai-embeddings": CreateEmbeddingResponse,
+}
+CHUNKS = {"openai-chat": ChatCompletionChunk, "openai-completions": Completion}
+
+
+@pytest.mark.parametrize("dialect", BODIES)
+def test_every_golden_body_is_of_the_sdk_s_type(dialect):
+    cases = [json.loads(path.read_text()) for path in CASES.glob(f"{dialect}/*.json")]
+    replies = [case["reply"] for case in cases if "reply" in case]
+
+    assert replies
+    for reply in replies:
+        if any(isinstance(row.get("embedding"), str) for row in reply.get("data", ())):
+            continue  # the SDK turns base64 into numbers itself
+        BODIES[dialect].model_validate(reply)
+
+
+@pytest.mark.parametrize("dialect", CHUNKS)
+def test_every_golden_chunk_is_of_the_sdk_s_type(dialect):
+    cases = [json.loads(path.read_text()) for path in CASES.glob(f"{dialect}/*.json")]
+    events = [event for case in cases for event in case.get("stream", ())]
+    chunks = [event.removeprefix("data: ") for event in events if '"choices"' in event]
+
+    assert chunks
+    for chunk in chunks:
+        said = json.loads(chunk)
+        for choice in said["choices"] if dialect == "openai-completions" else ():
+            choice["finish_reason"] = choice["finish_reason"] or "stop"  # null is not in its type
+        CHUNKS[dialect].model_validate(said)

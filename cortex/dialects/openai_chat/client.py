@@ -18,6 +18,7 @@ from cortex.chat.request import (
     ToolChoice,
     ToolResult,
 )
+from cortex.chat.turns import normalised
 from cortex.dialects.openai import effort_of
 from cortex.dialects.openai_chat.decoder import StreamDecoder
 from cortex.dialects.openai_errors import read_error
@@ -45,7 +46,7 @@ class OpenAIChatClient:
             raise UnsupportedParameter(
                 "the server that has the model takes messages, not a bare prompt", param="prompt"
             )
-        messages = [row for turn in request.messages for row in render_turn(turn)]
+        messages = [row for turn in normalised(request.messages) for row in render_turn(turn)]
         fields = {
             "model": request.model,
             "messages": messages,

@@ -21,6 +21,7 @@ from cortex.chat.events import (
 )
 from cortex.chat.request import ChatRequest
 from cortex.dialects.openai import error_object, stream_error, usage_object
+from cortex.dialects.openai_chunks import Chunks
 from cortex.wire import encode
 
 LEAST_LOGPROB = -9999.0  # what is said of the impossible
@@ -36,27 +37,13 @@ class StreamEncoder:
     content_type = "text/event-stream"
 
     def __init__(self, request: ChatRequest, created: int) -> None:
-        self._n = request.n
-        head = encode(
-            {
-                "id": f"chatcmpl-{request.id}",
-                "object": "chat.completion.chunk",
-                "created": created,
-                "model": request.model,
-            }
-        )
-        self._head = b"data: " + head[:-1]
-        self._include_usage = request.include_usage
-        self._tail = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
-        count = len(request.choices())
-        starts = [self._head + b',"choices":[{"index":%d,"delta":' % n for n in range(count)]
-        self._starts = starts
-        self._texts = [start + b'{"content":' for start in starts]
-        self._thoughts = [start + b'{"reasoning_content":' for start in starts]
-        self._goes_on = b'},"logprobs":null,"finish_reason":null}]' + self._tail
+        kind = "chat.completion.chunk"
+        self._chunks = Chunks(request, created, f"chatcmpl-{request.id}", kind)
+        self._starts = [start + b'"delta":' for start in self._chunks.starts]
+        self._texts = [start + b'{"content":' for start in self._starts]
+        self._thoughts = [start + b'{"reasoning_content":' for start in self._starts]
+        self._goes_on = b'},"logprobs":null,"finish_reason":null}]' + self._chunks.tail
         self._bare: dict[int, int] = {}  # by choice, the last call, while it has no arguments
-        self._live: set[int] = set()  # choices that have begun and go on
-        self._usages: dict[int, Usage] = {}
 
     def feed(self, event: ChatEvent, choice: int = 0) -> bytes:
         if type(event) is TextDelta and not event.logprobs:  # nearly all there are
@@ -78,7 +65,7 @@ class StreamEncoder:
             case ToolCallStarted():
                 return self._end_call(choice) + self._start_call(choice, event)
             case Started():
-                self._live.add(choice)
+                self._chunks.live.add(choice)
                 return self._chunk(choice, b'{"role":"assistant","content":""}')
             case Finished():
                 return self._end_call(choice) + self._finish(choice, event)
@@ -88,11 +75,12 @@ class StreamEncoder:
 
     def keep_alive(self) -> bytes:
         """Return an empty delta, which clients count as life; before the role it would confuse."""
-        return self._chunk(min(self._live), b"{}") if self._live else b": keep-alive\n\n"
+        live = self._chunks.live
+        return self._chunk(min(live), b"{}") if live else b": keep-alive\n\n"
 
     def _chunk(self, choice: int, delta: bytes, logprobs: bytes = b"null") -> bytes:
         rest = b',"logprobs":%b,"finish_reason":null}]' % logprobs
-        return self._starts[choice] + delta + rest + self._tail
+        return self._starts[choice] + delta + rest + self._chunks.tail
 
     def _start_call(self, choice: int, call: ToolCallStarted) -> bytes:
         self._bare[choice] = call.index
@@ -108,19 +96,11 @@ class StreamEncoder:
         return self._starts[choice] + said % (index, encode(arguments)) + self._goes_on
 
     def _finish(self, choice: int, event: Finished) -> bytes:
-        self._live.discard(choice)
-        self._usages[choice] = event.usage
         reason = encode(event.reason)
         if event.stop_string is not None:
             reason += b',"stop_reason":' + encode(event.stop_string)
-        last = self._starts[choice] + b'{},"logprobs":null,"finish_reason":' + reason
-        last += b"}]" + self._tail
-        if len(self._usages) < len(self._starts):
-            return last
-        if self._include_usage:
-            usage = usage_object(total_usage(self._usages, self._n))
-            last += self._head + b',"choices":[],"usage":' + encode(usage) + b"}\n\n"
-        return last + b"data: [DONE]\n\n"
+        last = self._starts[choice] + b'{},"logprobs":null,"finish_reason":' + reason + b"}]"
+        return last + self._chunks.tail + self._chunks.end(choice, event.usage)
 
 
 @attrs.define

@@ -15,7 +15,7 @@ import attrs
 from cortex import hookimpl
 from cortex.api import Count, Harness, HarnessHost, Register, Report
 from cortex.chat.events import ChatEvent, Finished, Started, TextDelta, Usage
-from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
+from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings, Prompt
 from cortex.errors import OperationUnsupported
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
 
@@ -66,12 +66,14 @@ class Echo:
         del self._in_flight[model_id]
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        prompt = [word for message in request.messages for word in message.text.split()]
-        words = request.messages[-1].text.split()
+        texts = [message.text for message in request.messages] or list(map(spelt, request.prompts))
+        prompt = [word for text in texts for word in text.split()]
+        words = texts[-1].split()
         limit = request.sampling.max_tokens or len(words)
         self._in_flight[request.model] += 1
         try:
-            yield Started(prompt_tokens=len(prompt))
+            said = texts[-1] if request.prompts else None
+            yield Started(prompt_tokens=len(prompt), prompt_text=said)
             for number, word in enumerate(words[:limit]):
                 await asyncio.sleep(self._options.delay_s)
                 self._tokens_total[request.model] += 1
@@ -103,6 +105,11 @@ class Echo:
 
     async def aclose(self) -> None:
         self._in_flight.clear()
+
+
+def spelt(prompt: Prompt) -> str:
+    """Return a prompt as words; a token id is one."""
+    return prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
 
 
 @hookimpl
