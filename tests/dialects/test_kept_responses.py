@@ -10,9 +10,10 @@ import attrs
 import pytest
 
 from cortex import replies as replies_module
-from cortex.config.schema import RepliesSection
+from cortex.config.schema import RepliesSection, UpstreamEntry
 from cortex.dialects.openai_responses.dialect import OpenAIResponses
 from cortex.errors import InvalidRequest, PreviousReplyNotFound
+from cortex.testing import FakeNeuron
 from tests.gateway.running import running
 from tests.neuron.serving import serving
 
@@ -245,6 +246,77 @@ async def test_a_cut_answer_is_kept_and_gone_on_from(through):
         )
         second = await server.ask("four", previous_response_id=first["id"])
         assert second["usage"]["input_tokens"] == 5
+
+
+@asynccontextmanager
+async def in_front_of(server: FakeNeuron, *dialects: str):
+    """Run a gateway whose only node is a server that knows nothing of ours."""
+    entry = UpstreamEntry(name="up", endpoint=server.endpoint, dialects=dialects, models=("m",))
+    async with running(models=[], upstreams=[entry]) as gateway:
+        yield Api(gateway.url, gateway.client, None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_conversation_goes_on_at_a_server_that_speaks_only_chat(stream):
+    async with FakeNeuron(["m"]) as server, in_front_of(server, "openai-chat") as api:
+        first = await api.ask("one", stream=stream)
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        second = await api.ask("two", stream=stream, previous_response_id=first["id"])
+        third = await api.ask([reference])
+
+        assert [turn["role"] for turn in json.loads(server.bodies[1])["messages"]] == [
+            "user",
+            "assistant",
+            "user",
+        ]
+        assert second["previous_response_id"] == first["id"]
+        assert json.loads(server.bodies[2])["messages"][0]["role"] == "assistant"
+        assert await api.call("GET", f"/{third['id']}") == third
+
+
+async def test_a_server_that_speaks_responses_is_not_told_of_answers_it_does_not_have():
+    speaks = {"openai-responses": DIALECT}
+    async with FakeNeuron(["m"], dialects=speaks) as server:
+        async with in_front_of(server, *speaks) as api:
+            first = await api.ask("one")
+            await api.ask("two", previous_response_id=first["id"])
+
+    body = json.loads(server.bodies[1])
+    assert "previous_response_id" not in body
+    assert [item["role"] for item in body["input"]] == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_speaks_only_responses_answers_clients_of_chat(stream):
+    speaks = {"openai-responses": DIALECT}
+    async with FakeNeuron(["m"], dialects=speaks) as server:
+        async with in_front_of(server, *speaks) as api:
+            messages = [{"role": "user", "content": "hi"}]
+            body = {"model": "m", "messages": messages, "stream": stream}
+            url = f"{api.url}/v1/chat/completions"
+            async with api.client.post(url, json=body) as answer:
+                said = await answer.read()
+    if stream:
+        assert said.endswith(b"data: [DONE]\n\n")
+        assert said.count(b'"content":" t') == 2
+    else:
+        message = json.loads(said)["choices"][0]["message"]
+        assert message["content"] == "one two three"
+    asked = json.loads(server.bodies[0])
+    assert (asked["store"], asked["stream"]) == (False, True)
+
+
+async def test_an_answer_that_broke_off_is_not_kept(caplog):
+    speaks = {"openai-responses": DIALECT}
+    async with FakeNeuron(["m"], dialects=speaks) as node, running(node) as gateway:
+        node.ending = "midway"
+        body = {"model": "m", "input": "hi", "stream": True}
+        async with gateway.client.post(f"{gateway.url}/v1/responses", json=body) as answer:
+            said = await answer.read()
+            reply_id = "resp_" + answer.headers["x-request-id"]
+        assert json.loads(said.rpartition(b"\ndata: ")[2])["type"] == "error"
+        api = Api(gateway.url, gateway.client, None)
+        await api.refused("response_not_found", "GET", f"/{reply_id}", 404)
 
 
 async def test_other_dialects_keep_nothing(through, monkeypatch):
