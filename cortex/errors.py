@@ -212,6 +212,15 @@ class RateLimited(CortexError):
     retry_after_s = 5.0
 
 
+class QueueTimeout(CortexError):
+    """The request waited too long for its turn; details: position."""
+
+    code = "queue_timeout"
+    status = 503
+    type = "overloaded_error"
+    retry_after_s = 5.0
+
+
 class ModelLoading(CortexError):
     """The model is still loading; the details say how far."""
 

@@ -268,6 +268,9 @@ class RequestHead:
         model: The catalogue's id, aliases resolved.
         dialect: The client's.
         operation: What it wants of the model, one of `cortex.api.Operation`.
+        principal: Who asks, or an empty string; who asks for less goes first.
+        priority: Higher goes first.
+        weight: How large a share of what is scarce the principal gets.
     """
 
     id: str
@@ -275,6 +278,9 @@ class RequestHead:
     stream: bool = False
     dialect: str = ""
     operation: str = "chat"
+    principal: str = ""
+    priority: int = 0
+    weight: float = 1.0
 
 
 @attrs.frozen(kw_only=True)

@@ -101,10 +101,18 @@ class RoutingSection:
 
 @attrs.frozen(kw_only=True)
 class EvictionSection:
-    """``[eviction]``; a model stays at least `min_residency_s` after its load."""
+    """
+    ``[eviction]``.
+
+    Attributes:
+        min_residency_s: A model stays at least this long after its load.
+        max_turn_s: A model that waits this long for room takes a turn from models in use: they
+            finish what they have begun, and wait in turn.
+    """
 
     strategy: str = "lru"
     min_residency_s: float = 20.0
+    max_turn_s: float = 30.0
 
 
 @attrs.frozen(kw_only=True)

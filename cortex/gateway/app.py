@@ -22,7 +22,8 @@ from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
-from cortex.gateway.router import Router
+from cortex.gateway.queue import Queues
+from cortex.gateway.router import Router, Waiting
 from cortex.gateway.translation import Translators
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
@@ -61,17 +62,24 @@ class Gateway:
             [Node(entry=e, client=c) for e, c in zip(entries, clients, strict=True)], plugins
         )
         self.names = Names(catalogue, self.nodes, plugins)
+        self.queues: Queues[Waiting] = Queues(config.queue.max_depth)
         self.loads = Loads(
             config=config,
             nodes=self.nodes,
             names=self.names,
             policy=policy,
             metrics=self.metrics,
+            queues=self.queues,
             tasks=tasks,
         )
         self._translators = Translators(every_dialect(config, plugins, where))
         self._router = Router(
-            self.nodes, self.loads, strategy, self._translators, config.queue.max_wait_s
+            nodes=self.nodes,
+            loads=self.loads,
+            queues=self.queues,
+            strategy=strategy,
+            translators=self._translators,
+            config=config.queue,
         )
         self._replies = Replies(config.replies)
         self._admin = Admin(nodes=self.nodes, names=self.names, loads=self.loads, plugins=plugins)
@@ -95,6 +103,8 @@ class Gateway:
                 poll_forever(node, self.nodes), name=f"poll {node.name}"
             )
             self._background.append(polling)
+        tending = self._tasks.create_task(self._router.tend_forever(), name="queues")
+        self._background.append(tending)
 
     def stop(self) -> None:
         """End the polling and close what is open to the neurons."""

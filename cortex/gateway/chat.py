@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Annotated, Literal, cast
 
 import attrs
@@ -133,10 +133,10 @@ async def serve(
         node, how = await router.route(head, spec, avoid=node)
         recording.node, is_last = node.name, attempt == ATTEMPTS
         how = how if attempt == 1 else "retried"
-        exchange, sent = prepare(asked, node, how, translators, is_last)
-        recording.exchange = exchange
         try:
-            await carry(exchange, node, spec.id, sent)
+            exchange, sent = prepare(asked, node, how, translators, is_last)
+            recording.exchange = exchange
+            await carry(exchange, node, sent)
         except UpstreamUnreachable as error:
             if exchange.was_sent:
                 nodes.failed(node, str(error))
@@ -151,6 +151,8 @@ async def serve(
                 return exchange.refusal()
         else:
             break
+        finally:
+            router.leave(node, spec.id)
     return concluded(exchange, dialect, recording)
 
 
@@ -189,7 +191,7 @@ def prepare(
     return translated, compose(asked, node, between.body(head.model), between.client.path)
 
 
-async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> None:
+async def carry(exchange: Exchange, node: Node, request: bytes) -> None:
     """
     Ask *node* and carry its answer.
 
@@ -197,9 +199,7 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
         UpstreamUnreachable: It took no connection, or died without a word.
         Refused: It will not answer this now; the client has seen nothing.
     """
-    node.in_flight[model] += 1
     node.exchanges.add(exchange)
-    node.last_used[model] = monotonic()
     try:
         connection = await node.client.acquire()
         is_reused = connection.reused
@@ -212,9 +212,7 @@ async def carry(exchange: Exchange, node: Node, model: str, request: bytes) -> N
         if exchange.refused:
             raise Refused
     finally:
-        node.in_flight[model] -= 1
         node.exchanges.discard(exchange)
-        node.last_used[model] = monotonic()
 
 
 def compose(asked: Asked, node: Node, body: bytes, path: str | None = None) -> bytes:

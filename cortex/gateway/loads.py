@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import Any
 
 import attrs
 
@@ -23,7 +24,6 @@ from cortex.errors import (
     LoadFailed,
     ModelNotFeasible,
     NoNodeAvailable,
-    QueueFull,
     RemoteError,
     UpstreamUnreachable,
 )
@@ -34,6 +34,7 @@ from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.placement import Nowhere, Placement, Rules, place, share_mb, state_of
 from cortex.gateway.poller import poll
+from cortex.gateway.queue import Queues
 
 FORGET_S = 10.0
 NODES_TO_TRY = 2
@@ -60,9 +61,11 @@ class Job:
     misfits: int = 0
     stage: str = "placing"
     waiting: int = 0
+    began: float = attrs.field(factory=monotonic)
+    closing: Placement | None = None
 
-    def view(self) -> LoadJob:
-        """Return what the admin API shows."""
+    def view(self, waiting: int) -> LoadJob:
+        """Return what the admin API shows; *waiting* requests wait for the model."""
         node = self.placement.node if self.placement else None
         model = node.models.get(self.spec.id) if node else None
         return LoadJob(
@@ -71,7 +74,7 @@ class Job:
             stage=(model.stage if model and self.stage == "loading" else None) or self.stage,
             progress=model.progress if model else None,
             eta_s=model.eta_s if model else None,
-            waiting=self.waiting,
+            waiting=self.waiting + waiting,
             evicting=self.placement.evict if self.placement else (),
         )
 
@@ -87,9 +90,12 @@ class Loads:
         names: Names,
         policy: EvictionPolicy,
         metrics: GatewayMetrics,
+        queues: Queues[Any],
         tasks: asyncio.TaskGroup,
     ) -> None:
+        self.on_end: Callable[[str, CortexError | None], None] = lambda _model, _error: None
         self._config = config
+        self._queues = queues
         self._nodes = nodes
         self._names = names
         self._policy = policy
@@ -101,11 +107,22 @@ class Loads:
 
     def views(self) -> tuple[LoadJob, ...]:
         """Return the loads under way."""
-        return tuple(job.view() for job in self._jobs.values())
+        return tuple(job.view(self._queues.length(name)) for name, job in self._jobs.items())
 
     def view(self, model: str) -> LoadJob | None:
         """Return the load of *model*, if one is under way."""
-        return self._jobs[model].view() if model in self._jobs else None
+        job = self._jobs.get(model)
+        return job.view(self._queues.length(model)) if job else None
+
+    def want(self, spec: ModelSpec) -> None:
+        """
+        Start to load *spec* somewhere, unless that is under way; `on_end` hears of its end.
+
+        Raises:
+            CortexError: It failed a moment ago, and why.
+        """
+        if spec.id not in self._jobs:
+            self._start(spec, None, again=False)
 
     async def ensure(self, spec: ModelSpec, node: str | None = None, again: bool = False) -> None:
         """
@@ -121,8 +138,6 @@ class Loads:
         """
         while True:
             job = self._jobs.get(spec.id) or self._start(spec, node, again)
-            if job.waiting >= self._config.queue.max_depth:
-                raise QueueFull(f"{job.waiting} requests wait for {spec.id} already")
             job.waiting += 1
             try:
                 await asyncio.shield(job.done)
@@ -174,10 +189,13 @@ class Loads:
 
     def _end(self, job: Job, error: CortexError | None) -> None:
         del self._jobs[job.spec.id]
+        if job.closing is not None:
+            job.closing.node.closing.difference_update(job.closing.evict)
         if error is None:
             job.done.set_result(None)
         else:
             job.done.set_exception(error)
+        self.on_end(job.spec.id, None if job.wanted_on else error)
         self._nodes.wake()
 
     async def _load(self, job: Job) -> None:
@@ -197,6 +215,8 @@ class Loads:
                 raise NoNodeAvailable(f"no node can load {model} now: {found}")
             job.placement = None
             job.stage = "waiting for room" if state == "absent" else "waiting for its node"
+            if state == "absent" and job.closing is None:
+                self._take_turn(job, nodes, tried)
             await self._nodes.changed(1.0)
 
     async def _try(self, job: Job, placement: Placement, tried: dict[str, CortexError]) -> None:
@@ -216,8 +236,18 @@ class Loads:
             if len(tried) >= NODES_TO_TRY:
                 raise failure(tried) from None
 
+    def _take_turn(self, job: Job, nodes: list[Node], tried: dict[str, CortexError]) -> None:
+        """Once a job has waited long enough, let models in use finish and make room for it."""
+        if monotonic() - job.began < self._config.eviction.max_turn_s:
+            return
+        found = self._place(job, nodes, tried, polite=False)
+        if isinstance(found, Placement):
+            log.info("%s takes its turn from %s", job.spec.id, ", ".join(found.evict))
+            found.node.closing.update(found.evict)
+            job.closing = found
+
     def _place(
-        self, job: Job, nodes: list[Node], tried: dict[str, CortexError]
+        self, job: Job, nodes: list[Node], tried: dict[str, CortexError], polite: bool = True
     ) -> Placement | Nowhere:
         others = list(self._placed_besides(job))
         rules = Rules(
@@ -228,6 +258,8 @@ class Loads:
             now=monotonic(),
             reserved_mb=self._reserved_mb(others),
             making_room={at.node.name for other, at in others if other.stage.startswith("evict")},
+            wanted=self._queues,
+            polite=polite,
         )
         return place(job.spec, nodes, tried, rules)
 

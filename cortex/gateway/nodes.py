@@ -16,7 +16,7 @@ from time import monotonic
 import attrs
 
 from cortex.config.schema import NeuronEntry, UpstreamEntry
-from cortex.fleet.node import Discovery, FleetNode, Health, NodeModel
+from cortex.fleet.node import Discovery, FleetNode, Health, ModelHealth, NodeModel
 from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.relay import Exchange
 from cortex.plugins import Plugins
@@ -36,6 +36,7 @@ class Node:
         healthy: It answered its last polls; only then its models are routable.
         in_flight: Requests of this gateway under way there, by model.
         exchanges: The same, as what carries their answers.
+        closing: Models that get no more requests here: they make room once they are idle.
         last_used: When a model was last asked, monotonic seconds.
         loaded_at: When a model was first seen loaded, monotonic seconds.
     """
@@ -51,6 +52,7 @@ class Node:
     models: dict[str, NodeModel] = attrs.field(factory=dict)
     in_flight: Counter[str] = attrs.field(factory=Counter)
     exchanges: set[Exchange] = attrs.field(factory=set)
+    closing: set[str] = attrs.field(factory=set)
     last_used: dict[str, float] = attrs.field(factory=dict)
     loaded_at: dict[str, float] = attrs.field(factory=dict)
 
@@ -64,9 +66,17 @@ class Node:
         return isinstance(self.entry, UpstreamEntry)
 
     def serves(self, model: str) -> bool:
-        """Tell whether a request for *model* can go here now."""
+        """Tell whether requests for *model* can go here now."""
         found = self.models.get(model)
-        return self.healthy and found is not None and found.routable
+        return self.healthy and found is not None and found.routable and model not in self.closing
+
+    def has_seat(self, model: str) -> bool:
+        """Tell whether *model* takes one more request at once; its queue is here, not there."""
+        limit = next((row.max_in_flight for row in self._rows() if row.id == model), 0)
+        return not limit or self.in_flight[model] < limit
+
+    def _rows(self) -> tuple[ModelHealth, ...]:
+        return self.health.models if self.health else ()
 
     def unloading(self, model: str) -> None:
         """Note that *model* is about to go; the next poll knows better."""
@@ -75,13 +85,11 @@ class Node:
 
     def queued(self, model: str) -> int:
         """Return how many requests wait on the node itself for *model*, as last polled."""
-        rows = self.health.models if self.health else ()
-        return next((row.queue_depth for row in rows if row.id == model), 0)
+        return next((row.queue_depth for row in self._rows() if row.id == model), 0)
 
     def busy(self, model: str) -> bool:
         """Tell whether anybody uses *model* here, this gateway or not."""
-        rows = self.health.models if self.health else ()
-        elsewhere = any(row.in_flight + row.queue_depth for row in rows if row.id == model)
+        elsewhere = any(row.in_flight + row.queue_depth for row in self._rows() if row.id == model)
         return self.in_flight[model] > 0 or elsewhere
 
     def view(self) -> FleetNode:

@@ -57,6 +57,8 @@ class Rules:
         now: Monotonic seconds.
         reserved_mb: What loads under way will yet take, by node and device.
         making_room: Names of nodes where a load evicts right now.
+        wanted: Models that requests wait for.
+        polite: Models in use, or waited for, stay.
     """
 
     policy: EvictionPolicy
@@ -66,6 +68,8 @@ class Rules:
     now: float
     reserved_mb: Mapping[tuple[str, int], int] = attrs.field(factory=dict)
     making_room: Container[str] = ()
+    wanted: Container[str] = ()
+    polite: bool = True
 
 
 def place(
@@ -173,18 +177,15 @@ def _on(spec: ModelSpec, node: Node, rules: Rules) -> Placement | None:
 
 
 def evictable(node: Node, device: int, rules: Rules) -> list[LoadedModel]:
-    """Return what may be unloaded from a device: idle, not pinned there, resident long enough."""
+    """Return what may be unloaded from a device: not in use, not pinned, resident long enough."""
     movable = []
     for model in node.models.values():
         spec = rules.specs.get(model.id, ModelSpec(id=model.id))
         young = rules.now - node.loaded_at.get(model.id, rules.now) < rules.min_residency_s
-        if (
-            not model.routable
-            or device not in model.devices
-            or node.name in spec.pinned_on
-            or node.busy(model.id)
-            or young
-        ):
+        wanted = model.id in rules.wanted and model.id not in node.closing
+        in_use = rules.polite and (node.busy(model.id) or wanted)
+        there = model.routable and device in model.devices
+        if not there or node.name in spec.pinned_on or in_use or young:
             continue
         movable.append(
             LoadedModel(

@@ -1,48 +1,79 @@
-"""Which node answers a request: one that has the model loaded, else one it is loaded on now."""
+"""
+Which node answers a request: one that has the model loaded, else one it is loaded on now.
+
+A request that cannot go at once waits in its model's queue, and is told its node when its turn has
+come and a node has a seat for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
+
+import attrs
 
 from cortex.api import RoutingStrategy
 from cortex.chat.request import RequestHead
+from cortex.config.schema import QueueSection
 from cortex.errors import (
+    CortexError,
     ModelLoading,
     NoNodeAvailable,
     OperationUnsupported,
+    QueueTimeout,
     UpstreamUnreachable,
 )
 from cortex.fleet.model import Candidate, ModelSpec
 from cortex.gateway.loads import Loads, load_body
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.placement import feasible_on, state_of
+from cortex.gateway.queue import Queue, Queues, Ticket
 from cortex.gateway.translation import Translators
 
 TOKENIZER_TIMEOUT_S = 300.0  # it may have to be fetched
 
 
+@attrs.define(kw_only=True, eq=False)
+class Waiting(Ticket):
+    """
+    A request in a queue.
+
+    Attributes:
+        avoid: A node to ask only if no other can be.
+        seat: The node it may go to, once there is one.
+    """
+
+    head: RequestHead
+    avoid: Node | None
+    seat: asyncio.Future[Node]
+
+
 class Router:
-    """Routes at once where it can, and waits for a load, bounded, where it must."""
+    """Routes at once where it can, and lets a request wait for its turn, bounded, where it must."""
 
     def __init__(
         self,
+        *,
         nodes: Nodes,
         loads: Loads,
+        queues: Queues[Waiting],
         strategy: RoutingStrategy,
         translators: Translators,
-        max_wait_s: float,
+        config: QueueSection,
     ) -> None:
         self._nodes = nodes
         self._translators = translators
         self._loads = loads
+        self._queues = queues
         self._strategy = strategy
-        self._max_wait_s = max_wait_s
+        self._max_wait_s = config.max_wait_s
+        loads.on_end = self._load_ended
 
     async def route(
         self, head: RequestHead, spec: ModelSpec, avoid: Node | None = None
     ) -> tuple[Node, str]:
         """
-        Return the node to ask, and how it came to have the model.
+        Return the node to ask, and how it came to have the model; `leave` it afterwards.
 
         Args:
             head: The request.
@@ -52,26 +83,97 @@ class Router:
         Raises:
             CortexError: No node can answer, or not in time.
         """
-        if (node := self._choose(head, spec, avoid)) is not None:
-            return node, "loaded"
+        may_go = spec.id not in self._queues or head.operation == "count"
+        if may_go and (node := self._choose(head, avoid)) is not None:
+            return self._take(node, spec.id), "loaded"
         self._check_spoken(head, spec)
         if head.operation == "count":
-            return await self._with_tokenizer(spec), "tokenizer"
-        is_cold = state_of(spec.id, self._nodes) == "absent" and self._loads.view(spec.id) is None
-        how = "cold-load" if is_cold else "joined-load"
+            return self._take(await self._with_tokenizer(spec), spec.id), "tokenizer"
+        how = self._how(spec)
+        ticket = Waiting(
+            principal=head.principal,
+            priority=head.priority,
+            weight=head.weight,
+            since=monotonic(),
+            head=head,
+            avoid=avoid,
+            seat=asyncio.get_running_loop().create_future(),
+        )
+        queue = self._queues.join(spec, ticket)
         try:
-            async with asyncio.timeout(self._max_wait_s):
-                while node is None:
-                    await self._loads.ensure(spec)
-                    if (node := self._choose(head, spec, avoid)) is None:
-                        self._check_spoken(head, spec)
-        except TimeoutError:
-            raise self._too_slow(spec) from None
-        return node, how
+            self._tend(queue)
+            await asyncio.wait({ticket.seat}, timeout=self._max_wait_s)
+            if not ticket.seat.done():
+                raise self._too_slow(queue, ticket)
+            return ticket.seat.result(), how
+        except asyncio.CancelledError:
+            if ticket.seat.done() and ticket.seat.exception() is None:
+                self.leave(ticket.seat.result(), spec.id)
+            raise
+        finally:
+            self._queues.leave(queue, ticket)
+
+    def leave(self, node: Node, model: str) -> None:
+        """Give back the seat that `route` took."""
+        node.in_flight[model] -= 1
+        node.last_used[model] = monotonic()
+        if (queue := self._queues.get(model)) is not None:
+            self._seat(queue)
+        if model in node.closing and not node.in_flight[model]:
+            self._nodes.wake()
+
+    async def tend_forever(self) -> None:
+        """Seat who waits whenever a node changes, and see that what is waited for is loaded."""
+        while True:
+            await self._nodes.changed(1.0)
+            for queue in self._queues:
+                self._tend(queue)
 
     def is_only(self, node: Node, head: RequestHead) -> bool:
         """Tell whether *node* can be asked now, and no other."""
         return list(self._able(head)) == [node]
+
+    def _take(self, node: Node, model: str) -> Node:
+        node.in_flight[model] += 1
+        node.last_used[model] = monotonic()
+        return node
+
+    def _tend(self, queue: Queue[Waiting]) -> None:
+        self._seat(queue)
+        if queue and state_of(queue.spec.id, self._nodes) == "absent":
+            try:
+                self._loads.want(queue.spec)
+            except CortexError as error:
+                self._fail(queue, error)
+
+    def _seat(self, queue: Queue[Waiting]) -> None:
+        """Give seats to whose turn it is, as long as there are seats."""
+        while (ticket := queue.next(monotonic())) is not None:
+            if (node := self._choose(ticket.head, ticket.avoid)) is None:
+                return
+            self._queues.take(queue, ticket)
+            ticket.seat.set_result(self._take(node, queue.spec.id))
+
+    def _load_ended(self, model: str, error: CortexError | None) -> None:
+        if (queue := self._queues.get(model)) is None:
+            return
+        if error is not None:
+            self._fail(queue, error)
+        else:
+            self._seat(queue)
+
+    def _fail(self, queue: Queue[Waiting], error: CortexError) -> None:
+        for ticket in list(queue):
+            self._queues.leave(queue, ticket)
+            ticket.seat.set_exception(error)
+            ticket.seat.exception()  # its client may have left
+
+    def _how(self, spec: ModelSpec) -> str:
+        state = state_of(spec.id, self._nodes)
+        if state == "loaded":
+            return "queued"
+        is_cold = state == "absent" and self._loads.view(spec.id) is None
+        return "cold-load" if is_cold else "joined-load"
 
     def _able(self, head: RequestHead) -> list[Node]:
         """Return the nodes that can answer now, only those that need no translation if any do."""
@@ -80,8 +182,9 @@ class Router:
         wanted = {head.dialect} if head.dialect in ways else {*ways} - {None}
         return [node for node, way in zip(serving, ways, strict=True) if way in wanted]
 
-    def _choose(self, head: RequestHead, spec: ModelSpec, avoid: Node | None) -> Node | None:
-        nodes = {node.name: node for node in self._able(head)}
+    def _choose(self, head: RequestHead, avoid: Node | None) -> Node | None:
+        model, is_count = head.model, head.operation == "count"
+        nodes = {n.name: n for n in self._able(head) if is_count or n.has_seat(model)}
         if not nodes:
             return None
         if avoid is not None and len(nodes) > 1:
@@ -89,7 +192,7 @@ class Router:
         if len(nodes) == 1:
             return next(iter(nodes.values()))
         candidates = [
-            Candidate(node=name, in_flight=node.in_flight[spec.id], queued=node.queued(spec.id))
+            Candidate(node=name, in_flight=node.in_flight[model], queued=node.queued(model))
             for name, node in nodes.items()
         ]
         return nodes[self._strategy.choose(head, candidates).node]
@@ -116,13 +219,20 @@ class Router:
             f"no node can count the tokens of {spec.id}: {'; '.join(said) or 'none could hold it'}"
         )
 
-    def _too_slow(self, spec: ModelSpec) -> ModelLoading:
-        job = self._loads.view(spec.id)
-        details = {} if job is None else {"state": job.stage, "node": job.node}
+    def _too_slow(self, queue: Queue[Waiting], ticket: Waiting) -> CortexError:
+        model = queue.spec.id
+        details: dict[str, object] = {"position": queue.position(ticket, monotonic())}
+        if state_of(model, self._nodes) == "loaded":
+            return QueueTimeout(
+                f"no turn on {model} came in {self._max_wait_s:g} s", details=details
+            )
+        job = self._loads.view(model)
+        if job is not None:
+            details |= {"state": job.stage, "node": job.node}
         if job is not None and job.progress is not None:
-            details |= {"progress": job.progress, "eta_s": job.eta_s}  # type: ignore[dict-item]
+            details |= {"progress": job.progress, "eta_s": job.eta_s}
         return ModelLoading(
-            f"{spec.id} is not loaded after {self._max_wait_s:g} s",
+            f"{model} is not loaded after {self._max_wait_s:g} s",
             retry_after_s=job.eta_s if job else None,
             details=details,
         )

@@ -96,8 +96,10 @@ class Running:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a load."""
-        return sum(job.waiting for job in self.gateway.loads.views())
+        """How many wait for a node, or for a load by hand."""
+        loads = self.gateway.loads
+        held = (len(q) for q in self.gateway.queues if loads.view(q.spec.id) is None)
+        return sum(job.waiting for job in loads.views()) + sum(held)
 
     def in_flight(self) -> int:
         return sum(node.in_flight.total() for node in self.gateway.nodes)
