@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 
 import attrs
@@ -124,10 +125,9 @@ class Nodes:
 
     async def changed(self, timeout_s: float) -> None:
         """Wait for any change of any node, at most *timeout_s*."""
-        try:
-            await asyncio.wait_for(self._change.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):  # wait_for of Python 3.11 may swallow a cancellation
+            async with asyncio.timeout(timeout_s):
+                await self._change.wait()
 
     def wake(self) -> None:
         """Wake whoever waits in `changed`."""
