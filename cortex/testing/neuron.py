@@ -40,6 +40,7 @@ class FakeNeuron:
     Attributes:
         answer: What every request is answered with, a word a token.
         token_s: Pause before each token, in seconds.
+        max_in_flight: Requests it says a model takes at once; 0 is any number.
         ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
             byte), ``midway`` (it breaks in the middle), ``hang`` (nothing comes, ever).
         refusal: Answered to inference instead, as an HTTP error.
@@ -63,6 +64,7 @@ class FakeNeuron:
     ) -> None:
         self.answer = "one two three"
         self.token_s = 0.0
+        self.max_in_flight = 0
         self.ending: Literal["whole", "silent", "midway", "hang"] = "whole"
         self.refusal: CortexError | None = None
         self.load_error: CortexError | None = None
@@ -142,7 +144,12 @@ class FakeNeuron:
             for i, mb in used.items()
         )
         models = tuple(
-            ModelHealth(id=model.id, state=model.status, in_flight=self.in_flight[model.id])
+            ModelHealth(
+                id=model.id,
+                state=model.status,
+                in_flight=self.in_flight[model.id],
+                max_in_flight=self.max_in_flight,
+            )
             for model in self.models.values()
         )
         uptime_s = monotonic() - self._began

@@ -128,6 +128,7 @@ async def running(
     min_residency_s: float = 0.0,
     max_depth: int = 512,
     max_wait_s: float = 10.0,
+    max_turn_s: float = 30.0,
     plugins: Sequence[object] = (),
     replies: RepliesSection | None = None,
     upstreams: Sequence[UpstreamEntry] = (),
@@ -145,7 +146,7 @@ async def running(
         neurons=tuple(entries),
         upstreams=tuple(upstreams),
         routing=RoutingSection(strategy=strategy),
-        eviction=EvictionSection(min_residency_s=min_residency_s),
+        eviction=EvictionSection(min_residency_s=min_residency_s, max_turn_s=max_turn_s),
         queue=QueueSection(max_depth=max_depth, max_wait_s=max_wait_s),
         replies=replies or RepliesSection(),
     )
