@@ -136,6 +136,9 @@ async def serve(
         try:
             exchange, sent = prepare(asked, node, how, translators, is_last)
             recording.exchange = exchange
+            if isinstance(exchange, Translated) and (answer := exchange.nothing()) is not None:
+                recording.status, recording.outcome = answer.status, "ok"
+                return answer
             await carry(exchange, node, sent)
         except UpstreamUnreachable as error:
             if exchange.was_sent:

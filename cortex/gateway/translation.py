@@ -17,7 +17,7 @@ import attrs
 from aiohttp import web
 
 from cortex.api import ChatClient, ChatDialect, Dialect
-from cortex.chat.events import Failed, Finished, Usage
+from cortex.chat.events import Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest, RequestHead
 from cortex.errors import CortexError
 from cortex.gateway.neuron_client import Connection, NeuronClient
@@ -97,6 +97,16 @@ class Translated(Exchange):
         self._usages: dict[int, Usage] = {}
         self._error: CortexError | None = None
         self._whole = b""
+
+    def nothing(self) -> web.Response | None:
+        """Return the answer to a request for nothing: its model is loaded, and that is all."""
+        chat = self._between.chat
+        if chat.messages or chat.prompts:
+            return None
+        encoder = self._between.dialect.encoder(chat, int(time()))
+        body = encoder.feed(Started(prompt_tokens=0))
+        body += encoder.feed(Finished(reason="stop", usage=Usage()))
+        return web.Response(body=body, content_type=encoder.content_type, headers=self._headers)
 
     async def run(self, connection: Connection, client: NeuronClient, request: bytes) -> None:
         """Do as `Exchange.run`, from the beginning."""
