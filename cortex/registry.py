@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from cortex.api import Register
-from cortex.config.load import structure
+from cortex.config.strict import structure
 from cortex.errors import ConfigError, PluginError
 
 T = TypeVar("T")

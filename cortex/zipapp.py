@@ -30,7 +30,8 @@ from typing import Any
 
 import attrs
 
-from cortex.config.load import environment, structure
+from cortex.config.load import environment
+from cortex.config.strict import structure
 from cortex.errors import ConfigError, CortexError
 from cortex.registry import did_you_mean
 

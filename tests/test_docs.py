@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cortex.chat.request import RequestHead
-from cortex.config.load import load_gateway, load_neuron, structure
+from cortex.config.load import load_gateway, load_neuron
 from cortex.config.schema import PluginSettings
+from cortex.config.strict import structure
 from cortex.fleet.model import Candidate
 from cortex.plugins import Plugins
 
