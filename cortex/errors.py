@@ -132,7 +132,6 @@ class NotAuthenticated(InvalidRequest):
 
     code = "invalid_api_key"
     status = 401
-    type = "authentication_error"
 
 
 class PermissionDenied(InvalidRequest):
@@ -141,6 +140,12 @@ class PermissionDenied(InvalidRequest):
     code = "permission_denied"
     status = 403
     type = "permission_error"
+
+
+class ModelNotAllowed(PermissionDenied):
+    """The key is known and may not use this model."""
+
+    code = "model_not_allowed"
 
 
 class RouteNotFound(InvalidRequest):
@@ -204,12 +209,18 @@ class QueueFull(CortexError):
 
 
 class RateLimited(CortexError):
-    """A server we ask for the client allows no more requests now."""
+    """A limit of the key, or of a server we ask for the client, is reached for now."""
 
     code = "rate_limit_exceeded"
     status = 429
     type = "rate_limit_error"
     retry_after_s = 5.0
+
+
+class InsufficientQuota(RateLimited):
+    """The key's budget of tokens is spent."""
+
+    code = "insufficient_quota"
 
 
 class QueueTimeout(CortexError):

@@ -24,7 +24,15 @@ from typing import Literal
 from prometheus_client.registry import CollectorRegistry
 
 from cortex import hookspec
-from cortex.api import Dialect, EvictionPolicy, Harness, Register, RoutingStrategy, Source
+from cortex.api import (
+    Authenticator,
+    Dialect,
+    EvictionPolicy,
+    Harness,
+    Register,
+    RoutingStrategy,
+    Source,
+)
 from cortex.fleet.model import ModelSpec, RequestRecord
 from cortex.fleet.node import Device, NodeModel
 
@@ -72,6 +80,16 @@ def cortex_register_harnesses(register: Register[Harness]) -> None:
 @hookspec
 def cortex_register_sources(register: Register[Source]) -> None:
     """Offer places weights come from, chosen by a model's ``source`` key, else asked in order."""
+
+
+@hookspec
+def cortex_register_authenticators(register: Register[Authenticator]) -> None:
+    """
+    Offer ways to tell who asks; ``[auth] use`` names those to ask, in order.
+
+    The factory gets the options of ``[auth.options.NAME]``, if it has some, and the keys of
+    ``[[auth.keys]]``.
+    """
 
 
 @hookspec

@@ -39,6 +39,7 @@ BUILTINS = (
     "cortex.routing.round_robin",
     "cortex.eviction.lru",
     "cortex.eviction.priority",
+    "cortex.authenticators.keys",
     "cortex.sources.package",
     "cortex.sources.file",
     "cortex.sources.hf",
@@ -49,6 +50,7 @@ KINDS = {
     "dialect": "cortex_register_dialects",
     "routing strategy": "cortex_register_routing_strategies",
     "eviction policy": "cortex_register_eviction_policies",
+    "authenticator": "cortex_register_authenticators",
     "source": "cortex_register_sources",
     "harness": "cortex_register_harnesses",
 }

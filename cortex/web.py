@@ -12,6 +12,7 @@ import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from math import ceil
 from time import time
 from typing import Any, Protocol, TypeVar, cast
 
@@ -125,7 +126,7 @@ def error_response(request: web.Request, error: CortexError) -> web.Response:
     response = web.Response(body=body, status=status, content_type="application/json")
     response.headers.update(id_headers(request))
     if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        response.headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
     return response
 
 
@@ -149,7 +150,7 @@ class InferenceServer(Protocol):
     async def serve(
         self, request: web.Request, name: str, dialect: Dialect, operation: Operation
     ) -> web.StreamResponse: ...
-    def cards(self) -> Sequence[ModelCard]: ...
+    def cards(self, request: web.Request, /) -> Sequence[ModelCard]: ...
 
 
 def add_dialects(
@@ -192,16 +193,16 @@ def _handler(routes: Sequence[Route], server: InferenceServer) -> Handler:
         models = cast("ModelsDialect", route.dialect)
         match route.operation:
             case "list_models":
-                body = models.render_models(server.cards(), BEGAN, request.query)
+                body = models.render_models(server.cards(request), BEGAN, request.query)
             case "list_loaded":
-                loaded = [card for card in server.cards() if card.loaded]
+                loaded = [card for card in server.cards(request) if card.loaded]
                 body = models.render_loaded(loaded, BEGAN)
             case "get_model":
                 if request.method == "POST":
                     wanted = models.parse_model(await read_body(request))
                 else:
                     wanted = request.match_info["model"]
-                body = models.render_model(find_card(server.cards(), wanted), BEGAN)
+                body = models.render_model(find_card(server.cards(request), wanted), BEGAN)
             case "version":
                 body = cast("VersionDialect", route.dialect).render_version(__version__)
             case _:

@@ -239,15 +239,20 @@ def shown(field: attrs.Attribute[Any]) -> str:
     return f"`{str(value).lower()}`"
 
 
-def sections_of(cls: type[Any]) -> Iterator[tuple[str, type[Any]]]:
+def is_table(kind: Any) -> bool:
+    return attrs.has(kind) and kind is not Address
+
+
+def sections_of(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any]]]:
     """Yield the tables of a file: heading and class; scalars are at its top level."""
     hints = get_type_hints(cls)
     for field in attrs.fields(cls):
         kind = hints[field.name]
-        if attrs.has(kind) and kind is not Address:
-            yield f"`[{field.name}]`", kind
-        elif get_origin(kind) is tuple and attrs.has(get_args(kind)[0]):
-            yield f"`[[{field.name}]]`", get_args(kind)[0]
+        if is_table(kind):
+            yield f"`[{prefix}{field.name}]`", kind
+            yield from sections_of(kind, f"{prefix}{field.name}.")
+        elif get_origin(kind) is tuple and is_table(get_args(kind)[0]):
+            yield f"`[[{prefix}{field.name}]]`", get_args(kind)[0]
 
 
 def option_sections() -> Iterator[tuple[str, type[Any]]]:
@@ -264,9 +269,10 @@ CONFIGURED = dict((*(pair for cls in FILES for pair in sections_of(cls)), *optio
 @pytest.mark.parametrize("heading", CONFIGURED)
 def test_every_configuration_key_is_documented_with_its_default_and_no_other(heading):
     documented = rows(section(document("docs/configuration.md"), heading))
-    fields = attrs.fields(CONFIGURED[heading])
+    cls = CONFIGURED[heading]
+    inner = {name.strip("`[]").rpartition(".")[2] for name, _ in sections_of(cls)}
     assert {name: cells[0] for name, cells in documented.items()} == {
-        field.name: shown(field) for field in fields
+        field.name: shown(field) for field in attrs.fields(cls) if field.name not in inner
     }
 
 

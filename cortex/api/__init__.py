@@ -27,11 +27,13 @@ from cortex.api.register import (
     Register,
 )
 from cortex.api.strategy import (
+    Authenticator,
     EvictionPolicy,
     RoutingStrategy,
 )
 
 __all__ = [
+    "Authenticator",
     "ChatClient",
     "ChatDialect",
     "Count",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cortex.chat.request import RequestHead
 from cortex.fleet.model import Candidate, LoadedModel, ModelSpec
+from cortex.fleet.principal import Principal
 
 
 class RoutingStrategy(Protocol):
@@ -31,5 +32,22 @@ class EvictionPolicy(Protocol):
             incoming: The model that wants in.
             loaded: What may go: busy and pinned models are left out already.
             now: Monotonic seconds, as in `LoadedModel.last_used`.
+        """
+        ...
+
+
+class Authenticator(Protocol):
+    """Says who asks.  Asked for each request, so it does no I/O and takes microseconds."""
+
+    def identify(self, key: str, headers: Mapping[str, str]) -> Principal | None:
+        """
+        Return who it is; None to leave that to the next one.
+
+        Args:
+            key: What the request has as a bearer or as ``x-api-key``, or an empty string.
+            headers: All it has.
+
+        Raises:
+            NotAuthenticated: It is somebody of ours, and shall not come in.
         """
         ...

@@ -19,6 +19,7 @@ import tomlkit.exceptions
 
 from cortex.config.schema import (
     Address,
+    AuthSection,
     Catalogue,
     GatewayConfig,
     NeuronConfig,
@@ -29,6 +30,7 @@ from cortex.config.schema import (
 )
 from cortex.config.strict import FromEnvironment, shown, structure
 from cortex.errors import ConfigError
+from cortex.fleet.principal import ANONYMOUS
 
 
 def environment() -> Mapping[str, str]:
@@ -80,6 +82,7 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     config = structure(table, GatewayConfig, where)
     folder = path.parent if path else Path()
     check_neurons(config, where)
+    _check_auth(config.auth, where)
     _at_least(1, config.queue.max_depth, f"{where}: queue.max_depth")
     _at_least(0, config.queue.max_wait_s, f"{where}: queue.max_wait_s")
     _at_least(0, config.eviction.min_residency_s, f"{where}: eviction.min_residency_s")
@@ -176,6 +179,23 @@ def check_neurons(config: GatewayConfig, where: str) -> None:
             raise ConfigError(f"{at}.endpoint: expected http://host:port, got {entry.endpoint!r}")
         if isinstance(entry, UpstreamEntry) and not entry.dialects:
             raise ConfigError(f"{at}.dialects: at least one is needed")
+
+
+def _check_auth(auth: AuthSection, where: str) -> None:
+    names, digests = [key.name for key in auth.keys], [key.sha256 for key in auth.keys]
+    for number, key in enumerate(auth.keys):
+        at = f"{where}: auth.keys[{number}]"
+        if names.count(key.name) > 1:
+            raise ConfigError(f"{at}.name: {key.name!r} is taken by another key")
+        if digests.count(key.sha256) > 1:
+            raise ConfigError(f"{at}.sha256: is also that of another key")
+        if key.name == ANONYMOUS:
+            raise ConfigError(f"{at}.name: {ANONYMOUS!r} is who has no key; see auth.anonymous")
+    if auth.require and auth.is_open:
+        raise ConfigError(
+            f"{where}: auth.require: no key is configured, so nobody could be let in",
+            hint="cortex keys new NAME --admin",
+        )
 
 
 def _is_endpoint(text: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from cortex.fleet.model import ModelSpec
+from cortex.fleet.principal import Key, Limits
 
 
 @attrs.frozen
@@ -151,6 +152,30 @@ class UpstreamEntry:
 
 
 @attrs.frozen(kw_only=True)
+class AuthSection:
+    """
+    ``[auth]``: who may ask.
+
+    Attributes:
+        require: Refuse whoever no authenticator knows; else such a one is anonymous.
+        use: Authenticators, in the order they are asked.
+        anonymous: What all who are anonymous may do together.
+        options: Options by authenticator name; typed by the authenticator.
+    """
+
+    require: bool = False
+    use: tuple[str, ...] = ("keys",)
+    anonymous: Limits = attrs.field(factory=Limits)
+    keys: tuple[Key, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody is known, so that everybody may do everything."""
+        return not self.keys and self.use == ("keys",)
+
+
+@attrs.frozen(kw_only=True)
 class GatewayConfig:
     """cortex.toml, and with it models.toml."""
 
@@ -159,6 +184,7 @@ class GatewayConfig:
     eviction: EvictionSection = attrs.field(factory=EvictionSection)
     queue: QueueSection = attrs.field(factory=QueueSection)
     replies: RepliesSection = attrs.field(factory=RepliesSection)
+    auth: AuthSection = attrs.field(factory=AuthSection)
     neurons: tuple[NeuronEntry, ...] = ()
     upstreams: tuple[UpstreamEntry, ...] = ()
     plugins: PluginSettings = attrs.field(factory=PluginSettings)

@@ -153,6 +153,8 @@ class RequestRecord:
     model: str
     node: str
     dialect: str
+    operation: str = "chat"
+    principal: str = ""
     status: int
     outcome: Literal["ok", "error", "cancelled"]
     ttft_s: float | None

@@ -15,7 +15,9 @@ from cortex.config.schema import Catalogue, GatewayConfig, NeuronEntry, Upstream
 from cortex.errors import ConfigError, CortexError
 from cortex.fleet.model import ModelCard
 from cortex.gateway import chat
+from cortex.gateway.accounts import Accounts
 from cortex.gateway.admin import Admin
+from cortex.gateway.auth import PRINCIPAL, Auth
 from cortex.gateway.catalogue import Names
 from cortex.gateway.loads import Loads
 from cortex.gateway.metrics import GatewayMetrics
@@ -27,7 +29,7 @@ from cortex.gateway.router import Router, Waiting
 from cortex.gateway.translation import Translators
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
-from cortex.web import add_dialects, application, error_response, reply, request_id
+from cortex.web import Handler, add_dialects, application, error_response, reply, request_id
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 
@@ -55,6 +57,8 @@ class Gateway:
         policy = plugins.choose(
             "eviction policy", config.eviction.strategy, f"{where}: eviction.strategy"
         ).build()
+        self.auth = Auth.of(config.auth, plugins, where)
+        self._accounts = Accounts()
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
         entries: list[NeuronEntry | UpstreamEntry] = [*config.neurons, *config.upstreams]
         clients = [NeuronClient(e.endpoint, e.token, session) for e in entries]
@@ -87,7 +91,7 @@ class Gateway:
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
-        app = application()
+        app = application(self._authenticate)
         add_dialects(app, self._dialects, self)
         app.router.add_get("/", self._root)
         app.router.add_get("/health", self._health)
@@ -114,9 +118,19 @@ class Gateway:
         for node in self.nodes:
             node.client.close()
 
-    def cards(self) -> Sequence[ModelCard]:
-        """Return what ``/v1/models`` lists."""
-        return self.names.cards()
+    @web.middleware
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[PRINCIPAL] = self.auth.admit(request)
+        return await handler(request)
+
+    def cards(self, request: web.Request, /) -> Sequence[ModelCard]:
+        """Return what ``/v1/models`` lists for who asks."""
+        principal = request[PRINCIPAL]
+        return [
+            card
+            for card in self.names.cards()
+            if principal.allows(card.id, str(card.extra.get("alias_of", card.id)))
+        ]
 
     async def serve(
         self,
@@ -126,12 +140,16 @@ class Gateway:
         operation: Operation,
     ) -> web.StreamResponse:
         """Answer one inference request, and record it exactly once."""
-        recording = chat.Recording(id=request_id(request), dialect=name, operation=operation)
+        principal, account = request[PRINCIPAL], None
+        recording = chat.Recording(
+            id=request_id(request), dialect=name, operation=operation, principal=principal
+        )
         try:
             if operation in OPERATIONS:
                 answer = await self._replies.serve(request, name, dialect, operation)
                 recording.status, recording.outcome = answer.status, "ok"
                 return answer
+            account = self._accounts.enter(principal)
             return await chat.serve(
                 request,
                 dialect,
@@ -155,6 +173,8 @@ class Gateway:
             raise
         finally:
             record = recording.close()
+            if account is not None:
+                self._accounts.leave(account, record)
             self.metrics.count(record)
             self._plugins.notify("cortex_on_request_finished", record=record)
 

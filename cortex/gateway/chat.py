@@ -15,6 +15,8 @@ from cortex.chat.events import Usage
 from cortex.chat.request import RequestHead
 from cortex.errors import UpstreamDied, UpstreamUnreachable
 from cortex.fleet.model import RequestRecord
+from cortex.fleet.principal import Principal
+from cortex.gateway.auth import check_model
 from cortex.gateway.catalogue import Names
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import poll
@@ -51,6 +53,7 @@ class Recording:
     id: str
     dialect: str
     operation: Operation
+    principal: Principal
     began: float = attrs.field(factory=perf_counter)
     model: str = ""
     node: str = ""
@@ -66,6 +69,9 @@ class Recording:
             stream=stream,
             dialect=self.dialect,
             operation=self.operation,
+            principal=self.principal.name,
+            priority=self.principal.priority,
+            weight=self.principal.weight,
         )
 
     def close(self) -> RequestRecord:
@@ -81,6 +87,8 @@ class Recording:
             model=self.model,
             node=self.node,
             dialect=self.dialect,
+            operation=self.operation,
+            principal=self.principal.name,
             status=self.status,
             outcome=self.outcome,
             ttft_s=ttft_s,
@@ -124,6 +132,7 @@ async def serve(
     body = await read_body(request)
     peek = decode(_peek, body)
     spec = names.resolve(peek.model)
+    check_model(recording.principal, peek.model, spec.id)
     recording.model = spec.id
     head = recording.head(bool(peek.stream))
     turn = await replies.join(recording.dialect, dialect, body)
@@ -225,6 +234,8 @@ def compose(asked: Asked, node: Node, body: bytes, path: str | None = None) -> b
         f"{name}: {request.headers[name]}\r\n" for name in FORWARDED if name in request.headers
     )
     headers += f"x-request-id: {head.id}\r\nx-cortex-model: {head.model}\r\n"
+    if not node.is_upstream:
+        headers += f"x-cortex-principal: {head.principal}\r\n"
     headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\ncontent-length: {len(body)}\r\n"
     target = node.client.prefix + (path or request.rel_url.raw_path_qs).encode()
     first = b"POST %b HTTP/1.1\r\n%b" % (target, node.client.head)

@@ -125,6 +125,9 @@ def posture(config: GatewayConfig) -> list[str]:
     lines = []
     if not config.neurons:
         lines.append("no neuron is configured: add [[neurons]] to cortex.toml, or use --neuron URL")
-    if not config.gateway.listen.is_loopback:
-        lines.append("no key is asked for: whoever reaches this address can use it")
+    if not config.gateway.listen.is_loopback and not config.auth.require:
+        use = "use and administer it" if config.auth.is_open else "use it as anonymous"
+        lines.append(f"no key is asked for: whoever reaches this address can {use}")
+    if config.auth.use == ("keys",) and {key.admin for key in config.auth.keys} == {False}:
+        lines.append("no key is an admin's: nobody can use the admin API")
     return lines

@@ -233,7 +233,7 @@ class Neuron:
         self.draining = True
         self.events.close()
 
-    def cards(self) -> list[ModelCard]:
+    def cards(self, _: web.Request, /) -> list[ModelCard]:
         """Return what ``/v1/models`` lists."""
         return [
             ModelCard(

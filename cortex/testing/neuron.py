@@ -111,7 +111,7 @@ class FakeNeuron:
         """Change the status of a model, as a neuron does by itself."""
         self.models[model] = attrs.evolve(self.models[model], status=status)
 
-    def cards(self) -> list[ModelCard]:
+    def cards(self, _: web.Request, /) -> list[ModelCard]:
         return [ModelCard(id=model.id) for model in self.models.values() if model.routable]
 
     def used_mb(self, device: int) -> int:
@@ -228,7 +228,7 @@ class FakeNeuron:
             raise self.refusal
         chat = dialect.parse_request(body, request.headers.get("x-request-id", "fake"))
         model = request.headers.get("x-cortex-model", chat.model)
-        if not any(card.id == model for card in self.cards()):
+        if not any(card.id == model for card in self.cards(request)):
             raise ModelNotFound(f"model {model!r} is not loaded on this node")
         self.in_flight[model] += 1
         try:

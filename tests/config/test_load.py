@@ -16,6 +16,7 @@ from cortex.errors import ConfigError
 REPOSITORY = Path(__file__).parents[2]
 NEURON = '[[neurons]]\nname = "a"\nendpoint = "http://h:1"\n'
 KNOWN = "known: listen, metrics_listen, models_config, dialects"
+DIGEST = 64 * "0"
 EXPECTED = "expected http://host:port, got"
 
 
@@ -39,8 +40,8 @@ CORTEX = {
     "a = 1\na = 2": 'line 2, column 0: Key "a" already exists.',
     "gatway = 1": "gatway: unknown key (did you mean 'gateway'?)",
     "zzz = 1": (
-        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, neurons, upstreams,"
-        " plugins)"
+        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, auth, neurons,"
+        " upstreams, plugins)"
     ),
     "gateway = 3": "gateway: expected a table, got 3 (a whole number)",
     "gateway = []": "gateway: expected a table, got a list",
@@ -55,6 +56,44 @@ CORTEX = {
     "[gateway]\ndialects = 'x'": "gateway.dialects: expected a list, got 'x' (a string)",
     "[gateway]\ndialects = [1]": ("gateway.dialects[0]: expected a string, got 1 (a whole number)"),
     "[routing]\nstrategy = true": "routing.strategy: expected a string, got true or false",
+    "[auth]\nrequire = true": (
+        "auth.require: no key is configured, so nobody could be let in"
+        " (cortex keys new NAME --admin)"
+    ),
+    "[[auth.keys]]\nname = 'a'": "auth.keys[0].sha256: missing",
+    "[[auth.keys]]\nname = 'a'\nsha256 = 'abc'": (
+        "auth.keys[0]: sha256: expected 64 hexadecimal digits in lower case, as"
+        " `cortex keys new a` prints them"
+    ),
+    f"[[auth.keys]]\nname = ''\nsha256 = '{DIGEST}'": (
+        "auth.keys[0]: name: expected 1 to 128 characters of ASCII, got ''"
+    ),
+    f"[[auth.keys]]\nname = \"a\\r\\nb\"\nsha256 = '{DIGEST}'": (
+        "auth.keys[0]: name: expected 1 to 128 characters of ASCII, got 'a\\r\\nb'"
+    ),
+    f"[[auth.keys]]\nname = 'anonymous'\nsha256 = '{DIGEST}'": (
+        "auth.keys[0].name: 'anonymous' is who has no key; see auth.anonymous"
+    ),
+    f"[[auth.keys]]\nname = 'a'\nsha256 = '{DIGEST}'\nmax_concurrency = 0": (
+        "auth.keys[0]: max_concurrency: expected at least 1, got 0"
+    ),
+    f"[[auth.keys]]\nname = 'a'\nsha256 = '{DIGEST}'\nbudget_days = 400": (
+        "auth.keys[0]: budget_days: expected 1 to 366, got 400"
+    ),
+    f"[[auth.keys]]\nname = 'a'\nsha256 = '{DIGEST}'\n" * 2: (
+        "auth.keys[0].name: 'a' is taken by another key"
+    ),
+    f"[[auth.keys]]\nname = 'a'\nsha256 = '{DIGEST}'\n"
+    f"[[auth.keys]]\nname = 'b'\nsha256 = '{DIGEST}'": (
+        "auth.keys[0].sha256: is also that of another key"
+    ),
+    "[auth.anonymous]\ntokens_per_minute = 0": (
+        "auth.anonymous: tokens_per_minute: expected at least 1, got 0"
+    ),
+    "[auth.anonymous]\nadmin = true": (
+        "auth.anonymous.admin: unknown key (known: models, max_concurrency, requests_per_minute,"
+        " tokens_per_minute, budget_tokens, budget_days, priority, weight)"
+    ),
     "[queue]\nmax_depth = 'x'": ("queue.max_depth: expected a whole number, got 'x' (a string)"),
     "[queue]\nmax_depth = 1.5": ("queue.max_depth: expected a whole number, got 1.5 (a number)"),
     "[queue]\nmax_depth = true": ("queue.max_depth: expected a whole number, got true or false"),

@@ -34,7 +34,7 @@ def envelope(message: str, **more: object) -> bytes:
         (404, b'{"detail":"Not Found"}', "RouteNotFound"),
         (405, b'{"detail":"Method Not Allowed"}', "InvalidRequest"),
         (413, b"<html>Request Entity Too Large</html>", "RequestTooLarge"),
-        (429, envelope("slow down", code="insufficient_quota"), "RateLimited"),
+        (429, envelope("slow down", code="insufficient_quota"), "InsufficientQuota"),
         (429, envelope("wait", code="queue_full"), "QueueFull"),
         (500, envelope("CUDA error"), "UpstreamFailed"),
         (502, b"<html>Bad Gateway</html>", "UpstreamFailed"),

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 import cortex
 from cortex.config.schema import (
     Address,
+    AuthSection,
     Catalogue,
     EvictionSection,
     GatewayConfig,
@@ -58,10 +59,12 @@ class Running:
     def url(self) -> str:
         return f"http://{self.address}"
 
-    async def ask(self, model: str = "m", status: int = 200, **more) -> dict:
+    async def ask(
+        self, model: str = "m", status: int = 200, key: str | None = None, **more
+    ) -> dict:
         """Ask for a whole answer; return its JSON, the headers under `headers`."""
-        body = chat(model, **more)
-        async with self.client.post(f"{self.url}/v1/chat/completions", data=body) as response:
+        url, body = f"{self.url}/v1/chat/completions", chat(model, **more)
+        async with self.client.post(url, data=body, headers=bearer(key)) as response:
             answer = await response.json()
             assert response.status == status, answer
             return {**answer, "headers": response.headers}
@@ -79,8 +82,8 @@ class Running:
             assert response.status == 200, await response.read()
             return await response.read()
 
-    async def get(self, path: str) -> dict | list:
-        async with self.client.get(self.url + path) as response:
+    async def get(self, path: str, key: str | None = None) -> dict | list:
+        async with self.client.get(self.url + path, headers=bearer(key)) as response:
             assert response.status == 200, await response.read()
             return await response.json()
 
@@ -103,6 +106,10 @@ class Running:
 
     def in_flight(self) -> int:
         return sum(node.in_flight.total() for node in self.gateway.nodes)
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def counted(registry: CollectorRegistry, name: str, **labels: str) -> float:
@@ -132,6 +139,7 @@ async def running(
     plugins: Sequence[object] = (),
     replies: RepliesSection | None = None,
     upstreams: Sequence[UpstreamEntry] = (),
+    auth: AuthSection | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -149,6 +157,7 @@ async def running(
         eviction=EvictionSection(min_residency_s=min_residency_s, max_turn_s=max_turn_s),
         queue=QueueSection(max_depth=max_depth, max_wait_s=max_wait_s),
         replies=replies or RepliesSection(),
+        auth=auth or AuthSection(),
     )
     catalogue = Catalogue(models=tuple(models), aliases=aliases or {})
     connector = aiohttp.TCPConnector(limit=0)

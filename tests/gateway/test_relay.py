@@ -215,7 +215,8 @@ async def test_what_is_not_the_neurons_business_is_not_sent_to_it():
             _, headers = await client.head()
 
         [sent] = node.headers
-        assert {"authorization", "cookie", "x-cortex-principal"}.isdisjoint(sent)
+        assert {"authorization", "cookie"}.isdisjoint(sent)
+        assert sent["x-cortex-principal"] == "anonymous"
         assert (sent["traceparent"], sent["x-request-id"]) == ("00-1-2-3", "r1")
         assert headers["x-request-id"] == "r1"
 

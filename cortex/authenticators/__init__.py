@@ -1,0 +1,1 @@
+"""Built-in authenticators: who asks, told by what a request carries."""
