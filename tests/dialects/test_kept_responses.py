@@ -11,11 +11,12 @@ import pytest
 
 from cortex import replies as replies_module
 from cortex.config.schema import RepliesSection, UpstreamEntry
+from cortex.dialects.openai_chat import OpenAIChat
 from cortex.dialects.openai_responses.dialect import OpenAIResponses
 from cortex.errors import InvalidRequest, PreviousReplyNotFound
 from cortex.testing import FakeNeuron
 from tests.gateway.running import running
-from tests.neuron.serving import serving
+from tests.neuron.serving import program, serving
 
 DIALECT = OpenAIResponses()
 
@@ -203,6 +204,25 @@ async def test_kept_answers_survive_a_restart(through, tmp_path):
         assert await server.call("GET", f"/{first['id']}") == first
         second = await server.ask("two", previous_response_id=first["id"])
         assert second["usage"]["input_tokens"] == 3
+
+
+async def test_kept_answers_survive_a_gateway_that_is_killed(tmp_path):
+    speaks = {"openai-chat": OpenAIChat(), "openai-responses": DIALECT}
+    async with FakeNeuron(["m"], dialects=speaks) as node:
+        text = '[gateway]\nmetrics_listen = "127.0.0.1:0"\n[replies]\npath = "kept.db"\n'
+        text += f'[[neurons]]\nname = "n"\nendpoint = "{node.endpoint}"\n'
+        (tmp_path / "models.toml").write_text("")
+        async with program(tmp_path, text, "serve") as served:
+            first = await Api(served.url, served.client, None).ask("one")
+            again = await Api(served.url, served.client, None).call("GET", f"/{first['id']}")
+            assert again == first
+            served.process.kill()
+        async with program(tmp_path, text, "serve") as served:
+            api = Api(served.url, served.client, None)
+            assert await api.call("GET", f"/{first['id']}") == first
+            await api.ask("two", previous_response_id=first["id"])
+
+    assert len(json.loads(node.bodies[1])["input"]) == 3
 
 
 async def test_a_neuron_behind_a_gateway_keeps_nothing(tmp_path):

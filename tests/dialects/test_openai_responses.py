@@ -835,3 +835,44 @@ def test_an_error_in_a_result_is_one_in_words():
     chat = attrs.evolve(parse(), messages=(Message(role="tool", parts=(result,)),))
     [item] = json.loads(DIALECT.client.render_request(chat))["input"]
     assert item["output"] == "[tool error] no"
+
+
+# Whatever comes.
+
+KEYS = ("type", "role", "content", "id", "call_id", "name", "output", "input", "tools", "summary")
+WORDS = (
+    *("message", "function_call", "function_call_output", "custom_tool_call", "reasoning"),
+    *("item_reference", "user", "assistant", "input_text", "input_image", "input_file"),
+    *("namespace", "function", "custom", "allowed_tools", "json_schema"),
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+        | st.fixed_dictionaries({"type": st.sampled_from(WORDS)}, optional={"text": inner})
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    field=st.sampled_from(["input", "tools", "tool_choice", "text", "metadata", "include"]),
+    value=anything,
+)
+def test_whatever_comes_is_refused_or_read_and_gone_on_from(field, value):
+    said = body(**{field: value})
+    try:
+        DIALECT.ties(said)
+        DIALECT.join(said, {})
+        chat = DIALECT.parse_request(said, "r1")
+    except InvalidRequest:
+        return
+    encoder = DIALECT.encoder(chat, 1)
+    reply = encoder.feed(START) + encoder.feed(TextDelta("a")) + encoder.feed(done())
+    reply_id, record = DIALECT.record(said, reply)
+    assert json.loads(DIALECT.render_reply(record, {}))["id"] == reply_id == "resp_r1"
+    assert DIALECT.render_inputs(record, {})
+    went_on = DIALECT.join(body(previous_response_id=reply_id), {reply_id: record})
+    *before, _ = DIALECT.parse_request(went_on, "r2").messages
+    assert before[-1].parts[-1] == Text("a")

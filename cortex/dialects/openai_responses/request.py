@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import msgspec
 
 from cortex.chat.request import ChatRequest, JsonFormat, Message, Sampling, Text
@@ -20,7 +21,8 @@ LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
 
 
-class Private(msgspec.Struct, frozen=True):
+@attrs.frozen(kw_only=True)
+class Private:
     """
     What only the encoder needs of a request.
 
@@ -55,7 +57,9 @@ def parse_request(body: bytes, request_id: str) -> ChatRequest:
         format=parse_format(wire),
         reasoning=reasoning(wire.reasoning.effort if wire.reasoning else None),
         stream=bool(wire.stream),
-        private=Private(decode(decode_echo, body).fields(), ENCRYPTED in include),
+        private=Private(
+            echo=decode(decode_echo, body).fields(), packs_reasoning=ENCRYPTED in include
+        ),
     )
 
 
