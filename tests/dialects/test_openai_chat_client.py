@@ -167,6 +167,18 @@ def test_calls_are_normalised(deltas, events):
     assert said(*deltas, chunk("stop")) == [BEGAN, *events, stop("tool_calls")]
 
 
+@pytest.mark.parametrize(
+    "between", [chunk(content="a"), chunk(reasoning="t"), tool(1, id="b", name="g")]
+)
+def test_arguments_that_come_late_are_not_anothers(between):
+    *_, failed = said(tool(0, id="a", name="f"), between, tool(0, arguments='{"x":'), chunk("stop"))
+    *_, empty, end = said(tool(0, id="a", name="f"), between, tool(0, **WHOLE), chunk("stop"))
+
+    assert failed.error.message == "the server mixes up what its calls say"
+    assert not isinstance(empty, ToolCallDelta)
+    assert end == stop("tool_calls")
+
+
 def test_a_call_that_was_cut_off_is_no_call():
     cut = said(tool(0, id="a", name="f", arguments="{"), chunk("length"))
     assert cut == [BEGAN, begun(0, "a"), more(0, "{"), stop("length")]

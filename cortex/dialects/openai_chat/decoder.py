@@ -62,10 +62,17 @@ class Call:
 
 @attrs.define
 class Answer:
-    """One choice, as far as it has come."""
+    """
+    One choice, as far as it has come.
+
+    Attributes:
+        count: Of calls begun.
+        current: The call that was said last, until something else is.
+    """
 
     calls: dict[int, Call] = attrs.field(factory=dict)
-    count: int = 0  # of calls begun
+    count: int = 0
+    current: int | None = None
     is_started: bool = False
     reason: FinishReason | None = None
     stop_string: str | None = None
@@ -121,6 +128,8 @@ class StreamDecoder:
         if choice.delta is not None:
             for event in self._delta(answer, choice.delta, choice.logprobs):
                 yield number, event
+        if self._is_over:
+            return
         if choice.finish_reason in BROKEN:
             yield self._fail(UpstreamDied(f"the server gave up: {choice.finish_reason}"))
         elif choice.finish_reason:
@@ -134,11 +143,13 @@ class StreamDecoder:
         self, answer: Answer, delta: WireDelta, logprobs: WireLogprobs | None
     ) -> Iterator[ChatEvent]:
         if thought := delta.reasoning_content or delta.reasoning:
+            answer.current = None
             yield ThinkingDelta(thought)
         text = delta.content or delta.refusal or ""
         asked = self._request.sampling.logprobs is not None and not (thought or delta.tool_calls)
         tokens = logprobs.content if asked and logprobs is not None else None
         if text or tokens:
+            answer.current = None
             yield TextDelta(text, tuple(map(read_logprob, tokens or ())))
         for call in delta.tool_calls or ():
             yield from self._call(answer, call)
@@ -156,9 +167,13 @@ class StreamDecoder:
             call.index, answer.count = answer.count, answer.count + 1
             call.id = call.id or f"call_{self._request.id}_{call.index}"
             if self._is_wanted(call):
+                answer.current = call.index
                 yield ToolCallStarted(index=call.index, id=call.id, name=function.name)
         if call.index is not None and call.held and self._is_wanted(call):
-            yield ToolCallDelta(index=call.index, arguments=call.held)
+            if call.index == answer.current:
+                yield ToolCallDelta(index=call.index, arguments=call.held)
+            elif call.held.strip() != "{}":
+                yield self._fail(UpstreamFailed("the server mixes up what its calls say"))[1]
             call.held = ""
 
     def _is_wanted(self, call: Call) -> bool:

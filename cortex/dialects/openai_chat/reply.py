@@ -46,6 +46,8 @@ class StreamEncoder:
         self._bare: dict[int, int] = {}  # by choice, the last call, while it has no arguments
 
     def feed(self, event: ChatEvent, choice: int = 0) -> bytes:
+        if choice in self._bare and isinstance(event, TextDelta | ThinkingDelta):
+            return self._end_call(choice) + self.feed(event, choice)
         if type(event) is TextDelta and not event.logprobs:  # nearly all there are
             return self._texts[choice] + encode(event.text) + self._goes_on
         match event:

@@ -38,7 +38,8 @@ class OpenAIResponsesClient:
         refuse_unsaid(request)
         choice = request.tool_choice
         named = choice.name and {"type": "function", "name": choice.name}
-        sampling, effort = request.sampling, effort_of(request.reasoning)
+        sampling, wanted = request.sampling, request.reasoning
+        effort = "none" if wanted.enabled is False else effort_of(wanted)
         fields = {
             "model": request.model,
             "input": [item for turn in request.messages for item in render_turn(turn)],
@@ -66,11 +67,12 @@ class OpenAIResponsesClient:
 
 def refuse_unsaid(request: ChatRequest) -> None:
     """Raise for the first thing asked for that a Responses request cannot say."""
+    switch = {"enable_thinking": request.reasoning.enabled}
     asked = {name: getattr(request.sampling, name) != getattr(OPEN, name) for name in UNSAID}
     asked |= {
         "prompt": bool(request.prompts),
         "n": request.n != 1,
-        "chat_template_kwargs": bool(request.template_args),
+        "chat_template_kwargs": request.template_args not in ({}, switch),
     }
     for param, is_asked in asked.items():
         if is_asked:
