@@ -6,13 +6,16 @@ No pytest is needed.
 
 from __future__ import annotations
 
-from cortex.testing.contracts import FakeHost, dialect_contract, expect, harness_contract, until
+from cortex.testing.dialects import dialect_contract, embedding_contract
+from cortex.testing.expecting import expect, until
+from cortex.testing.harnesses import FakeHost, harness_contract
 from cortex.testing.neuron import FakeNeuron
 
 __all__ = [
     "FakeHost",
     "FakeNeuron",
     "dialect_contract",
+    "embedding_contract",
     "expect",
     "harness_contract",
     "until",

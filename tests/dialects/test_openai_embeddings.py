@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cortex.chat.request import Embeddings
 from cortex.dialects.openai_embeddings import OpenAIEmbeddings
 from cortex.errors import InvalidRequest, ModelNotFound
+from cortex.testing import embedding_contract
 
 DIALECT = OpenAIEmbeddings()
 vectors = st.lists(
@@ -28,6 +29,10 @@ def rendered(rows: list[list[float]], **more: object) -> list[object]:
     said = json.loads(DIALECT.render_embeddings(request, made))
     assert [row["index"] for row in said["data"]] == list(range(len(rows)))
     return [row["embedding"] for row in said["data"]]
+
+
+def test_it_keeps_the_contract():
+    embedding_contract(OpenAIEmbeddings(), b'{"model": "m", "input": "a"}')
 
 
 @given(vectors)
