@@ -253,7 +253,11 @@ class EmbeddingRequest:
 
 @attrs.frozen(kw_only=True)
 class Embeddings:
-    """Unit vectors, one for each input, and the tokens they took."""
+    """
+    A vector for each input, and the tokens they took.
+
+    Vectors have length one unless the model's own files have it otherwise.
+    """
 
     vectors: tuple[tuple[float, ...], ...]
     prompt_tokens: int

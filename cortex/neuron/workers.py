@@ -35,6 +35,7 @@ BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 log = logging.getLogger(__name__)
 
 Stage = Callable[[str, int, int], None]
+Said = jobs.Token | jobs.Done | jobs.Embedded | jobs.Lost  # of a request
 
 
 class Watcher(Protocol):
@@ -67,7 +68,7 @@ class DeviceWorker:
         self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
         self._unloads: dict[str, asyncio.Future[None]] = {}
         self._texts: dict[str, asyncio.Future[jobs.TextFiles]] = {}
-        self._streams: dict[str, asyncio.Queue[jobs.Token | jobs.Done | jobs.Lost]] = {}
+        self._streams: dict[str, asyncio.Queue[Said]] = {}
         self._models: dict[str, str] = {}  # by request, until the engine is done with it
         self._numbers = itertools.count()
         self._pong = 0.0
@@ -133,11 +134,13 @@ class DeviceWorker:
         finally:
             del self._unloads[model]
 
-    async def generate(
-        self, job: jobs.Generate
-    ) -> AsyncGenerator[jobs.Token | jobs.Done | jobs.Lost, None]:
-        """Yield tokens, then one `Done` or `Lost`.  Closing it cancels the request."""
-        stream: asyncio.Queue[jobs.Token | jobs.Done | jobs.Lost] = asyncio.Queue()
+    async def ask(self, job: jobs.Generate | jobs.Embed) -> AsyncGenerator[Said, None]:
+        """
+        Yield what comes of a request: tokens and a `Done`, or an `Embedded`, or a `Lost`.
+
+        Closing it cancels the request.
+        """
+        stream: asyncio.Queue[Said] = asyncio.Queue()
         self._streams[job.id] = stream
         ended = False
         try:
@@ -253,9 +256,9 @@ class DeviceWorker:
                 for token in tokens:
                     self.tokens_total[self._models[token.request]] += 1
                     self._tell(token.request, token)
-            case jobs.Done(id=request_id) | jobs.Lost(id=request_id):
-                self._models.pop(request_id, None)
-                self._tell(request_id, event)
+            case jobs.Done() | jobs.Embedded() | jobs.Lost():
+                self._models.pop(event.id, None)
+                self._tell(event.id, event)
             case jobs.Pong(busy_s=busy_s):
                 self._pong, self._busy_s = monotonic(), busy_s
             case jobs.LoadProgress(model=model) if model in self._loads:
@@ -278,7 +281,7 @@ class DeviceWorker:
                 self._cause = message
                 self._watcher.device_changed(self.index, "poisoned")
 
-    def _tell(self, request_id: str, event: jobs.Token | jobs.Done | jobs.Lost) -> None:
+    def _tell(self, request_id: str, event: Said) -> None:
         if (stream := self._streams.get(request_id)) is not None:
             stream.put_nowait(event)
 

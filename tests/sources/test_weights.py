@@ -57,6 +57,18 @@ def test_a_quant_is_read_from_the_file_name(name, tag):
         (["config.json", *SHARDS, "consolidated.safetensors"], None, ["config.json", *SHARDS]),
         (["config.json", "a.safetensors"], None, ["config.json", "a.safetensors"]),
         (
+            [
+                *("m/config.json", "m/modules.json", "m/model.safetensors"),
+                *("m/1_Pooling/config.json", "m/2_Dense/config.json"),
+                *("m/2_Dense/model.safetensors", "m/onnx/config.json", "n/1_Pooling/config.json"),
+            ],
+            None,
+            [
+                *("m/config.json", "m/modules.json", "m/1_Pooling/config.json"),
+                *("m/2_Dense/config.json", "m/2_Dense/model.safetensors", "m/model.safetensors"),
+            ],
+        ),
+        (
             [*ONE_FOLDER, "model.onnx", "pytorch_model.bin", "README.md", "modeling_x.py"],
             None,
             ONE_FOLDER,

@@ -75,6 +75,20 @@ class Generate(Message, frozen=True, kw_only=True):
     grammar: str | None = None
 
 
+class Embed(Message, frozen=True, kw_only=True):
+    """
+    Make a vector of each of *inputs* (token ids, none empty).
+
+    Attributes:
+        dimensions: Components to keep of each, which then has length one; None keeps all as is.
+    """
+
+    id: str
+    model: str
+    inputs: list[list[int]]
+    dimensions: int | None = None
+
+
 class Cancel(Message, frozen=True, kw_only=True):
     """Stop a request at the next step."""
 
@@ -89,7 +103,7 @@ class Shutdown(Message, frozen=True, kw_only=True):
     """Leave."""
 
 
-Job = Load | Unload | ReadText | Generate | Cancel | Ping | Shutdown
+Job = Load | Unload | ReadText | Generate | Embed | Cancel | Ping | Shutdown
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -125,12 +139,18 @@ class TextFiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loaded(Message, frozen=True, kw_only=True):
-    """The model can be used."""
+    """
+    The model can be used.
+
+    Attributes:
+        dimensions: Components of the vectors it makes; None if it makes text.
+    """
 
     model: str
     used_bytes: int
     context: int
     text: TextFiles
+    dimensions: int | None = None
 
 
 class LoadFailed(Message, frozen=True, kw_only=True):
@@ -203,6 +223,19 @@ class Done(Message, frozen=True, kw_only=True):
     decode_ms: float
 
 
+class Embedded(Message, frozen=True, kw_only=True):
+    """
+    The vectors a request asked for.
+
+    Attributes:
+        vectors: Of all inputs in their order, *width* floats of 32 bits each.
+    """
+
+    id: str
+    width: int
+    vectors: bytes
+
+
 class Lost(Message, frozen=True, kw_only=True):
     """A request failed; the others go on."""
 
@@ -232,6 +265,7 @@ Event = (
     | Unloaded
     | Tokens
     | Done
+    | Embedded
     | Lost
     | Pong
     | Poisoned

@@ -1,8 +1,9 @@
-"""Turns a checkpoint on disk into a transformers model on the device, and its text into data."""
+"""Turns a checkpoint on disk into a transformers model on the device."""
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,19 @@ import gguf
 import torch
 import transformers
 from llguidance import LLTokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
-from cortex.neuron.engine import grammar
+from cortex.neuron.engine import grammar, pooling
 from cortex.neuron.engine.jobs import Load, TextFiles
+from cortex.neuron.engine.pooling import Pooling
+from cortex.neuron.engine.text_files import text_files, where_of
 
 STAGES = ("reading config", "reading tokenizer", "reading weights", "moving to device")
 
@@ -28,9 +37,10 @@ class Weights:
     A loaded model.
 
     Attributes:
-        module: A causal language model of transformers, in eval mode, on the device.
+        module: Of transformers, in eval mode, on the device: a causal language model, or, if there
+            is a *pooling*, one that ends in states.
         context: Tokens of prompt and answer together at most.
-        vocabulary: How many logits it gives.
+        vocabulary: How many logits it gives, or token ids it takes.
         end_tokens: Token ids that end an answer.
     """
 
@@ -40,6 +50,7 @@ class Weights:
     end_tokens: frozenset[int]
     used_bytes: int
     text: TextFiles
+    pooling: Pooling | None = None
 
     @functools.cached_property
     def grammar_tokens(self) -> LLTokenizer:
@@ -61,7 +72,7 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         torch.OutOfMemoryError: The device has too little memory.
     """
     transformers.utils.logging.disable_progress_bar()
-    where, more = _from_pretrained(job.path)
+    where, more = where_of(job.path)
 
     def stage(number: int) -> None:
         report(STAGES[number], number, len(STAGES))
@@ -70,11 +81,13 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         with _gguf_parsed_once():
             stage(0)
             config = AutoConfig.from_pretrained(where, **more)
-            _check_architecture(config)
+            embeds = not more and _embeds(Path(where), config)
+            _check_architecture(config, embeds=embeds)
+            after = pooling.read(Path(where), config.hidden_size, device) if embeds else None
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
             stage(2)
-            module, found = AutoModelForCausalLM.from_pretrained(
+            module, found = (AutoModel if embeds else AutoModelForCausalLM).from_pretrained(
                 where,
                 **more,
                 dtype=_dtype(job.dtype, config, device),
@@ -85,43 +98,21 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         raise
     except Exception as error:
         raise RepoFetchFailed(f"cannot load {job.path}: {error}") from error
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
+    if missing:
         raise RepoFetchFailed(f"{job.path} lacks weights: {', '.join(missing[:3])} ...")
     stage(3)
     module.eval().requires_grad_(False).to(device)
-    generation = module.generation_config
+    generation = getattr(module, "generation_config", None) or GenerationConfig()
     return Weights(
         module=module,
-        context=_context(config, job.context),
+        context=min(_limits(Path(where), config, tokenizer, job.context, embeds=embeds)),
         vocabulary=max(int(config.get_text_config().vocab_size), len(tokenizer)),
         end_tokens=_end_tokens(generation, tokenizer),
         used_bytes=sum(p.nbytes for p in module.parameters()),
-        text=_text_files(tokenizer, generation),
+        text=text_files(where, tokenizer, generation),
+        pooling=after,
     )
-
-
-def read_text(path: str) -> TextFiles:
-    """
-    Read the text side of a checkpoint; touches no device.
-
-    Raises:
-        RepoFetchFailed: It cannot be read.
-    """
-    where, more = _from_pretrained(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **more)
-        return _text_files(tokenizer, _generation(where))
-    except CortexError:
-        raise
-    except Exception as error:
-        raise RepoFetchFailed(f"cannot read the tokenizer of {path}: {error}") from error
-
-
-def _generation(folder: str) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except OSError:  # there is none
-        return GenerationConfig()
 
 
 @contextmanager
@@ -135,14 +126,17 @@ def _gguf_parsed_once() -> Iterator[None]:
         gguf.GGUFReader = parse
 
 
-def _from_pretrained(path: str) -> tuple[str, dict[str, str]]:
-    place = Path(path)
-    return (path, {}) if place.is_dir() else (str(place.parent), {"gguf_file": place.name})
+def _embeds(folder: Path, config: Any) -> bool:
+    """Tell whether a checkpoint is for vectors: its files or its architecture say so."""
+    names = getattr(config, "architectures", None) or ()
+    bare = any(name.endswith("Model") and not name.endswith("LMHeadModel") for name in names)
+    return bare or (folder / "modules.json").is_file()
 
 
-def _check_architecture(config: Any) -> None:
-    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.model_type not in known:
+def _check_architecture(config: Any, *, embeds: bool) -> None:
+    auto = transformers.models.auto.modeling_auto
+    known = auto.MODEL_MAPPING_NAMES if embeds else auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.model_type not in known or (embeds and config.is_encoder_decoder):
         raise UnsupportedArchitecture(
             f"the engine cannot run models of type {config.model_type!r}",
             details={"model_type": config.model_type, "supported": sorted(known)},
@@ -158,34 +152,21 @@ def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     return own if own in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 
-def _context(config: Any, asked: int | None) -> int:
-    own = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 4096)
-    return min(own, asked) if asked else own
+def _limits(
+    folder: Path, config: Any, tokenizer: Any, asked: int | None, *, embeds: bool
+) -> Iterator[int]:
+    """Yield what bounds the context, in tokens."""
+    yield int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 4096)
+    if asked is not None:
+        yield asked
+    if embeds:
+        yield int(tokenizer.model_max_length)  # a huge number where nobody said
+        for file in folder.glob("sentence_*_config.json"):
+            if length := json.loads(file.read_text("utf-8")).get("max_seq_length"):
+                yield int(length)
 
 
 def _end_tokens(generation: GenerationConfig, tokenizer: Any) -> frozenset[int]:
     ids = generation.eos_token_id
     several = ids if isinstance(ids, list) else [ids]
     return frozenset(i for i in [*several, tokenizer.eos_token_id] if i is not None)
-
-
-def _text_files(tokenizer: Any, generation: GenerationConfig) -> TextFiles:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UnsupportedArchitecture(
-            f"the tokenizer {type(tokenizer).__name__} has no form the tokenizers library reads"
-        )
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special = {name: getattr(tokenizer, name, None) for name in names}
-    sampling = {}
-    if generation.do_sample:
-        sampling = {k: getattr(generation, k, None) for k in ("temperature", "top_p", "top_k")}
-    return TextFiles(
-        tokenizer=backend.to_str(),
-        chat_template=template,
-        special_tokens={name: str(token) for name, token in special.items() if token is not None},
-        sampling={name: float(value) for name, value in sampling.items() if value is not None},
-    )

@@ -21,7 +21,8 @@ import msgspec
 import torch
 
 from cortex.errors import CortexError
-from cortex.neuron.engine import jobs, weights
+from cortex.neuron.engine import jobs, text_files, weights
+from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.sequence import Sequence
 
@@ -36,7 +37,7 @@ class Worker:
         self._device = device
         self._jobs: queue.SimpleQueue[jobs.Job] = queue.SimpleQueue()
         self._models: dict[str, weights.Weights] = {}
-        self._running: dict[str, Sequence] = {}
+        self._running: dict[str, Sequence | Embedding] = {}
         self._grammars: dict[str, Grammar] = {}  # of the requests that wait
         self._send_lock = threading.Lock()
         self._step_began = 0.0
@@ -65,7 +66,7 @@ class Worker:
         """Answer a job that needs no device; it has a thread of its own."""
         event: jobs.Event
         try:
-            event = jobs.TextRead(id=job.id, text=weights.read_text(job.path))
+            event = jobs.TextRead(id=job.id, text=text_files.read(job.path))
         except CortexError as error:
             event = jobs.TextFailed(id=job.id, code=error.code, message=error.message)
         self._send(event)
@@ -118,6 +119,13 @@ class Worker:
                     self._send(jobs.Lost(id=request_id, message=f"model {model!r} is not loaded"))
                 else:
                     self._running[request_id] = Sequence(job, found, self._device, grammar)
+            case jobs.Embed(id=request_id, model=model):
+                found = self._models.get(model)
+                if found is None or found.pooling is None:
+                    self._send(jobs.Lost(id=request_id, message=f"model {model!r} is not loaded"))
+                else:
+                    pooling = found.pooling
+                    self._running[request_id] = Embedding(job, found, pooling, self._device)
             case jobs.Cancel(id=request_id):
                 if (sequence := self._running.pop(request_id, None)) is not None:
                     self._send(sequence.done("cancelled"))
@@ -147,6 +155,7 @@ class Worker:
                     used_bytes=loaded.used_bytes,
                     context=loaded.context,
                     text=loaded.text,
+                    dimensions=loaded.pooling.dimensions if loaded.pooling else None,
                 )
             )
 

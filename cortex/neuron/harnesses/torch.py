@@ -10,7 +10,7 @@ import asyncio
 import functools
 import itertools
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib.util import find_spec
 from typing import Literal
@@ -32,7 +32,9 @@ from cortex.errors import (
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
 from cortex.fleet.node import Device, DeviceState
 from cortex.neuron.constraint import Constraint
+from cortex.neuron.embedding import embed_job, vectors_of
 from cortex.neuron.engine import jobs
+from cortex.neuron.running import Running
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.side import Prompt, Text
 from cortex.neuron.workers import DeviceWorker
@@ -59,34 +61,6 @@ class TorchOptions:
     max_sequences: int = 256
     threads: int = 0
     watchdog_s: float = 120.0
-
-
-@attrs.define(kw_only=True)
-class Running:
-    """A loaded model: where it runs, its text side, and what it is doing."""
-
-    worker: DeviceWorker
-    text: Text
-    context: int
-    defaults: Mapping[str, float]
-    slots: asyncio.Semaphore
-    in_flight: int = 0
-    waiting: int = 0
-    tok_s_prefill: float = 0.0
-    tok_s_decode: float = 0.0
-
-    def count(self, prompt_tokens: int, done: jobs.Done) -> None:
-        """Take a finished request into the smoothed rates."""
-        if done.prefill_ms:
-            self.tok_s_prefill = smooth(self.tok_s_prefill, 1e3 * prompt_tokens / done.prefill_ms)
-        if done.decode_ms and done.completion_tokens > 1:
-            rate = 1e3 * (done.completion_tokens - 1) / done.decode_ms
-            self.tok_s_decode = smooth(self.tok_s_decode, rate)
-
-
-def smooth(old: float, new: float) -> float:
-    """Return the running mean of a rate, in tokens per second."""
-    return new if not old else 0.8 * old + 0.2 * new
 
 
 class TorchHarness:
@@ -142,11 +116,13 @@ class TorchHarness:
             context=loaded.context,
             defaults=dict(itertools.chain(*(d.items() for d in defaults))),
             slots=asyncio.Semaphore(self._options.max_sequences),
+            width=loaded.dimensions,
         )
+        text = self._models[spec.id].text.capabilities
         return RunningModel(
             used_bytes=loaded.used_bytes,
             context=loaded.context,
-            capabilities=self._models[spec.id].text.capabilities,
+            capabilities=text if loaded.dimensions is None else ("embedding",),
         )
 
     async def unload(self, model_id: str) -> None:
@@ -154,9 +130,7 @@ class TorchHarness:
             await running.worker.unload(model_id)
 
     async def count(self, request: ChatRequest) -> int:
-        if (running := self._models.get(request.model)) is None:
-            raise ModelNotFound(f"model {request.model!r} is not loaded")
-        return await count(running.text, request)
+        return await count(self._speaking(request.model).text, request)
 
     async def counter(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> Count:  # noqa: ARG002
         assert checkpoint is not None  # noqa: S101 - needs_weights
@@ -166,7 +140,26 @@ class TorchHarness:
         return functools.partial(count, await asyncio.to_thread(Text, files))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        raise OperationUnsupported(f"model {request.model!r} makes no embeddings")
+        running = self._running(request.model)
+        if running.width is None:
+            raise OperationUnsupported(
+                f"model {request.model!r} makes text, no embeddings", param="model"
+            )
+        job = await asyncio.to_thread(
+            embed_job,
+            *(request, running.text.vocabulary),
+            context=running.context,
+            width=running.width,
+            job_id=f"{next(self._numbers)}",
+        )
+        async with running.place(), aclosing(running.worker.ask(job)) as events:
+            async for event in events:
+                if isinstance(event, jobs.Embedded):
+                    vectors = await asyncio.to_thread(vectors_of, event)
+                    return Embeddings(vectors=vectors, prompt_tokens=sum(map(len, job.inputs)))
+                if isinstance(event, jobs.Lost):
+                    raise UpstreamDied(event.message)
+        raise AssertionError("a request ends with an event")
 
     def stats(self, model_id: str) -> ModelStats:
         if (running := self._models.get(model_id)) is None:
@@ -184,31 +177,21 @@ class TorchHarness:
         self._models.clear()
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        if (running := self._models.get(request.model)) is None:
-            raise ModelNotFound(f"model {request.model!r} is not loaded")
+        running = self._speaking(request.model)
         prompt = await asyncio.to_thread(running.text.prompt, request)
         grammar = await asyncio.to_thread(Constraint().grammar, request.format)
         job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
-        running.waiting += 1
-        try:
-            await running.slots.acquire()  # a client that gives up cancels this wait
-        finally:
-            running.waiting -= 1
-        running.in_flight += 1
-        try:
+        async with running.place():
             yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)
             answer = running.text.answer(request, prompt)
             async with aclosing(self._answer(running, job, answer)) as events:
                 async for event in events:
                     yield event
-        finally:
-            running.in_flight -= 1
-            running.slots.release()
 
     async def _answer(
         self, running: Running, job: jobs.Generate, answer: Answer
     ) -> AsyncGenerator[ChatEvent, None]:
-        async with aclosing(running.worker.generate(job)) as stream:
+        async with aclosing(running.worker.ask(job)) as stream:
             async for event in stream:
                 match event:
                     case jobs.Token():
@@ -228,6 +211,18 @@ class TorchHarness:
         for said in answer.finish():
             yield said
         yield finished(job, answer)
+
+    def _running(self, model: str) -> Running:
+        if (running := self._models.get(model)) is None:
+            raise ModelNotFound(f"model {model!r} is not loaded")
+        return running
+
+    def _speaking(self, model: str) -> Running:
+        """Return a model that makes text."""
+        running = self._running(model)
+        if running.width is not None:
+            raise OperationUnsupported(f"model {model!r} makes embeddings, no text", param="model")
+        return running
 
     # What the workers tell.
 

@@ -52,7 +52,7 @@ async def answer(harness, request):
 
 
 async def tokens_of(worker, job):
-    return [event.id async for event in worker.generate(job) if isinstance(event, jobs.Token)]
+    return [event.id async for event in worker.ask(job) if isinstance(event, jobs.Token)]
 
 
 def reference(checkpoint, prompts, count):
@@ -105,7 +105,7 @@ async def test_logprobs_are_transformers_own_whatever_the_sampling_did_to_the_lo
     prompt = running.text.prompt(ask("how likely")).ids
     altered = {"temperature": 0.7, "top_k": 9, "seed": 1, "logit_bias": {70: 3.0}}
     job = jobs.Generate(id="l", model="tiny", prompt=prompt, max_tokens=12, logprobs=3, **altered)
-    events = [event async for event in running.worker.generate(job)]
+    events = [event async for event in running.worker.ask(job)]
     tokens = [event for event in events if isinstance(event, jobs.Token)]
     assert len(tokens) > 3
     every = await asyncio.to_thread(logprobs, tiny_llama, [*prompt, *(t.id for t in tokens)])
@@ -119,9 +119,9 @@ async def test_logprobs_are_transformers_own_whatever_the_sampling_did_to_the_lo
 async def test_no_logprobs_unless_they_are_asked_for_and_none_of_the_likeliest_for_0(harness):
     worker = harness._models["tiny"].worker
     job = {"model": "tiny", "prompt": [70, 71], "max_tokens": 2, "temperature": 0.0}
-    plain = await anext(worker.generate(jobs.Generate(id="p", **job)))
+    plain = await anext(worker.ask(jobs.Generate(id="p", **job)))
     assert (plain.logprob, plain.top) == (None, [])
-    asked = await anext(worker.generate(jobs.Generate(id="a", logprobs=0, **job)))
+    asked = await anext(worker.ask(jobs.Generate(id="a", logprobs=0, **job)))
     assert asked.logprob < 0
     assert asked.top == []
 

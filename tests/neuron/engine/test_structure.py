@@ -112,7 +112,7 @@ async def test_a_constrained_answer_leaves_the_others_as_they_were(harness):
 async def generated(harness, grammar, **more):
     worker = harness._models["tiny"].worker
     job = {"model": "tiny", "prompt": [70, 71], "max_tokens": 50, "grammar": grammar, **more}
-    return [event async for event in worker.generate(jobs.Generate(id="g", **job))]
+    return [event async for event in worker.ask(jobs.Generate(id="g", **job))]
 
 
 @pytest.mark.parametrize("grammar", ['start: "(" /[ab]{3}/ ")"', r"start: /\([ab]{3}\)/"])

@@ -47,5 +47,51 @@ def save_tiny(family, folder):
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = 0
     model.save_pretrained(folder)
+    return checkpoint_of(folder)
+
+
+def save_tiny_embedder(family, folder, mode="mean", *, dense=None, normalise=True, **sizes):
+    """
+    Save a random model for embeddings and return its checkpoint.
+
+    Args:
+        family: Of transformers, with or without a causal mask.
+        folder: Where to.
+        mode: How to pool.
+        dense: Components after a dense layer; None goes without.
+        normalise: End with vectors of length one.
+        sizes: Of the configuration.
+    """
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as kinds
+    from tokenizers import processors
+
+    backend = byte_tokenizer()
+    around = [(text, SPECIAL.index(text)) for text in ("<|assistant|>", "<|end|>")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|assistant|> $A <|end|>", special_tokens=around
+    )
+    plain = folder / "plain"
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|system|>", model_max_length=512
+    ).save_pretrained(plain)
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(
+        family,
+        **{**SIZES, "vocab_size": backend.get_vocab_size(), "pad_token_id": 3, **sizes},
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(plain)
+    modules = [kinds.Transformer(str(plain)), kinds.Pooling(config.hidden_size, mode)]
+    if dense is not None:
+        modules.append(kinds.Dense(config.hidden_size, dense))
+    if normalise:
+        modules.append(kinds.Normalize())
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "whole"))
+    return checkpoint_of(folder / "whole")
+
+
+def checkpoint_of(folder):
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return Checkpoint(path=folder, format="safetensors", size_bytes=size)
