@@ -50,6 +50,19 @@ def test_a_streamed_chat(client):
     assert last.eval_count == len(turns.HELLO)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_gateway_counts_tokens_exactly(fleet, stream):
+    with ollama.Client(fleet.url, timeout=10) as client:
+        answer = ask(client, "hello you there", stream=stream)
+        if stream:
+            assert len(list(answer)) == len(turns.HELLO) + 1
+
+    fleet.until(lambda: any(record.id == fleet.last.id for record in fleet.gateway.records))
+    [record] = [record for record in fleet.gateway.records if record.id == fleet.last.id]
+    assert (record.dialect, record.outcome) == ("ollama-chat", "ok")
+    assert (record.prompt_tokens, record.completion_tokens) == (3, len(turns.HELLO))
+
+
 async def test_the_asynchronous_client(fleet):
     messages = [{"role": "user", "content": "hello"}]
     async with ollama.AsyncClient(fleet.url, timeout=10) as client:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import cortex_dialect_ollama
 from cortex.chat.request import EmbeddingRequest, Embeddings
 from cortex.errors import InvalidRequest, ModelNotFound
 from cortex.testing import dialect_contract
@@ -27,6 +28,24 @@ def test_a_chat_keeps_the_contract():
 
 def test_a_generation_keeps_the_contract():
     dialect_contract(OllamaGenerate(), body(prompt="hi", stream=False), body(prompt="hi"))
+
+
+@pytest.mark.parametrize("kind", [OllamaChat, OllamaGenerate])
+def test_a_client_that_waits_gets_a_line_without_text(kind):
+    dialect = kind()
+    asked = dialect.parse_request(body(messages=HI, prompt="hi"), "r")
+    line = json.loads(dialect.encoder(asked, 1).keep_alive())
+
+    assert line["done"] is False
+    assert line.get("message", {"content": line.get("response")})["content"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [("m:latest", "m"), ("m", None), ("m:7b", None), ("n:latest", None), (":latest", None)],
+)
+def test_the_tag_that_says_nothing_is_dropped(name, chosen):
+    assert cortex_dialect_ollama.cortex_choose_model(name, ["m", "o"]) == chosen
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 import cortex_dialect_ollama
 from cortex.config.schema import UpstreamEntry
 from cortex.fleet.model import ModelSpec
+from cortex.testing import FakeNeuron
+from cortex_dialect_ollama.chat import OllamaChat
 from tests.clients import scripted, turns
 from tests.gateway.running import running
 from tests.neuron.serving import serving
@@ -34,6 +36,22 @@ async def before_a_plain_neuron():
         ollama.AsyncClient(gateway.url, timeout=10) as client,
     ):
         yield client
+
+
+async def test_a_node_that_dies_in_the_middle_ends_a_stream_with_an_error():
+    async with FakeNeuron(["m"], dialects={"ollama-chat": OllamaChat()}) as node:
+        node.ending = "midway"
+        async with (
+            running(node, plugins=[cortex_dialect_ollama]) as gateway,
+            ollama.AsyncClient(gateway.url, timeout=10) as client,
+        ):
+            stream = await client.chat("m", hi(), stream=True)
+            words = [await anext(stream) for _ in node.answer.split()]
+            with pytest.raises(ollama.ResponseError, match="died while it answered"):
+                await anext(stream)
+
+    assert "".join(part.message.content for part in words) == node.answer
+    assert not any(part.done for part in words)
 
 
 @asynccontextmanager
