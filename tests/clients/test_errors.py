@@ -56,6 +56,7 @@ def of_anthropic(fleet: Fleet, **more) -> anthropic.Anthropic:
 
 WAYS = {
     "chat": Way(openai, chat, of_openai),
+    "completions": Way(openai, completions, of_openai),
     "responses": Way(openai, responses, of_openai),
     "messages": Way(anthropic, messages, of_anthropic),
 }

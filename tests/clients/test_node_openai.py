@@ -48,6 +48,18 @@ def test_runs_tools_by_responses(node):
     assert node("openai", "responsesTools")["text"] == ANSWER
 
 
+def test_gets_a_completion(node):
+    assert node("openai", "completions")["text"] == TOLD
+
+
+def test_gets_embeddings(node):
+    one, two = node("openai", "embeddings")
+
+    assert len(one) == len(two) == 4
+    assert one[0] < two[0]
+    assert sum(value**2 for value in one) == pytest.approx(1)
+
+
 def test_lists_the_models(node):
     assert set(node("openai", "models")) >= {"scripted", "small", "nick"}
 

@@ -33,6 +33,7 @@ SCRIPT: Script = {
     "call-only": [say(calls=[("call_now", "now", ())]), say("It is late.")],
     "recipe": [say(*RECIPE)],
     "recipe-tool": [say(calls=[("call_recipe", "json", RECIPE)])],
+    "final-result": [say(calls=[("call_final", "final_result", RECIPE)])],
     "long": [say(*CUT, reason="length")],
     "halt": [say("up to", stop_string="END")],
     "filtered": [say("I ", reason="content_filter")],
