@@ -179,14 +179,21 @@ class Translated(Exchange):
     # The end.
 
     def refusal(self) -> web.Response:
-        error = self._between.client.read_error(self.status, self._kept)
+        body = self._say(self._between.client.read_error(self.status, self._kept))
+        passed = {name.decode(): value.decode("latin-1") for name, value in self._passed}
+        return web.Response(status=self.status, body=body, headers={**passed, **self._headers})
+
+    def _say(self, error: CortexError) -> bytes:
+        """Return the body of an error; its status and headers are set."""
         self.status, body = self._between.dialect.render_error(error, self._headers["x-request-id"])
-        return web.Response(
-            status=self.status, body=body, headers=self._headers, content_type="application/json"
-        )
+        later = [pair for pair in self._passed if pair[0] == b"retry-after"]
+        if not later and error.retry_after_s is not None:
+            later = [(b"retry-after", b"%d" % max(1, round(error.retry_after_s)))]
+        self._passed = [*later, (b"content-type", b"application/json")]
+        return body
 
     def _refuse(self, error: CortexError) -> None:
-        self.status, body = self._between.dialect.render_error(error, self._headers["x-request-id"])
+        body = self._say(error)
         self._open(self.status, "application/json", len(body))
         self._put(body)
 

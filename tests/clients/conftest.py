@@ -22,8 +22,15 @@ MODELS = (ModelSpec(id="scripted"), ModelSpec(id="small", context=8))
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Fleet]:
-    with fleets.fleet("tests.clients.turns:SCRIPT", MODELS, {"nick": "scripted"}) as running:
+def speaks() -> str | None:
+    """Return the one dialect of the server behind the gateway; None is a neuron, which speaks all."""
+    return None
+
+
+@pytest.fixture(scope="module")
+def servers(speaks: str | None) -> Iterator[Fleet]:
+    aliases = {"nick": "scripted"}
+    with fleets.fleet("tests.clients.turns:SCRIPT", MODELS, aliases, speaks=speaks) as running:
         yield running
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import attrs
 import uvloop
 
 from cortex.chat.request import ChatRequest
+from cortex.config.schema import UpstreamEntry
 from cortex.fleet.model import ModelSpec
 from cortex.testing import until
 from tests.clients import scripted
 from tests.gateway.running import Running, running
-from tests.neuron.serving import serving
+from tests.neuron.serving import Served, serving
 
 
 @attrs.define
@@ -27,6 +29,7 @@ class Fleet:
         url: The gateway's address, without a path.
         neuron_url: The neuron's, which is a complete server itself.
         harness: Says what arrived.
+        speaks: The one dialect of the server, as `fleet` has it.
     """
 
     url: str
@@ -34,6 +37,7 @@ class Fleet:
     harness: scripted.Scripted
     gateway: Running
     loop: asyncio.AbstractEventLoop
+    speaks: str | None = None
 
     @property
     def last(self) -> ChatRequest:
@@ -51,6 +55,7 @@ def fleet(
     models: Sequence[ModelSpec],
     aliases: Mapping[str, str] | None = None,
     plugins: Sequence[object] = (),
+    speaks: str | None = None,
 ) -> Iterator[Fleet]:
     """
     Run both until left.
@@ -60,6 +65,8 @@ def fleet(
         models: The catalogue; the gateway loads them all as they are asked for.
         aliases: Other names of them.
         plugins: What both load besides.
+        speaks: The one dialect of the server behind the gateway, which then is no neuron to it
+            and has the models loaded; None is a neuron.
     """
     models = [attrs.evolve(model, harness="scripted") for model in models]
     started, found, problem = threading.Event(), [], []
@@ -67,13 +74,11 @@ def fleet(
     async def serve() -> None:
         options = {"scripted": {"script": script}}
         node = serving(plugins=[scripted, *plugins], harnesses=["scripted"], options=options)
-        async with (
-            node as neuron,
-            running(neuron.url, models=models, aliases=aliases, plugins=plugins) as gateway,
-        ):
+        more = {"aliases": aliases, "plugins": plugins}
+        async with node as neuron, gateway_of(neuron, models, speaks, **more) as gateway:
             harness = neuron.neuron.models.harnesses["scripted"]
             loop, leave = asyncio.get_running_loop(), asyncio.Event()
-            found.append((Fleet(gateway.url, neuron.url, harness, gateway, loop), leave))
+            found.append((Fleet(gateway.url, neuron.url, harness, gateway, loop, speaks), leave))
             started.set()
             await leave.wait()
 
@@ -99,3 +104,20 @@ def fleet(
         assert not thread.is_alive()
         if problem:
             raise problem[0]
+
+
+@asynccontextmanager
+async def gateway_of(
+    neuron: Served, models: Sequence[ModelSpec], speaks: str | None, **more: Any
+) -> AsyncIterator[Running]:
+    """Run the gateway before *neuron*; arguments as of `fleet`."""
+    if speaks is None:
+        async with running(neuron.url, models=models, **more) as gateway:
+            yield gateway
+        return
+    for model in models:
+        body = {"model_id": model.id, "harness": "scripted", "context": model.context}
+        await neuron.post("/models/load", **body)
+    upstream = UpstreamEntry(name="other", endpoint=neuron.url, dialects=(speaks,))
+    async with running(models=[], upstreams=[upstream], **more) as gateway:
+        yield gateway

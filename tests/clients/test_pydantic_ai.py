@@ -24,6 +24,14 @@ class Recipe(pydantic.BaseModel):
     steps: int
 
 
+DIALECTS = ["openai-chat", "openai-responses", "anthropic-messages"]
+
+
+@pytest.fixture(scope="module", params=[None, *DIALECTS])
+def speaks(request):
+    return request.param
+
+
 @pytest.fixture(params=["chat", "responses", "messages"])
 async def model(request, fleet):
     if request.param == "messages":

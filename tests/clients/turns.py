@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from cortex.errors import (
     InvalidRequest,
     LoadFailed,
@@ -21,6 +23,7 @@ WEATHER = (
 )
 ANSWER = ("Paris is ", "warmer.")
 RECIPE = ('{"name": "Bread", ', '"steps": 3}')
+PATCH = "*** Begin\n+line\n"
 CUT = ("This goes ", "on and on")
 SCRIPT: Script = {
     "hello": [say(*HELLO, cached=1)],
@@ -31,6 +34,10 @@ SCRIPT: Script = {
     ],
     "nothing-to-say": [say()],
     "call-only": [say(calls=[("call_now", "now", ())]), say("It is late.")],
+    "custom-call": [
+        say(calls=[("call_patch", "patch", (json.dumps({"input": PATCH}),))]),
+        say("It is changed."),
+    ],
     "recipe": [say(*RECIPE)],
     "recipe-tool": [say(calls=[("call_recipe", "json", RECIPE)])],
     "final-result": [say(calls=[("call_final", "final_result", RECIPE)])],
