@@ -23,7 +23,7 @@ MODELS = (ModelSpec(id="scripted"), ModelSpec(id="small", context=8))
 
 @pytest.fixture(scope="module")
 def speaks() -> str | None:
-    """Return the one dialect of the server behind the gateway; None is a neuron, which speaks all."""
+    """Return the one dialect of the server behind the gateway; None is a neuron."""
     return None
 
 
@@ -42,26 +42,20 @@ def fleet(servers: Fleet) -> Fleet:
 
 
 @pytest.fixture(scope="module")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the scripts for node, beside the packages they import."""
+def run_node(tmp_path_factory: pytest.TempPathFactory, servers: Fleet) -> Callable[[str], Any]:
+    """Run every case of a script for node; return what came of each, by its name."""
     if not INSTALLED.is_dir():
         pytest.skip("tests/run.sh installs the packages and says where in CORTEX_TEST_NODE")
     folder = tmp_path_factory.mktemp("node")
     for script in SCRIPTS.glob("*.mjs"):
         shutil.copy(script, folder)
-    (folder / "node_modules").symlink_to(INSTALLED.resolve())
-    return folder
+    (folder / "node_modules").symlink_to(INSTALLED.resolve())  # where the scripts look for them
 
-
-@pytest.fixture
-def node(scripts: Path, fleet: Fleet) -> Callable[[str, str], Any]:
-    """Run one case of a script; return what it says came of it."""
-
-    def run(script: str, case: str) -> Any:
-        command = ["node", f"{script}.mjs", fleet.url, case]
-        env = {"PATH": os.environ["PATH"], "HOME": str(scripts)}
+    def run(script: str) -> Any:
+        command = ["node", f"{script}.mjs", servers.url]
+        env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
         done = subprocess.run(
-            command, cwd=scripts, env=env, capture_output=True, text=True, timeout=20, check=False
+            command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

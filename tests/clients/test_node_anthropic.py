@@ -9,35 +9,41 @@ from tests.clients import turns
 TOLD = "".join(turns.HELLO)
 THOUGHT = "".join(turns.THOUGHTS)
 ANSWER = "".join(turns.ANSWER)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.xdist_group("node anthropic")]
 
 
-def test_gets_a_whole_answer(node, fleet):
-    answer = node("anthropic", "whole")
+@pytest.fixture(scope="module")
+def came(run_node):
+    return run_node("anthropic")
+
+
+def test_gets_a_whole_answer(came, servers):
+    answer = came["whole"]
 
     assert (answer["text"], answer["stop_reason"]) == (TOLD, "end_turn")
     assert answer["usage"]["output_tokens"] == 4
-    assert answer["id"] == fleet.last.id
+    assert answer["id"] in [request.id for request in servers.harness.requests]
 
 
-def test_gets_a_stream(node):
-    answer = node("anthropic", "stream")
+def test_gets_a_stream(came):
+    answer = came["stream"]
 
     assert (answer["text"], answer["thought"]) == (TOLD, THOUGHT)
     assert (answer["kinds"][0], answer["kinds"][-1]) == ("message_start", "message_stop")
 
 
-def test_runs_tools(node):
-    answer = node("anthropic", "tools")
+def test_runs_tools(came):
+    answer = came["tools"]
 
     assert (answer["called"], answer["text"]) == (["Paris", "Oslo"], ANSWER)
 
 
-def test_counts(node):
-    assert node("anthropic", "count")["input_tokens"] == 2
+def test_counts(came):
+    assert came["count"]["input_tokens"] == 2
 
 
-def test_lists_the_models(node):
-    assert set(node("anthropic", "models")) >= {"scripted", "small", "nick"}
+def test_lists_the_models(came):
+    assert set(came["models"]) >= {"scripted", "small", "nick"}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +56,7 @@ def test_lists_the_models(node):
         ("die", "APIError", None, "api_error"),
     ],
 )
-def test_raises_what_its_users_expect(node, case, raised, status, kind):
-    came = node("anthropic", case)
+def test_raises_what_its_users_expect(came, case, raised, status, kind):
+    found = came[case]
 
-    assert (came["raised"], came["status"], came["type"]) == (raised, status, kind)
+    assert (found["raised"], found["status"], found["type"]) == (raised, status, kind)

@@ -260,3 +260,17 @@ def test_the_models(ai):
     with pytest.raises(openai.NotFoundError) as caught:
         ai.models.retrieve("nobody")
     assert caught.value.code == "model_not_found"
+
+
+def test_a_wrong_field_is_named(ai):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(ai, "hello", temperature=3)
+
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "temperature")
+
+
+def test_a_path_that_is_not_there_is_not_found(ai):
+    with pytest.raises(openai.NotFoundError) as caught:
+        ai.files.list()
+
+    assert caught.value.code == "not_found"

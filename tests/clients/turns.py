@@ -28,7 +28,7 @@ CUT = ("This goes ", "on and on")
 SCRIPT: Script = {
     "hello": [say(*HELLO, cached=1)],
     "ponder": [say(*HELLO, think=THOUGHTS)],
-    "weather": [
+    "weather please": [
         say("Let me look.", think=THOUGHTS, calls=WEATHER),
         say(*ANSWER, think=["Now I know."]),
     ],

@@ -1,20 +1,22 @@
-// node SCRIPT.mjs URL CASE: runs one of a script's cases and prints what came of it as JSON.
+// node SCRIPT.mjs URL: runs a script's cases and prints what came of each as JSON, by its name.
 
 export async function run(cases, open) {
-  const [url, name] = process.argv.slice(2);
-  let came;
-  try {
-    came = await cases[name](open(url));
-  } catch (error) {
-    came = {
-      raised: error.constructor.name,
-      status: error.status ?? error.statusCode ?? null,
-      code: error.code ?? null,
-      type: error.type ?? null,
-      message: error.message,
-    };
+  const came = {};
+  const given = open(process.argv[2]);
+  for (const [name, work] of Object.entries(cases)) {
+    try {
+      came[name] = await work(given);
+    } catch (error) {
+      came[name] = {
+        raised: error.constructor.name,
+        status: error.status ?? error.statusCode ?? null,
+        code: error.code ?? null,
+        type: error.type ?? null,
+        message: error.message,
+      };
+    }
   }
-  console.log(JSON.stringify(came ?? null));
+  console.log(JSON.stringify(came));
 }
 
 export const weather = {

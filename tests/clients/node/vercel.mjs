@@ -1,4 +1,4 @@
-// Vercel's ai SDK, by way of four providers: the case is PROVIDER:WHAT.
+// Vercel's ai SDK, by way of four providers: a case is PROVIDER:WHAT.
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
