@@ -100,11 +100,12 @@ class Recording:
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """What a client asks for, the same at every try."""
+    """What a client asks for, the same at every try; *name* is what it calls the model."""
 
     request: web.Request
     dialect: Dialect
     head: RequestHead
+    name: str
     body: bytes
     tee: Tee | None
 
@@ -136,7 +137,9 @@ async def serve(
     recording.model = spec.id
     head = recording.head(bool(peek.stream))
     turn = await replies.join(recording.dialect, dialect, body)
-    asked = Asked(request=request, dialect=dialect, head=head, body=turn.body, tee=turn.tee)
+    asked = Asked(
+        request=request, dialect=dialect, head=head, name=peek.model, body=turn.body, tee=turn.tee
+    )
     node: Node | None = None
     for attempt in range(1, ATTEMPTS + 1):
         node, how = await router.route(head, spec, avoid=node)
@@ -192,7 +195,8 @@ def prepare(
         "x-cortex-route": how,
     }
     spoken = translators.spoken(node, head)
-    if spoken == head.dialect:
+    renamed = node.is_upstream and asked.name != head.model and translators.can(spoken, head)
+    if spoken == head.dialect and not renamed:  # answers repeat the name the client used
         body = splice(asked.body, head.model) if node.is_upstream else asked.body
         exchange = Exchange(asked.request, headers, is_last=is_last, tee=asked.tee)
         return exchange, compose(asked, node, body)

@@ -44,6 +44,10 @@ class Translators:
             return None
         return next((name for name in node.discovery.dialects if name in self._clients), None)
 
+    def can(self, dialect: str | None, head: RequestHead) -> bool:
+        """Tell whether a request can be written anew in *dialect*."""
+        return head.operation == "chat" and dialect in self._clients
+
     def between(
         self, dialect: Dialect, spoken: str | None, body: bytes, request_id: str
     ) -> Translation:
