@@ -24,7 +24,9 @@ CALLS = [(id_, name, json.loads("".join(pieces))) for id_, name, pieces in turns
 @pytest.fixture(scope="module", params=[CHAT, MESSAGES, RESPONSES])
 def servers(request) -> Iterator[fleets.Fleet]:
     aliases = {"nick": "scripted"}
-    with fleets.fleet("tests.clients.turns:SCRIPT", MODELS, aliases, speaks=request.param) as running:
+    with fleets.fleet(
+        "tests.clients.turns:SCRIPT", MODELS, aliases, speaks=request.param
+    ) as running:
         yield running
 
 
@@ -199,14 +201,14 @@ def test_a_thought_comes_apart(client, stream):
 
 @both
 def test_two_tools_and_their_results(client, fleet, stream):
-    first = client.ask("weather", stream=stream, tools=True)
+    first = client.ask("weather please", stream=stream, tools=True)
 
     assert (first.text, first.thinking, first.calls) == ("Let me look.", THOUGHT, CALLS)
     assert first.end == client.called
     assert fleet.last.tools[0].parameters == CITY
 
     results = [client.result(call_id, f"of {call_id}") for call_id, _, _ in CALLS]
-    second = client.ask("weather", *first.turn, *results, stream=stream, tools=True)
+    second = client.ask("weather please", *first.turn, *results, stream=stream, tools=True)
 
     assert second.text == "".join(turns.ANSWER)
     parts = [part for message in fleet.last.messages for part in message.parts]
