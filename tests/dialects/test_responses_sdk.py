@@ -77,7 +77,7 @@ def test_a_stream_of_events(ai):
 
 
 def test_the_stream_helper(ai):
-    with ai.responses.stream(model="scripted", input="weather", tools=[TOOL]) as stream:
+    with ai.responses.stream(model="scripted", input="weather please", tools=[TOOL]) as stream:
         for event in stream:
             if event.type == "response.function_call_arguments.delta":
                 assert event.snapshot.endswith(event.delta)
@@ -95,7 +95,9 @@ def test_the_stream_helper(ai):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_tools_there_and_back(ai, servers, kept):
-    first = ask(ai, "weather", tools=[TOOL], store=kept, include=["reasoning.encrypted_content"])
+    first = ask(
+        ai, "weather please", tools=[TOOL], store=kept, include=["reasoning.encrypted_content"]
+    )
     calls = [item for item in first.output if item.type == "function_call"]
     results = [
         {"type": "function_call_output", "call_id": call.call_id, "output": f"{n} degrees"}
@@ -105,12 +107,12 @@ def test_tools_there_and_back(ai, servers, kept):
         second = ask(ai, results, tools=[TOOL], previous_response_id=first.id)
     else:
         said = [item.to_dict() for item in first.output]
-        asked = [{"role": "user", "content": "weather"}, *said, *results]
+        asked = [{"role": "user", "content": "weather please"}, *said, *results]
         second = ask(ai, asked, tools=[TOOL], store=False)
 
     assert second.output_text == "".join(turns.ANSWER)
     user, assistant, *tools = servers.last.messages
-    assert user.text == "weather"
+    assert user.text == "weather please"
     assert assistant.parts[0] == Thinking("".join(turns.THOUGHTS))
     assert [p for p in assistant.parts if isinstance(p, ToolCall)] == [
         ToolCall(id=call_id, name=name, arguments=arguments) for call_id, name, arguments in WEATHER
@@ -156,7 +158,7 @@ def test_parse_of_a_pydantic_class(ai, servers):
 
 def test_parse_of_a_tool(ai):
     tool = openai.pydantic_function_tool(Weather, name="get_weather")
-    answer = ai.responses.parse(model="scripted", input="weather", tools=[tool])
+    answer = ai.responses.parse(model="scripted", input="weather please", tools=[tool])
     calls = [item for item in answer.output if item.type == "function_call"]
     assert [call.parsed_arguments for call in calls] == [
         Weather(city="Paris"),
