@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import subprocess
 
+import attrs
 import pytest
 
 from cortex.chat.events import Failed
+from cortex.chat.request import EmbeddingRequest, JsonFormat
 from cortex.neuron import discovery
-from tests.neuron.engine.conftest import load, running_harness
+from tests.neuron.engine.conftest import CPU, load, running_harness
 from tests.neuron.engine.test_harness import PROMPTS, answer, ask, reference
 
 HAS_GPU = subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True, check=False)
@@ -53,6 +57,36 @@ async def test_greedy_output_on_the_gpu_is_transformers_own(tiny_qwen3, devices)
     assert texts == [
         "".join(map(side.vocabulary.detokenizer(()).feed, tokens)) for tokens in expected
     ]
+
+
+async def test_an_answer_on_the_gpu_follows_its_schema(tiny_llama, devices):
+    number = {"type": "integer", "minimum": 0, "maximum": 999}
+    schema = {"properties": {"a": number, "b": {"enum": ["x", "y"]}}, "required": ["a", "b"]}
+    schema = {"type": "object", "additionalProperties": False, **schema}
+    async with running_harness(devices=devices) as (harness, _):
+        await load(harness, tiny_llama)
+        for seed in range(4):
+            request = ask("x", temperature=1.0, seed=seed, max_tokens=300, logprobs=2)
+            text, _ = await answer(harness, attrs.evolve(request, format=JsonFormat(schema=schema)))
+            found = json.loads(text)
+            assert found.keys() == {"a", "b"}
+            assert 0 <= found["a"] <= 999
+
+
+async def test_vectors_on_the_gpu_are_those_of_the_cpu(tiny_llama, devices, tmp_path):
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_llama.path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
+    checkpoint = attrs.evolve(tiny_llama, path=folder)
+    request = EmbeddingRequest(id="r", model="tiny", inputs=("a", "b" * 300), dimensions=16)
+    found = []
+    for kind in (devices, CPU):
+        async with running_harness(devices=kind, dtype="float32") as (harness, _):
+            await load(harness, checkpoint)
+            found.append((await harness.embed(request)).vectors)
+    for there, here in zip(*found, strict=True):
+        assert there == pytest.approx(here, abs=1e-4)
 
 
 async def test_a_killed_worker_gives_its_memory_back_and_returns(tiny_llama, devices):
