@@ -57,5 +57,6 @@ SCRIPT: Script = {
     "load-failed": [LoadFailed("out of memory")],
     "unreachable": [UpstreamUnreachable("nobody there")],
     "refused": [InvalidRequest("no such thing", param="messages[0]")],
+    "(17, 4)": [say("Seventeen.")],
     "bug": [RuntimeError("a bug of the harness")],
 }

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import anthropic
 import openai
 import pytest
 
@@ -147,6 +148,36 @@ def test_whole_and_streamed_answers_are_the_same_and_so_is_the_alias(fleet):
     assert alias.choices[0].message.content == streamed
 
 
+def test_every_dialect_gets_the_same_text(fleet):
+    chat = fleet.ask(stream=True, stream_options={"include_usage": True})
+    *chunks, last = list(chat)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    by_responses = fleet.client.responses.create(
+        model=MODEL, input=CAPITAL, temperature=0, max_output_tokens=64
+    )
+    with anthropic.Anthropic(base_url=fleet.gateway_url, api_key="none", timeout=120) as claude:
+        asked = {"model": MODEL, "messages": CAPITAL}
+        with claude.messages.stream(
+            **asked, max_tokens=64, extra_body={"temperature": 0}
+        ) as stream:
+            by_messages = stream.get_final_message()
+        counted = claude.messages.count_tokens(**asked).input_tokens
+
+    assert by_responses.output_text == by_messages.content[0].text == text
+    assert by_responses.usage.input_tokens == counted == last.usage.prompt_tokens
+    assert by_messages.usage.output_tokens == last.usage.completion_tokens
+    assert by_messages.stop_reason == "end_turn"
+
+
+def test_a_bare_prompt_is_gone_on_from(fleet):
+    answer = fleet.client.completions.create(
+        model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=8
+    )
+
+    assert "Paris" in answer.choices[0].text
+    assert answer.choices[0].finish_reason == "length"
+
+
 def test_two_requests_at_once_are_both_answered(fleet):
     with ThreadPoolExecutor() as pool:
         both = pool.map(lambda _: fleet.ask().choices[0].message.content, range(2))
@@ -198,7 +229,7 @@ def test_what_is_wrong_with_a_request_is_the_sdk_exception_its_users_expect(flee
     with pytest.raises(openai.BadRequestError) as caught:
         fleet.ask([{"role": "user", "content": "word " * 9000}])
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="tools"):
+    with pytest.raises(openai.UnprocessableEntityError, match="tools"):
         fleet.ask(tools=[{"type": "function", "function": {"name": "f"}}])
 
 

@@ -1,0 +1,75 @@
+"""A neuron that is killed while it answers: nobody's stream ends as if it were whole."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import anthropic
+import openai
+import pytest
+
+from tests.e2e.programs import running
+from tests.neuron.serving import REPOSITORY
+
+NEURON = """
+listen = "127.0.0.1:0"
+harnesses = ["echo"]
+[harness.echo]
+delay_s = 0.05
+"""
+GATEWAY = """
+[gateway]
+listen = "127.0.0.1:0"
+metrics_listen = "127.0.0.1:0"
+[[neurons]]
+name = "box"
+endpoint = "{neuron}"
+"""
+MODELS = """
+[[models]]
+id = "m"
+harness = "echo"
+"""
+SAID = [{"role": "user", "content": "word " * 1000}]
+ASK = {"model": "m", "stream": True}
+pytestmark = pytest.mark.timeout(90)
+
+
+def test_a_killed_neuron_is_an_error_in_every_dialect(tmp_path):
+    env = {"HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    for name, text in (("neuron", NEURON), ("models", MODELS)):
+        (tmp_path / f"{name}.toml").write_text(text)
+    cortex = [sys.executable, "-m", "cortex"]
+    with ExitStack() as open_:
+        neuron = open_.enter_context(
+            running([*cortex, "neuron", "--config", "neuron.toml"], tmp_path / "neuron.log", **env)
+        )
+        (tmp_path / "cortex.toml").write_text(GATEWAY.format(neuron=neuron.url()))
+        gateway = open_.enter_context(
+            running([*cortex, "serve", "--config", "cortex.toml"], tmp_path / "serve.log", **env)
+        )
+        more = {"api_key": "none", "max_retries": 0, "timeout": 30}
+        ai = open_.enter_context(openai.OpenAI(base_url=f"{gateway.url()}/v1", **more))
+        claude = open_.enter_context(anthropic.Anthropic(base_url=gateway.url(), **more))
+        pool = open_.enter_context(ThreadPoolExecutor())
+        chat = iter(ai.chat.completions.create(messages=SAID, **ASK))
+        responses = iter(ai.responses.create(input=SAID, **ASK))
+        messages = iter(claude.messages.create(messages=SAID, max_tokens=2000, **ASK))
+        for stream in (chat, responses, messages):
+            assert [next(stream) for _ in range(8)]
+        whole = pool.submit(ai.chat.completions.create, model="m", messages=SAID)
+
+        neuron.process.send_signal(signal.SIGKILL)
+
+        for stream in (chat, responses):
+            with pytest.raises(openai.APIError, match="died while it answered") as caught:
+                list(stream)
+            assert caught.value.code == "upstream_died"
+        with pytest.raises(anthropic.APIStatusError, match="died while it answered") as caught:
+            list(messages)
+        assert caught.value.type == "api_error"
+        with pytest.raises(openai.InternalServerError):
+            whole.result(30)
