@@ -2,8 +2,8 @@
 What a model says, as a stream of small frozen events.
 
 A stream is `Started`, any number of deltas, then exactly one of `Finished` and `Failed`.
-Thinking comes before text; a `ToolCallDelta` belongs to the last `ToolCallStarted`, with nothing
-else in between, and text may come before, between and after calls.
+Thinking comes first, and may come again; a `ToolCallDelta` belongs to the last `ToolCallStarted`,
+with nothing else in between, and text may come before, between and after calls.
 """
 
 from __future__ import annotations

@@ -52,12 +52,16 @@ class Constraint:
         syntax: How the model writes calls, if it can.
         thought: What ends the model's thinking, if it thinks before it answers: until then it may
             say anything.
+        opening: What begins it, if the prompt has not; then the model may also answer at once.
+        head: What an answer of a format begins with.
         special: Ids of the special tokens, by their text; in the other strings, too, these stand
             for the token.
     """
 
     syntax: CallSyntax | None = None
     thought: str | None = None
+    opening: str | None = None
+    head: str = ""
     special: Mapping[str, int] = attrs.field(factory=dict)
 
     def grammar(
@@ -85,14 +89,18 @@ class Constraint:
         if answer is not None and not required:
             answers.append("json")
             schema = ANY_OBJECT if answer.schema is None else answer.schema
-            rules.append(f"json: {enforced(schema, 'response_format', strict=answer.strict)}")
+            json_text = enforced(schema, "response_format", strict=answer.strict)
+            rules.append(f"json: {self._literal(self.head)} {json_text}")
         return "\n".join([*self._start(" | ".join(answers)), *rules]) if answers else None
 
     def _start(self, answers: str) -> Iterator[str]:
         if self.thought is None:
             yield f"start: {answers}"
             return
-        yield f"start: thought space ({answers})"
+        if self.opening is None:
+            yield f"start: thought space ({answers})"
+        else:
+            yield f"start: (space {self._literal(self.opening)} thought space)? ({answers})"
         yield from self._until("thought", self.thought)
         yield r"space: /[ \n]{0,4}/"
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, Literal
 
+import attrs
+
 from cortex.api import Harness
 from cortex.chat.events import (
     ChatEvent,
@@ -16,12 +18,10 @@ from cortex.chat.events import (
     ToolCallDelta,
     ToolCallStarted,
 )
-from cortex.chat.request import ChatRequest, Message, Sampling, Text
+from cortex.chat.request import ChatRequest, Message, Sampling, Text, Tool
 from cortex.fleet.model import Checkpoint, ModelSpec, Progress
 from cortex.fleet.node import Device, DeviceState
 from cortex.testing.expecting import expect, until
-
-DELTAS = (TextDelta, ThinkingDelta, ToolCallStarted, ToolCallDelta)
 
 
 class FakeHost:
@@ -50,6 +50,34 @@ class FakeHost:
         self.changes.append((model_id, status, error))
 
 
+def expect_answer(events: Sequence[ChatEvent]) -> None:
+    """Raise `AssertionError` unless *events* are an answer that went well."""
+    expect(isinstance(events[0], Started), f"{events[0]} comes first; Started is due")
+    expect(isinstance(events[-1], Finished), f"{events[-1]} comes last; Finished is due")
+    calls: list[str] = []
+    for event in events[1:-1]:
+        match event:
+            case TextDelta(text, logprobs):
+                expect(text or logprobs, "a TextDelta has neither text nor tokens")
+            case ThinkingDelta(text):
+                expect(text, "a ThinkingDelta is empty")
+            case ToolCallStarted(index=index, id=call_id, name=name):
+                expect(index == len(calls), f"call {index} comes after {len(calls)} others")
+                expect(call_id and name, "a call has no id or no name")
+                expect(call_id not in calls, f"two calls have the id {call_id!r}")
+                calls.append(call_id)
+            case ToolCallDelta(index=index, arguments=arguments):
+                expect(index == len(calls) - 1, "arguments are not of the call before them")
+                expect(arguments, "a ToolCallDelta is empty")
+            case _:
+                expect(False, f"{event} comes in the middle of an answer")
+    if isinstance(events[-1], Finished):
+        reason, due = events[-1].reason, "tool_calls" if calls else "stop"
+        expect(
+            reason in (due, "length", "content_filter"), f"it ended with {reason!r}, not {due!r}"
+        )
+
+
 async def harness_contract(
     harness: Harness, spec: ModelSpec, checkpoint: Checkpoint | None = None
 ) -> None:
@@ -74,16 +102,19 @@ async def harness_contract(
     async def events(request: ChatRequest) -> list[ChatEvent]:
         return [event async for event in harness.generate(request)]
 
+    counted = await harness.count(ask())
     for said in await asyncio.gather(events(ask(max_tokens=3)), events(ask(max_tokens=3))):
-        expect(isinstance(said[0], Started), f"{said[0]} comes first; Started is due")
-        expect(isinstance(said[-1], Finished), f"{said[-1]} comes last; Finished is due")
-        expect(
-            all(isinstance(e, DELTAS) and e != TextDelta("") for e in said[1:-1]),
-            "between Started and Finished only deltas may come, and none empty",
-        )
-        if isinstance(said[-1], Finished):
-            count = said[-1].usage.completion_tokens
-            expect(count <= 3, f"{count} tokens came of at most 3")  # noqa: PLR2004 - asked above
+        expect_answer(said)
+        match said:
+            case [Started(prompt_tokens=tokens), *_, Finished(usage=usage)]:
+                expect(tokens == counted, f"count says {counted} tokens, Started {tokens}")
+                count = usage.completion_tokens
+                expect(count <= 3, f"{count} tokens came of at most 3")  # noqa: PLR2004
+    if "tools" in running.capabilities:
+        tools = (Tool(name="go", description="Goes."), Tool(name="stop", description="Stops."))
+        with_tools = attrs.evolve(ask(max_tokens=30), tools=tools)
+        expect(await harness.count(with_tools) > counted, "tools are not in the prompt")
+        expect_answer(await events(with_tools))
     left = harness.generate(ask())
     await anext(left)
     await left.aclose()

@@ -215,3 +215,30 @@ def test_until_its_thoughts_end_a_model_may_say_anything_and_may_not_stop(mark, 
     matcher = LLMatcher(tokens, grammar, log_level=0)
     matcher.consume_tokens(tokens.tokenize_str(thoughts))
     assert matcher.compute_logit_bias()[0] == 0
+
+
+@pytest.mark.parametrize("opening", ["<think>", "<|user|>", "<|user|>so\n"])
+def test_a_model_may_open_its_thoughts_or_answer_at_once(opening, allows):
+    constraint = Constraint(thought="</think>", opening=opening, special=SPECIAL_IDS)
+    grammar = constraint.grammar(JsonFormat(schema=POINT))
+    answer = json.dumps({"x": 1})
+    assert allows(grammar, f"\n{opening}\nhm</think>\n\n{answer}")
+    assert allows(grammar, answer)
+    assert not allows(grammar, f"hm</think>{answer}")
+    assert not allows(grammar, f"{opening}hm")
+
+
+def test_an_answer_of_a_format_may_have_a_head_and_calls_another(allows):
+    constraint = Constraint(
+        syntax=CallSyntax(before="<|user|>to=", middle="<|assistant|>", after=""),
+        opening="<|user|>hm<|assistant|>",
+        thought="<|end|><|system|>",
+        head="<|user|>final<|assistant|>",
+        special=SPECIAL_IDS,
+    )
+    grammar = constraint.grammar(JsonFormat(schema=POINT), TOOLS)
+    thoughts = "<|user|>hm<|assistant|>well<|end|><|system|>"
+    for before in ("", thoughts):
+        assert allows(grammar, before + '<|user|>final<|assistant|>{"x": 1}')
+        assert allows(grammar, before + "<|user|>to=stop<|assistant|>{}")
+        assert not allows(grammar, before + '{"x": 1}')

@@ -128,6 +128,7 @@ class TextFiles(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         tokenizer: tokenizer.json of the tokenizers library.
+        tool_template: Another chat template for requests with tools, if the model has one.
         special_tokens: Strings a chat template may name, such as ``bos_token``.
         sampling: temperature, top_p and top_k of the checkpoint's generation config.
     """
@@ -136,6 +137,7 @@ class TextFiles(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None
     special_tokens: dict[str, str]
     sampling: dict[str, float]
+    tool_template: str | None = None
 
 
 class Loaded(Message, frozen=True, kw_only=True):

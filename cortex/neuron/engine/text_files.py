@@ -54,8 +54,7 @@ def text_files(folder: str, tokenizer: Any, generation: GenerationConfig) -> Tex
         steps = [normalizers.Lowercase(), *filter(None, [backend.normalizer])]
         backend.normalizer = normalizers.Sequence(steps)
     template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
+    named = template if isinstance(template, dict) else {"default": template}
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     special = {name: getattr(tokenizer, name, None) for name in names}
     sampling = {}
@@ -63,7 +62,8 @@ def text_files(folder: str, tokenizer: Any, generation: GenerationConfig) -> Tex
         sampling = {k: getattr(generation, k, None) for k in ("temperature", "top_p", "top_k")}
     return TextFiles(
         tokenizer=backend.to_str(),
-        chat_template=template,
+        chat_template=named.get("default"),
+        tool_template=named.get("tool_use"),
         special_tokens={name: str(token) for name, token in special.items() if token is not None},
         sampling={name: float(value) for name, value in sampling.items() if value is not None},
     )

@@ -31,7 +31,6 @@ from cortex.errors import (
 )
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
 from cortex.fleet.node import Device, DeviceState
-from cortex.neuron.constraint import Constraint
 from cortex.neuron.embedding import embed_job, vectors_of
 from cortex.neuron.engine import jobs
 from cortex.neuron.running import Running
@@ -179,7 +178,7 @@ class TorchHarness:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         running = self._speaking(request.model)
         prompt = await asyncio.to_thread(running.text.prompt, request)
-        grammar = await asyncio.to_thread(Constraint().grammar, request.format)
+        grammar = await asyncio.to_thread(running.text.grammar, request, prompt)
         job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
         async with running.place():
             yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)

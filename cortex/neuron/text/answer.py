@@ -7,7 +7,6 @@ from cortex.chat.events import (
     FinishReason,
     TextDelta,
     TokenLogprob,
-    ToolCallDelta,
     ToolCallStarted,
 )
 from cortex.neuron.engine.jobs import Token
@@ -33,6 +32,7 @@ class Answer:
         self._detokenizer = detokenizer
         self._vocabulary = vocabulary
         self._logprobs: list[TokenLogprob] = []  # since the last text
+        self._calling = False  # since then there was a call, whose tokens are nobody's
 
     @property
     def over(self) -> bool:
@@ -52,13 +52,14 @@ class Answer:
         if thinking or self._parser.thinking:
             self.reasoning_tokens += 1
         elif self._vocabulary is not None:
-            self._logprobs.append(self._vocabulary.logprob(token))
+            before = [] if self._calling else self._logprobs
+            self._logprobs = [*before, self._vocabulary.logprob(token)]
         return self._with_logprobs(events)
 
     def finish(self, *, cut: bool = False) -> list[ChatEvent]:
         """Return what was held back; see `Parser.finish`."""
         events = self._with_logprobs(self._parser.finish(cut=cut))
-        if self._logprobs:
+        if self._logprobs and not self._calling:
             events.append(TextDelta("", tuple(self._logprobs)))
         return events
 
@@ -67,14 +68,12 @@ class Answer:
         return self._parser.reason(cut=cut)
 
     def _with_logprobs(self, events: list[ChatEvent]) -> list[ChatEvent]:
-        """Give each text its tokens; those of a call have no place."""
-        if not self._logprobs:
-            return events
+        """Give each text its tokens."""
         for number, event in enumerate(events):
             match event:
-                case TextDelta(text):
+                case TextDelta(text) if self._logprobs:
                     events[number] = TextDelta(text, tuple(self._logprobs))
-                    self._logprobs = []
-                case ToolCallStarted() | ToolCallDelta():
-                    self._logprobs = []
+                    self._logprobs, self._calling = [], False
+                case ToolCallStarted():
+                    self._logprobs, self._calling = [], True
         return events

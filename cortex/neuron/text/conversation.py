@@ -13,6 +13,7 @@ from cortex.chat.request import (
     Image,
     Message,
     Reasoning,
+    Text,
     Thinking,
     Tool,
     ToolCall,
@@ -20,6 +21,8 @@ from cortex.chat.request import (
 )
 from cortex.chat.turns import joined, merged, normalised
 from cortex.errors import VisionUnsupported
+from cortex.neuron.constraint import CallSyntax
+from cortex.neuron.text.syntaxes import Calls
 from cortex.neuron.text.template import Abilities
 
 LOW_TOKENS, MEDIUM_TOKENS = 2_000, 8_000  # budgets of thought under which effort is low, medium
@@ -31,7 +34,7 @@ FREE_TEXT = {
 
 
 def turns_of(
-    messages: Sequence[Message], abilities: Abilities, history_ids: str = ""
+    messages: Sequence[Message], abilities: Abilities, calls: Calls | None = None
 ) -> list[dict[str, Any]]:
     """
     Return *messages* as a template with *abilities* takes them.
@@ -39,7 +42,7 @@ def turns_of(
     Args:
         messages: As they came.
         abilities: Of the template.
-        history_ids: See `cortex.neuron.text.syntaxes.Calls`.
+        calls: How the model writes calls.
 
     Raises:
         VisionUnsupported: There is an image among them.
@@ -48,10 +51,15 @@ def turns_of(
     turns: Iterable[Message] = normalised(messages)
     if not abilities.system:
         turns = without_system(turns)
+    if not abilities.user_after_results:
+        turns = in_results(turns)
     if not abilities.in_a_row:
         turns = merged(turns)
     if not abilities.several_calls:
         turns = one_call_each(turns)
+    if not abilities.calls and calls and calls.written:
+        turns = calls_as_text(turns, calls.written)
+    history_ids = calls.history_ids if calls else ""
     names: dict[str, tuple[str, str]] = {}  # of calls by their ids: the template's id, the tool
     written = []
     for turn in turns:
@@ -90,6 +98,24 @@ def without_system(turns: Iterable[Message]) -> Iterator[Message]:
         yield system
 
 
+def in_results(turns: Iterable[Message]) -> Iterator[Message]:
+    """Yield *turns* with what the user says behind a result at the end of that result."""
+    last: Message | None = None  # a result
+    for turn in turns:
+        if last is not None and turn.role == "user":
+            (result,) = (part for part in last.parts if isinstance(part, ToolResult))
+            said = Text("\n\n".join(filter(None, (result.text, turn.text))))
+            last = attrs.evolve(last, parts=(attrs.evolve(result, parts=(said,)),))
+            continue
+        if last is not None:
+            yield last
+        last = turn if turn.role == "tool" else None
+        if last is None:
+            yield turn
+    if last is not None:
+        yield last
+
+
 def one_call_each(turns: Iterable[Message]) -> Iterator[Message]:
     """Yield *turns* with a turn for each call, and its result behind it."""
     waiting: list[Message] = []  # turns of the calls whose results are still to come
@@ -110,6 +136,31 @@ def one_call_each(turns: Iterable[Message]) -> Iterator[Message]:
     yield from waiting
 
 
+def calls_as_text(turns: Iterable[Message], syntax: CallSyntax) -> Iterator[Message]:
+    """Yield *turns* with calls as the model writes them, for a template that leaves them out."""
+    for turn in turns:
+        calls = [part for part in turn.parts if isinstance(part, ToolCall)]
+        if not calls:
+            yield turn
+            continue
+        rest = tuple(part for part in turn.parts if not isinstance(part, ToolCall))
+        text = syntax.between.join(spelled(call, syntax) for call in calls)
+        yield attrs.evolve(turn, parts=(*rest, Text(f"{syntax.open}{text}{syntax.close}")))
+
+
+def spelled(call: ToolCall, syntax: CallSyntax) -> str:
+    """Return a call as a model writes it."""
+    arguments: str = call.arguments or "{}"
+    if syntax.parameter is not None:
+        said = as_object(call.arguments)
+        before, middle, after = syntax.parameter
+        arguments = "".join(
+            f"{before}{key}{middle}{value if isinstance(value, str) else json.dumps(value)}{after}"
+            for key, value in (said or {}).items()
+        )
+    return f"{syntax.before}{call.name}{syntax.middle}{arguments}{syntax.after}"
+
+
 def written_turn(
     turn: Message, abilities: Abilities, names: Mapping[str, tuple[str, str]]
 ) -> dict[str, Any]:
@@ -118,7 +169,9 @@ def written_turn(
     more: dict[str, Any] = {}
     calls = [part for part in turn.parts if isinstance(part, ToolCall)]
     if thoughts := "".join(part.text for part in turn.parts if isinstance(part, Thinking)):
-        more["reasoning_content"] = thoughts
+        if calls and not abilities.thoughts_and_text:
+            thoughts, text = "\n\n".join(filter(None, (thoughts, text))), ""
+        more = {"reasoning_content": thoughts, "thinking": thoughts}  # templates differ
     if calls:
         more["tool_calls"] = [written_call(call, abilities, names[call.id][0]) for call in calls]
     for part in turn.parts:
@@ -133,14 +186,19 @@ def written_turn(
 def written_call(call: ToolCall, abilities: Abilities, call_id: str) -> dict[str, Any]:
     """Return a call with its arguments as an object; where they are none, as they are."""
     arguments: Any = call.arguments or "{}"
-    if abilities.objects:
-        try:
-            said = json.loads(arguments)
-        except ValueError:
-            said = None
-        arguments = said if isinstance(said, dict) else arguments
+    if abilities.objects and (said := as_object(arguments)) is not None:
+        arguments = said
     function = {"name": call.name, "arguments": arguments}
     return {"id": call_id, "type": "function", "function": function}
+
+
+def as_object(arguments: str) -> dict[str, Any] | None:
+    """Return the object a text says; None if it says none."""
+    try:
+        said = json.loads(arguments or "{}")
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def history_id(call: ToolCall, number: int, kind: str) -> str:

@@ -186,6 +186,12 @@ class TaggedCall:
         call.start(name)
         if end == self.name_ends[0]:
             pieces.at += len(end)
+        if (yield from pieces.blank()) == "{":  # some write all of them as JSON
+            yield from json_text.value(pieces, call.arguments)
+            yield from pieces.blank()
+            found = yield from pieces.mark(self.ends)
+            pieces.at += len(found or "")
+            return
         opening = "{"
         while True:
             yield from pieces.blank()

@@ -13,10 +13,11 @@ import attrs
 
 from cortex.chat.request import ChatRequest, Tool
 from cortex.errors import InvalidRequest, ToolsUnsupported, UnsupportedParameter
+from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine.jobs import TextFiles
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.conversation import thinking_arguments, turns_of, written_tools
-from cortex.neuron.text.families import detect
+from cortex.neuron.text.families import HARMONY, detect
 from cortex.neuron.text.parser import Parser
 from cortex.neuron.text.syntaxes import Syntax
 from cortex.neuron.text.template import Template
@@ -34,14 +35,14 @@ class Prompt:
         ids: Its tokens, at least one.
         said: What they say, if the client gave tokens.
         syntax: How the answer is to be read.
-        thinking: It has opened the model's thoughts.
+        thinking: It opens the model's thoughts, or closes them; None if it does neither.
         tools: Those the model is told of.
     """
 
     ids: list[int]
     said: str | None = None
     syntax: Syntax = attrs.field(factory=Syntax)
-    thinking: bool = False
+    thinking: bool | None = None
     tools: tuple[Tool, ...] = ()
 
 
@@ -55,16 +56,16 @@ class Text:
 
     def __init__(self, files: TextFiles) -> None:
         self.vocabulary = Vocabulary(files.tokenizer)
-        self._template: Template | None = None
-        self._syntax = Syntax()
-        self.capabilities: tuple[str, ...] = ("text",)
-        if files.chat_template:
-            self._template = Template(files.chat_template, files.special_tokens)
-            self._syntax = detect(files.chat_template)
-            if self._template.abilities.tools:
-                self.capabilities += ("tools",)
-            if self._syntax.reasoning or self._syntax.harmony:
-                self.capabilities += ("reasoning",)
+        plain, with_tools = files.chat_template, files.tool_template or files.chat_template
+        self._template = Template(plain, files.special_tokens) if plain else None
+        self._tool_template = self._template
+        if with_tools and with_tools != plain:
+            self._tool_template = Template(with_tools, files.special_tokens)
+        self._syntax = detect(f"{plain or ''}{with_tools or ''}")
+        tools = self._tool_template is not None and self._tool_template.abilities.tools
+        reasoning = self._syntax.harmony or self._syntax.reasoning is not None
+        found = (("text", True), ("tools", tools), ("reasoning", reasoning))
+        self.capabilities = tuple(name for name, there in found if there)
 
     def prompt(self, request: ChatRequest) -> Prompt:
         """
@@ -75,6 +76,35 @@ class Text:
         """
         return self._bare(request) if request.prompts else self._chat(request)
 
+    def grammar(self, request: ChatRequest, prompt: Prompt) -> str | None:
+        """
+        Return what holds the answer to the form the request wants; None is no form.
+
+        Raises:
+            InvalidRequest: It cannot be held to it; says why.
+        """
+        choice, calls = request.tool_choice, prompt.syntax.calls
+        required = choice.mode == "required"
+        if request.format is None and not required:
+            return None
+        if prompt.syntax.harmony:
+            constraint = attrs.evolve(HARMONY, special=self.vocabulary.marks)
+        else:
+            marks = prompt.syntax.reasoning if prompt.thinking is not False else None
+            opened = marks is None or prompt.thinking or marks.implied
+            constraint = Constraint(
+                syntax=calls.written if calls else None,
+                thought=marks.closes if marks else None,
+                opening=marks.opens if marks and not opened else None,
+                special=self.vocabulary.marks,
+            )
+        if prompt.tools and constraint.syntax is None:
+            param = "tool_choice" if required else "response_format"
+            raise UnsupportedParameter(
+                f"{param}: nobody can hold this model to a form of its calls", param=param
+            )
+        return constraint.grammar(request.format, prompt.tools, choice)
+
     def answer(self, request: ChatRequest, prompt: Prompt) -> Answer:
         """Return what reads the answer to a prompt."""
         parser = Parser(
@@ -83,7 +113,7 @@ class Text:
             tools=prompt.tools,
             parallel=request.tool_choice.parallel,
             stop=request.sampling.stop,
-            thinking=prompt.thinking,
+            thinking=bool(prompt.thinking),
         )
         before = prompt.ids[-BEFORE_TOKENS:] if request.prompts else ()
         detokenizer = self.vocabulary.detokenizer(prompt.syntax.marks(), before)
@@ -103,37 +133,41 @@ class Text:
         return Prompt(ids=ids, said=said)
 
     def _check(self, ids: Sequence[int]) -> None:
-        if strange := next((n for n in ids if not 0 <= n < self.vocabulary.size), None):
-            raise InvalidRequest(
-                f"prompt: the model has no token {strange}, its ids end at"
-                f" {self.vocabulary.size - 1}",
-                param="prompt",
-            )
+        end = self.vocabulary.size
+        for number in ids:
+            if not 0 <= number < end:
+                raise InvalidRequest(
+                    f"prompt: the model has no token {number}, its ids end at {end - 1}",
+                    param="prompt",
+                )
 
     def _chat(self, request: ChatRequest) -> Prompt:
-        template, syntax = self._template, self._syntax
+        tools = request.tools if request.tool_choice.mode != "none" else ()
+        if request.tool_choice.mode == "required" and not tools:
+            raise InvalidRequest("tool_choice: there are no tools", param="tool_choice")
+        template = self._tool_template if tools else self._template
         if template is None:
             raise InvalidRequest("the model has no chat template", param="messages")
-        tools = request.tools if request.tool_choice.mode != "none" else ()
-        if request.tool_choice.mode == "required":
-            raise UnsupportedParameter("tool_choice: calls cannot be forced", param="tool_choice")
-        abilities, calls = template.abilities, syntax.calls
-        turns = turns_of(request.messages, abilities, calls.history_ids if calls else "")
-        arguments = {**thinking_arguments(request.reasoning), **request.template_args}
-        if tools and not abilities.tools:
-            raise ToolsUnsupported("the model's chat template does not know tools", param="tools")
-        try:
-            text = template.render(turns, written_tools(tools), **arguments)
-        except InvalidRequest as error:
-            if not tools:
-                raise
-            template.render(turns, **arguments)  # raises if it is not for the tools
-            raise ToolsUnsupported(error.message, param="tools") from None
-        end = text.rstrip()
-        thinking = False
-        if reasoning := syntax.reasoning:
-            thinking = end.endswith(reasoning.opens.rstrip())
-            if end.endswith(reasoning.closes):
-                syntax = attrs.evolve(syntax, reasoning=attrs.evolve(reasoning, implied=False))
+        text = self._rendered(template, request, tools)
+        syntax, end = self._syntax, text.rstrip()
+        thinking = None
+        if marks := syntax.reasoning:
+            opened, closed = end.endswith(marks.opens.rstrip()), end.endswith(marks.closes)
+            thinking = opened if opened or closed else None
+            if closed:
+                syntax = attrs.evolve(syntax, reasoning=attrs.evolve(marks, implied=False))
         ids = self.vocabulary.encode(text, special=False)
         return Prompt(ids=ids, syntax=syntax, thinking=thinking, tools=tools)
+
+    def _rendered(self, template: Template, request: ChatRequest, tools: tuple[Tool, ...]) -> str:
+        turns = turns_of(request.messages, template.abilities, self._syntax.calls)
+        arguments = {**thinking_arguments(request.reasoning), **request.template_args}
+        if not tools:
+            return template.render(turns, **arguments)
+        if not template.abilities.tools:
+            raise ToolsUnsupported("the model's chat template does not know tools", param="tools")
+        try:
+            return template.render(turns, written_tools(tools), **arguments)
+        except InvalidRequest as error:
+            template.render(turns, **arguments)  # raises if it is not for the tools
+            raise ToolsUnsupported(error.message, param="tools") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from cortex.neuron.constraint import CallSyntax
 from cortex.neuron.text import harmony
 from cortex.neuron.text.forms import Form
 
@@ -40,6 +41,7 @@ class Calls:
         forms: Of a call; the first that begins where a call may is the one.
         bare: A call may also be all there is of an answer, without any mark.
         ends_thinking: `opens` ends thoughts that were not closed.
+        written: How to have them written, and to write them: None where nobody can say.
         history_ids: What the template wants ids of calls to be: ``functions`` is
             ``functions.NAME:NUMBER``, ``nine`` is nine letters and digits.
     """
@@ -51,6 +53,7 @@ class Calls:
     forms: tuple[Form, ...]
     bare: bool = False
     ends_thinking: bool = False
+    written: CallSyntax | None = None
     history_ids: str = ""
 
 

@@ -34,16 +34,22 @@ class Abilities:
         in_a_row: Several turns of one role.
         parts: Content has to be a list of parts.
         tools: Tools get into the prompt.
+        calls: So do the calls of earlier turns.
         objects: Arguments of calls are objects; else they are text.
         several_calls: A turn may have more than one.
+        thoughts_and_text: A turn with a call may have both.
+        user_after_results: The user may say something before the assistant has.
     """
 
-    system: bool
-    in_a_row: bool
-    parts: bool
-    tools: bool
-    objects: bool
-    several_calls: bool
+    system: bool = True
+    in_a_row: bool = True
+    parts: bool = False
+    tools: bool = True
+    calls: bool = True
+    objects: bool = True
+    several_calls: bool = True
+    thoughts_and_text: bool = True
+    user_after_results: bool = True
 
 
 class Template:
@@ -74,23 +80,41 @@ class Template:
     @cached_property
     def abilities(self) -> Abilities:
         """Find out what the template can do."""
-        user, parts = says("user"), {"role": "user", "content": [{"type": "text", "text": PROBE}]}
-        wants_parts = PROBE not in self._try([user]) and PROBE in self._try([parts])
-        user = parts if wants_parts else user
-        answer, called = says("assistant"), says("assistant", tool_calls=[call({"brown": "fox"})])
-        result = {**says("tool"), "tool_call_id": "call00000", "name": "quick_probe"}
-        twice = {**called, "tool_calls": [call({}), call({})]}
-        as_text = {**called, "tool_calls": [call('{"brown": "fox"}')]}
-        with_call = self._try([user, called, result])
+        listed = [{"type": "text", "text": PROBE}]
+        plain = self._try([says("user")])
+        tools = () if plain or self._try([says("user", listed)]) else (TOOL,)  # some insist on them
+        parts = PROBE not in self._try([says("user")], tools)
+        parts = parts and PROBE in self._try([says("user", listed)], tools)
+
+        def turn(role: str, text: str = PROBE, /, **more: object) -> Turn:
+            return says(role, [{"type": "text", "text": text}] if parts else text, **more)
+
+        def tried(*turns: Turn) -> str:
+            return self._try(turns, tools)
+
+        user, answer = turn("user"), turn("assistant")
+        result = turn("tool", "ok", tool_call_id="call00000", name="quick_probe")
+
+        def after_calls(*calls: Turn, then: Sequence[Turn] = (), **more: str) -> str:
+            turns = (user, turn("assistant", tool_calls=list(calls), **more))
+            return tried(*turns, *[result for _ in calls], *then)
+
+        fox, dog = called({"brown": "fox"}), called({"lazy": "dog"})
+        objects = "fox" in after_calls(fox)
+        if not objects and "fox" in after_calls(fox_text := called('{"brown": "fox"}')):
+            fox, dog = fox_text, called('{"lazy": "dog"}')
+        calls = "fox" in after_calls(fox)
         return Abilities(
-            system=PROBE[4:] in self._try([says("system", PROBE[4:]), {**user, "content": "x"}])
-            if not wants_parts
-            else bool(self._try([{**parts, "role": "system"}, user])),
-            in_a_row=bool(self._try([user, user, answer, answer, user])),
-            parts=wants_parts,
+            system="a bear" in tried(turn("system", "a bear"), user),
+            in_a_row=bool(tried(user, user, answer, answer, user)),
+            parts=parts,
             tools="quick_probe" in self._try([user], [TOOL]),
-            objects="fox" in with_call or "fox" not in self._try([user, as_text, result]),
-            several_calls=not with_call or bool(self._try([user, twice, result, result])),
+            calls=calls,
+            objects=objects or not calls,
+            several_calls=not calls or "dog" in after_calls(fox, dog),
+            thoughts_and_text=not calls
+            or bool(after_calls(fox, reasoning_content="a", thinking="a")),
+            user_after_results=not calls or bool(after_calls(fox, then=[user])),
         )
 
     def _try(self, turns: Sequence[Turn], tools: Sequence[Turn] = ()) -> str:
@@ -100,12 +124,12 @@ class Template:
             return ""
 
 
-def says(role: str, text: str = PROBE, **more: object) -> dict[str, Any]:
+def says(role: str, content: object = PROBE, **more: object) -> Turn:
     """Return a turn to try."""
-    return {"role": role, "content": text, **more}
+    return {"role": role, "content": content, **more}
 
 
-def call(arguments: object) -> dict[str, Any]:
+def called(arguments: object) -> Turn:
     """Return a call to try; its id pleases the strictest."""
     function = {"name": "quick_probe", "arguments": arguments}
     return {"id": "call00000", "type": "function", "function": function}

@@ -17,6 +17,9 @@ class Vocabulary:
 
     Attributes:
         size: Token ids there are; they begin at 0.
+        special: The text of special tokens, by id.
+        marks: The ids of those that llguidance takes for special, by text: to it, any added token
+            in angle brackets is one.
     """
 
     def __init__(self, tokenizer: str) -> None:
@@ -30,6 +33,11 @@ class Vocabulary:
         added = {token["id"]: token for token in said.get("added_tokens") or ()}
         self._added = {number: str(token["content"]) for number, token in added.items()}
         self.special = {n: self._added[n] for n, token in added.items() if token.get("special")}
+        self.marks = {
+            said: n
+            for n, said in self._added.items()
+            if n in self.special or (said.startswith("<") and said.endswith(">"))
+        }
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of a text, with what the tokenizer puts around one if *special*."""

@@ -20,16 +20,20 @@ WEATHER = Tool(name="get_weather", description="The weather", parameters=CITY)
 TIME = Tool(name="time")
 TOOLS = (WEATHER, TIME)
 HERMES = "<think>\n</think> <tool_call>"
-CODER = "<tool_call>\n<function=example>"
+CODER = "<tool_call>\n<function=example><parameter=x>"
+FUNCTIONARY = "<function=example>{}</function>"
+DEEPSEEK_R1 = "<think></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>```json"
 DEEPSEEK = "<think></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
 DSML = "dsml_token = ｜DSML｜"
 KIMI = "<think></think><|tool_calls_section_begin|><|tool_call_argument_begin|>"
 GLM = "<think></think><tool_call><arg_key>"
 MINIMAX = "<think></think>'<minimax:tool_call>'"
 SEED = "<seed:think></seed:think><seed:tool_call>"
-MISTRAL = "[THINK][/THINK][TOOL_CALLS]"
+MISTRAL = "[TOOL_CALLS]"
+MISTRAL_V11 = "[THINK][/THINK][TOOL_CALLS]name[ARGS]"
 GRANITE = "<|tool_call|>"
-PHI = "functools"
+PHI = "<|tool_call|>{}<|/tool_call|>"
+FUNCTOOLS = "functools"
 COMMAND = "<|START_THINKING|><|END_THINKING|><|START_RESPONSE|><|START_ACTION|>"
 NEMOTRON = "<TOOLCALL>"
 GEMMA4 = "<|channel>thought\n<channel|><|tool_call>call:"
@@ -162,7 +166,7 @@ ANSWERS = {  # template, what the model writes, what it means
         [call("get_weather", '{"city": "Par"}')],
     ),
     "deepseek r1": (
-        DEEPSEEK,
+        DEEPSEEK_R1,
         (
             "<think>Hm.</think>I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>"
             'get_weather\n```json\n{"city": "Paris"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>'
@@ -260,7 +264,7 @@ ANSWERS = {  # template, what the model writes, what it means
         [call(*PARIS), call(*NOW)],
     ),
     "mistral v11": (
-        MISTRAL,
+        MISTRAL_V11,
         (
             '[THINK]Hm.[/THINK]I look.[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}'
             "[TOOL_CALLS]time[CALL_ID]abcdefghi[ARGS]{}"
@@ -279,14 +283,24 @@ ANSWERS = {  # template, what the model writes, what it means
     ),
     "phi": (
         PHI,
+        '<|tool_call|>{"name": "time", "arguments": {}}<|/tool_call|>',
+        [call(*NOW)],
+    ),
+    "functionary": (
+        FUNCTIONARY,
+        'I look.<function=get_weather>{"city": "Paris"}</function><function=time>{}</function>',
+        [text("I look."), call(*PARIS), call(*NOW)],
+    ),
+    "functools": (
+        FUNCTOOLS,
         (
             'functools[{"name": "get_weather", "arguments": {"city": "Paris"}},'
             ' {"name": "time", "arguments": {}}]'
         ),
         [call(*PARIS), call(*NOW)],
     ),
-    "phi, about python": (
-        PHI,
+    "functools, about python": (
+        FUNCTOOLS,
         "import functools\n@functools.cache",
         [text("import functools\n@functools.cache")],
     ),

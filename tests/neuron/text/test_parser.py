@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import attrs
@@ -10,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.chat.events import TextDelta, ThinkingDelta, ToolCallDelta, ToolCallStarted
+from cortex.chat.request import Tool, ToolCall, ToolChoice
+from cortex.neuron.constraint import Constraint
+from cortex.neuron.text.conversation import spelled
 from cortex.neuron.text.families import CALLS, LLAMA, REASONING, detect
 from cortex.neuron.text.parser import Parser
+from cortex.neuron.text.syntaxes import Syntax
+from cortex.neuron.text.tokens import Vocabulary
 from tests.neuron.text.answers import (
     ANSWERS,
     CODER,
@@ -25,6 +31,7 @@ from tests.neuron.text.answers import (
 from tests.neuron.text.answers import (
     LLAMA as LLAMA_TEMPLATE,
 )
+from tests.neuron.text.templates import tokenizer_json
 
 each_answer = pytest.mark.parametrize("name", ANSWERS)
 
@@ -224,3 +231,41 @@ def test_a_syntax_without_anything_leaves_all_as_it_is():
     plain = attrs.evolve(detect("nothing"), calls=None)
     written = " <think>x</think> [TOOL_CALLS] \n"
     assert meaning(fed(Parser(plain, stem="r"), written)) == [text(written)]
+
+
+arguments_of = st.dictionaries(
+    st.sampled_from(["city", "days", "tags"]),
+    st.integers() | st.text('a\n<{"}', max_size=5) | st.lists(st.booleans(), max_size=2),
+)
+
+
+@pytest.mark.parametrize("calls", [c for c in (*CALLS, LLAMA) if c.written], ids=lambda c: c.family)
+@given(arguments_of, arguments_of)
+def test_a_call_written_for_a_family_is_read_as_it(calls, first, second):
+    """What history is written with where a template leaves it out, and what grammars hold to."""
+    names = ("get_weather", "time")
+    written = [
+        ToolCall(id="x", name=n, arguments=json.dumps(a))
+        for n, a in zip(names, (first, second), strict=True)
+    ]
+    text = calls.written.between.join(spelled(call, calls.written) for call in written)
+    untyped = [Tool(name=name) for name in names]
+    reader = Parser(Syntax(calls=calls), stem="r", tools=untyped)
+    said = meaning(fed(reader, [f"{calls.written.open}{text}{calls.written.close}"]))
+    assert [one[:2] for one in said] == [("call", name) for name in names]
+    if calls.written.parameter is None:
+        assert [json.loads(one[2]) for one in said] == [first, second]
+
+
+@pytest.mark.parametrize("calls", [c for c in (*CALLS, LLAMA) if c.written], ids=lambda c: c.family)
+def test_a_call_written_for_a_family_is_what_its_grammar_allows(calls):
+    from llguidance import LLMatcher, LLTokenizer
+
+    tokens = LLTokenizer(tokenizer_json(), eos_token=[0])
+    constraint = Constraint(syntax=calls.written, special=Vocabulary(tokenizer_json()).marks)
+    grammar = constraint.grammar(None, TOOLS, ToolChoice(mode="required"))
+    call = ToolCall(id="x", name="get_weather", arguments='{"city": "Paris", "days": 3}')
+    text = f"{calls.written.open}{spelled(call, calls.written)}{calls.written.close}"
+    matcher = LLMatcher(tokens, grammar, log_level=0)
+    assert matcher.consume_tokens(tokens.tokenize_str(text))
+    assert matcher.is_accepting()
