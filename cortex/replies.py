@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import BoundedSemaphore
@@ -98,9 +98,11 @@ class Replies:
         self._thread = ThreadPoolExecutor(1, "replies")
         self._waiting = BoundedSemaphore(MAX_WAITING)
 
-    async def join(self, name: str, dialect: Dialect, body: bytes) -> Turn:
+    async def join(self, name: str, dialect: Dialect, body: bytes, owner: str = "") -> Turn:
         """
         Return a request to *dialect*, called *name*, joined with the answers it goes on from.
+
+        Those have to be *owner*'s, and its own will be.
 
         Raises:
             InvalidRequest: It cannot be read, or one of them is not kept.
@@ -110,22 +112,29 @@ class Replies:
         replies = cast("ReplyDialect", dialect)
         ties = replies.ties(body)
         if ties.replies:
-            body = await self._do(lambda: replies.join(body, self._records(name, *ties.replies)))
+            body = await self._do(
+                lambda: replies.join(body, self._records(name, owner, ties.replies))
+            )
         if not ties.keep or not self._limits.max_count:
             return Turn(body)
-        return Turn(body, Tee(partial(self._keep, name, replies, body)))
+        return Turn(body, Tee(partial(self._keep, name, replies, body, owner)))
 
     async def serve(
-        self, request: web.Request, name: str, dialect: Dialect, operation: Operation
+        self,
+        request: web.Request,
+        name: str,
+        dialect: Dialect,
+        operation: Operation,
+        owner: str = "",
     ) -> web.Response:
         """
-        Answer a request for one of `OPERATIONS`.
+        Answer a request of *owner* for one of `OPERATIONS`.
 
         Raises:
-            ReplyNotFound: Nothing is kept under its id.
+            ReplyNotFound: Nothing of theirs is kept under its id.
         """
-        replies, reply_id = cast("ReplyDialect", dialect), request.match_info["id"]
-        body = await self._do(lambda: self._answer(request, name, replies, operation, reply_id))
+        replies = cast("ReplyDialect", dialect)
+        body = await self._do(lambda: self._answer(request, name, owner, replies, operation))
         return web.Response(body=body, content_type="application/json")
 
     async def close(self, _: web.Application | None = None) -> None:
@@ -136,9 +145,11 @@ class Replies:
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _keep(self, name: str, dialect: ReplyDialect, body: bytes, reply: bytes) -> None:
+    def _keep(
+        self, name: str, dialect: ReplyDialect, body: bytes, owner: str, reply: bytes
+    ) -> None:
         if self._waiting.acquire(blocking=False):
-            self._thread.submit(self._put, name, dialect, body, reply)
+            self._thread.submit(self._put, name, dialect, body, owner, reply)
         else:
             log.warning("the disk is too slow to keep every answer: one is not kept")
 
@@ -153,32 +164,33 @@ class Replies:
             self._store = ReplyStore(self._limits)
         return self._store
 
-    def _put(self, name: str, dialect: ReplyDialect, body: bytes, reply: bytes) -> None:
+    def _put(self, name: str, dialect: ReplyDialect, body: bytes, owner: str, reply: bytes) -> None:
         try:
             if (kept := dialect.record(body, reply)) is not None:
-                self._opened().put(name, *kept)
+                self._opened().put(name, *kept, owner)
         except Exception:
             log.exception("an answer could not be kept")
         finally:
             self._waiting.release()
 
-    def _records(self, name: str, *reply_ids: str) -> Mapping[str, bytes]:
-        return self._opened().get(name, reply_ids) if self._limits.max_count else {}
+    def _records(self, name: str, owner: str, reply_ids: Sequence[str]) -> Mapping[str, bytes]:
+        return self._opened().get(name, reply_ids, owner) if self._limits.max_count else {}
 
     def _answer(
         self,
         request: web.Request,
         name: str,
+        owner: str,
         dialect: ReplyDialect,
         operation: Operation,
-        reply_id: str,
     ) -> bytes:
-        record = self._records(name, reply_id).get(reply_id)
+        reply_id = request.match_info["id"]
+        record = self._records(name, owner, (reply_id,)).get(reply_id)
         if record is None:
             raise ReplyNotFound(f"no answer is kept under {reply_id!r}", param="id")
         match operation:
             case "delete_reply":
-                self._opened().delete(name, reply_id)
+                self._opened().delete(name, reply_id, owner)
                 return dialect.render_deleted(reply_id)
             case "cancel_reply":
                 raise InvalidRequest(f"{reply_id!r} is not in the background: it has ended")

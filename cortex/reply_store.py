@@ -18,7 +18,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
     dialect TEXT NOT NULL,
     id TEXT NOT NULL,
-    owner TEXT NOT NULL DEFAULT '',  -- whose it is, once clients have names
+    owner TEXT NOT NULL DEFAULT '',  -- whose it is; nobody else gets to see it
     kept REAL NOT NULL,              -- Unix seconds
     size INTEGER NOT NULL,
     record BLOB NOT NULL,
@@ -26,6 +26,14 @@ CREATE TABLE IF NOT EXISTS replies (
 );
 CREATE INDEX IF NOT EXISTS replies_by_age ON replies (kept, size);
 """
+PUT = """
+INSERT INTO replies (dialect, id, owner, kept, size, record) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (dialect, id) DO UPDATE
+SET kept = excluded.kept, size = excluded.size, record = excluded.record
+WHERE owner = excluded.owner
+"""
+GET = "SELECT record FROM replies WHERE dialect = ? AND id = ? AND owner = ? AND kept >= ?"
+DELETE = "DELETE FROM replies WHERE dialect = ? AND id = ? AND owner = ? AND kept >= ?"
 IN_MEMORY = ":memory:"
 BUSY_S = 5.0  # how long to wait for another process that writes
 log = logging.getLogger(__name__)
@@ -44,21 +52,23 @@ class ReplyStore:
         self._clock = clock
         self._database = opened(limits.path)
 
-    def put(self, dialect: str, reply_id: str, record: bytes) -> None:
-        """Keep *record*, and drop what is over the bounds, oldest first."""
+    def put(self, dialect: str, reply_id: str, record: bytes, owner: str = "") -> None:
+        """
+        Keep *record*, and drop what is over the bounds, oldest first.
+
+        An id somebody else has stays theirs: ids follow from what clients call their requests.
+        """
         if len(record) > self._max_bytes:
             log.warning("answer %s is larger than all that may be kept", reply_id)
             return
         with self._database:
-            self._database.execute(
-                "INSERT OR REPLACE INTO replies (dialect, id, kept, size, record)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (dialect, reply_id, self._clock(), len(record), record),
-            )
+            self._database.execute("DELETE FROM replies WHERE kept < ?", (self._oldest(),))
+            row = (dialect, reply_id, owner, self._clock(), len(record), record)
+            if not self._database.execute(PUT, row).rowcount:
+                log.warning("answer %s is not kept: somebody else has one of that id", reply_id)
             self._drop()
 
     def _drop(self) -> None:
-        self._database.execute("DELETE FROM replies WHERE kept < ?", (self._oldest(),))
         count, size = self._database.execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM replies"
         ).fetchone()
@@ -69,25 +79,21 @@ class ReplyStore:
             self._database.execute("DELETE FROM replies WHERE rowid = ?", (row,))
             count, size = count - 1, size - gone
 
-    def get(self, dialect: str, reply_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return the records there are of some ids."""
+    def get(self, dialect: str, reply_ids: Sequence[str], owner: str = "") -> dict[str, bytes]:
+        """Return the records *owner* has of some ids."""
         found = {}
         for reply_id in reply_ids:
             rows = self._database.execute(
-                "SELECT record FROM replies WHERE dialect = ? AND id = ? AND kept >= ?",
-                (dialect, reply_id, self._oldest()),
+                GET, (dialect, reply_id, owner, self._oldest())
             ).fetchall()
             if rows:
                 found[reply_id] = rows[0][0]
         return found
 
-    def delete(self, dialect: str, reply_id: str) -> bool:
-        """Drop an answer; tell whether it was there."""
+    def delete(self, dialect: str, reply_id: str, owner: str = "") -> bool:
+        """Drop an answer of *owner*; tell whether it was there."""
         with self._database:
-            gone = self._database.execute(
-                "DELETE FROM replies WHERE dialect = ? AND id = ? AND kept >= ?",
-                (dialect, reply_id, self._oldest()),
-            )
+            gone = self._database.execute(DELETE, (dialect, reply_id, owner, self._oldest()))
         return gone.rowcount > 0
 
     def close(self) -> None:

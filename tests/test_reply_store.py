@@ -75,6 +75,21 @@ def test_a_dialect_sees_only_its_own(store):
     assert kept.get("one", ["a"]) == {"a": b"1"}
 
 
+def test_an_owner_sees_only_its_own_and_takes_no_id_from_another(store, clock, caplog):
+    kept = store(ttl_s=10.0)
+    kept.put("d", "a", b"zed's", "zed")
+    kept.put("d", "a", b"amy's", "amy")
+    assert "answer a is not kept: somebody else has one" in caplog.text
+    assert kept.get("d", ["a"], "zed") == {"a": b"zed's"}
+    assert kept.get("d", ["a"], "amy") == kept.get("d", ["a"]) == {}
+    assert not kept.delete("d", "a", "amy")
+    kept.put("d", "a", b"zed's, again", "zed")
+    assert kept.get("d", ["a"], "zed") == {"a": b"zed's, again"}
+    clock.now += 11
+    kept.put("d", "a", b"amy's", "amy")
+    assert kept.get("d", ["a"], "amy") == {"a": b"amy's"}
+
+
 def test_what_is_too_old_is_neither_found_nor_kept(store, clock):
     kept = store(ttl_s=10.0)
     kept.put("d", "a", b"1")

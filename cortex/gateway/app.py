@@ -146,7 +146,9 @@ class Gateway:
         )
         try:
             if operation in OPERATIONS:
-                answer = await self._replies.serve(request, name, dialect, operation)
+                answer = await self._replies.serve(
+                    request, name, dialect, operation, principal.name
+                )
                 recording.status, recording.outcome = answer.status, "ok"
                 return answer
             account = self._accounts.enter(principal)

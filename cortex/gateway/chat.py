@@ -136,7 +136,7 @@ async def serve(
     check_model(recording.principal, peek.model, spec.id)
     recording.model = spec.id
     head = recording.head(bool(peek.stream))
-    turn = await replies.join(recording.dialect, dialect, body)
+    turn = await replies.join(recording.dialect, dialect, body, head.principal)
     asked = Asked(
         request=request, dialect=dialect, head=head, name=peek.model, body=turn.body, tee=turn.tee
     )

@@ -10,10 +10,11 @@ import attrs
 import pytest
 
 from cortex import replies as replies_module
-from cortex.config.schema import RepliesSection, UpstreamEntry
+from cortex.config.schema import AuthSection, RepliesSection, UpstreamEntry
 from cortex.dialects.openai_chat import OpenAIChat
 from cortex.dialects.openai_responses.dialect import OpenAIResponses
 from cortex.errors import InvalidRequest, PreviousReplyNotFound
+from cortex.fleet.principal import Key, digest
 from cortex.testing import FakeNeuron
 from tests.gateway.running import running
 from tests.neuron.serving import program, serving
@@ -337,6 +338,27 @@ async def test_an_answer_that_broke_off_is_not_kept(caplog):
         assert json.loads(said.rpartition(b"\ndata: ")[2])["type"] == "error"
         api = Api(gateway.url, gateway.client, None)
         await api.refused("response_not_found", "GET", f"/{reply_id}", 404)
+
+
+async def test_an_answer_is_there_for_nobody_but_whose_it_is():
+    keys = tuple(Key(name=name, sha256=digest(name)) for name in ("zed", "amy"))
+    async with (
+        FakeNeuron(["m"], dialects={"openai-responses": DIALECT}) as node,
+        running(node, auth=AuthSection(keys=keys)) as gateway,
+    ):
+        server = Api(gateway.url, gateway.client, node)
+        zed, amy = {"x-api-key": "zed"}, {"x-api-key": "amy"}
+        body = {"model": "m", "input": "one"}
+        kept = f"/{(await server.call('POST', '', headers=zed, json=body))['id']}"
+        for other in (amy, {}, {"x-cortex-principal": "zed"}):
+            for method, path in (("GET", kept), ("GET", f"{kept}/input_items"), ("DELETE", kept)):
+                await server.refused("response_not_found", method, path, 404, headers=other)
+            going_on = {**body, "previous_response_id": kept[1:]}
+            code = "previous_response_not_found"
+            await server.refused(code, "POST", "", 400, headers=other, json=going_on)
+        await server.call("GET", kept, headers=zed)
+        await server.call("POST", "", headers=zed, json={**going_on, "store": False})
+        assert await server.call("DELETE", kept, headers=zed)
 
 
 async def test_other_dialects_keep_nothing(through, monkeypatch):
