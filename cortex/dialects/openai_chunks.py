@@ -29,6 +29,10 @@ class Chunks:
         self.tail = b',"usage":null}\n\n' if self._asks_usage else b"}\n\n"
         self.live: set[int] = set()
 
+    def counted(self, prompt_tokens: int) -> bytes:
+        """Return the tail of a chunk that says how many tokens the prompt has."""
+        return b',"usage":' + encode(usage_object(Usage(prompt_tokens=prompt_tokens))) + b"}\n\n"
+
     def end(self, choice: int, usage: Usage) -> bytes:
         """Return what follows the last chunk of a choice: after the last of them all, the end."""
         self.live.discard(choice)

@@ -16,9 +16,10 @@ Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
 
 
 class StreamOptions(msgspec.Struct):
-    """``stream_options``."""
+    """``stream_options``; the second is vLLM's, and counts the prompt at once."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class WireSampling(msgspec.Struct, kw_only=True):
@@ -39,6 +40,11 @@ class WireSampling(msgspec.Struct, kw_only=True):
     @property
     def asks_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def counts_at_once(self) -> bool:
+        options = self.stream_options
+        return bool(options and options.include_usage and options.continuous_usage_stats)
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """Return what the fields say, with what the two dialects call differently."""

@@ -21,13 +21,23 @@ from cortex.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from cortex.chat.request import ChatRequest, Reasoning, Sampling, Text, Tool, ToolChoice, ToolResult
+from cortex.chat.request import (
+    ChatRequest,
+    Message,
+    Reasoning,
+    Sampling,
+    Text,
+    Tool,
+    ToolChoice,
+    ToolResult,
+)
 from cortex.dialects.openai_chat import OpenAIChat
 from cortex.errors import UnsupportedParameter
 
 DIALECT = OpenAIChat()
+HI = Message(role="user", parts=(Text("hi"),))
 CLIENT = DIALECT.client
-ASK = ChatRequest(id="r1", model="m", sampling=Sampling(stop=("END",)), stream=True)
+ASK = ChatRequest(id="r1", model="m", messages=(HI,), sampling=Sampling(stop=("END",)), stream=True)
 NOTHING = Usage()
 
 
@@ -317,7 +327,7 @@ logprobs = st.builds(
 
 
 @st.composite
-def answers(draw, *, with_logprobs: bool):
+def answers(draw, prompt_tokens: int, *, with_logprobs: bool):
     """One answer's events, as a harness yields them."""
     deltas: list[object] = list(map(ThinkingDelta, draw(st.lists(texts, max_size=3))))
     tokens = st.lists(logprobs, max_size=2).map(tuple) if with_logprobs else st.just(())
@@ -330,7 +340,7 @@ def answers(draw, *, with_logprobs: bool):
     reasons = ["length", "content_filter", *(["tool_calls"] if calls else ["stop"])]
     reason = draw(st.sampled_from(reasons))
     return [
-        Started(prompt_tokens=0),
+        Started(prompt_tokens=prompt_tokens),
         *deltas,
         Finished(
             reason=reason,
@@ -340,6 +350,21 @@ def answers(draw, *, with_logprobs: bool):
     ]
 
 
+ODD = [
+    b"[DONE]",
+    b"null",
+    b"{}",
+    b'{"choices":null,"error":null}',
+    b'{"choices":[{}]}',
+    b'{"choices":[{"index":-1,"delta":{"content":"x"}}]}',
+    b'{"choices":[{"index":1,"delta":null,"finish_reason":"stop"}]}',
+    b'{"choices":[{"delta":{"tool_calls":[{}]},"finish_reason":"length"}]}',
+    b'{"choices":[{"delta":{"tool_calls":[{"index":-3,"function":{"name":"f","arguments":[1]}}]}}]}',
+    b'{"choices":[{"delta":{"content":"x"},"logprobs":{"content":[]},"finish_reason":"odd"}]}',
+    b'{"choices":[],"usage":{}}',
+    b'{"choices":[{"delta":{"content":5}}]}',
+    b'{"error":[]}',
+]
 counts = st.integers(0, 10**6)
 usages = st.builds(
     Usage,
@@ -353,10 +378,11 @@ usages = st.builds(
 @settings(max_examples=50)
 @given(st.data(), st.booleans(), st.integers(1, 3), usages, st.lists(st.integers(0)))
 def test_any_answers_encoded_and_cut_anywhere_are_the_same_answers(data, logs, n, usage, cuts):
-    """What is lost: times, which answer took which tokens, and that the prompt is known early."""
+    """What is lost: times, and which answer took which tokens."""
     sampling = Sampling(stop=("END",), logprobs=2 if logs else None)
-    ask = attrs.evolve(ASK, n=n, include_usage=True, sampling=sampling)
-    each = [data.draw(answers(with_logprobs=logs)) for _ in range(n)]
+    body = CLIENT.render_request(attrs.evolve(ASK, n=n, sampling=sampling))
+    ask = DIALECT.parse_request(body, "r1")
+    each = [data.draw(answers(usage.prompt_tokens, with_logprobs=logs)) for _ in range(n)]
     each[0][-1] = attrs.evolve(each[0][-1], usage=usage)
     encoder, decoder = DIALECT.encoder(ask, 1), CLIENT.decoder(ask)
     order = data.draw(st.permutations([c for c, events in enumerate(each) for _ in events]))
@@ -369,6 +395,19 @@ def test_any_answers_encoded_and_cut_anywhere_are_the_same_answers(data, logs, n
     assert decoder.end() == []
     for choice, events in enumerate(each):
         assert [event for number, event in read if number == choice] == events
+
+
+@given(st.binary(max_size=200), st.lists(st.sampled_from(ODD)), st.integers(1, 2), st.booleans())
+def test_whatever_a_server_sends_the_answer_ends_once(junk, odd, n, comes_first):
+    ask = attrs.evolve(ASK, n=n)
+    stream = b"".join(b"data: " + event + b"\n\n" for event in odd)
+    decoder = CLIENT.decoder(ask)
+
+    read = decoder.feed(junk + b"\n\n" + stream if comes_first else stream + junk)
+    ends = [event for _, event in (*read, *decoder.end()) if isinstance(event, Finished | Failed)]
+
+    assert len(ends) == 1 if isinstance(ends[0], Failed) else len(ends) == n
+    assert decoder.feed(stream + b'data: {"error": "late"}\n\n') == decoder.end() == []
 
 
 names = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=6)
@@ -485,6 +524,7 @@ def kept(request: ChatRequest) -> object:
         messages=(),
         stream=True,
         include_usage=True,
+        private=None,
         reasoning=attrs.evolve(request.reasoning, effort=None),
         template_args={k: v for k, v in request.template_args.items() if k != "enable_thinking"},
     )

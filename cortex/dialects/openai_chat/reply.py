@@ -24,6 +24,7 @@ from cortex.dialects.openai import error_object, stream_error, usage_object
 from cortex.dialects.openai_chunks import Chunks
 from cortex.wire import encode
 
+ROLE = b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
 LEAST_LOGPROB = -9999.0  # what is said of the impossible
 
 
@@ -43,6 +44,7 @@ class StreamEncoder:
         self._texts = [start + b'{"content":' for start in self._starts]
         self._thoughts = [start + b'{"reasoning_content":' for start in self._starts]
         self._goes_on = b'},"logprobs":null,"finish_reason":null}]' + self._chunks.tail
+        self._counts_at_once = bool(request.private)
         self._bare: dict[int, int] = {}  # by choice, the last call, while it has no arguments
 
     def feed(self, event: ChatEvent, choice: int = 0) -> bytes:
@@ -66,9 +68,10 @@ class StreamEncoder:
                 return self._chunk(choice, said, encode(logprobs_object(logprobs)))
             case ToolCallStarted():
                 return self._end_call(choice) + self._start_call(choice, event)
-            case Started():
+            case Started(prompt_tokens=tokens):
                 self._chunks.live.add(choice)
-                return self._chunk(choice, b'{"role":"assistant","content":""}')
+                tail = self._chunks.counted(tokens) if self._counts_at_once else self._chunks.tail
+                return self._starts[choice] + ROLE + tail
             case Finished():
                 return self._end_call(choice) + self._finish(choice, event)
             case Failed(error):

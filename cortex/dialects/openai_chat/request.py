@@ -57,6 +57,7 @@ def parse_request(body: bytes, request_id: str) -> ChatRequest:
         template_args=wire.chat_template_kwargs or {},
         stream=bool(wire.stream),
         include_usage=wire.asks_usage,
+        private=wire.counts_at_once or None,
     )
 
 
