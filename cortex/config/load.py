@@ -22,6 +22,7 @@ from cortex.config.schema import (
     AuthSection,
     Catalogue,
     GatewayConfig,
+    LedgerSection,
     NeuronConfig,
     NeuronEntry,
     PluginSettings,
@@ -96,6 +97,7 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
         config,
         plugins=_plugin_settings(config.plugins, folder),
         replies=_replies(config.replies, folder, where, "gateway"),
+        ledger=LedgerSection(path=_state(config.ledger.path, folder, "gateway-ledger.db")),
     )
     return config, catalogue
 
@@ -223,11 +225,16 @@ def _replies(section: RepliesSection, folder: Path, where: str, program: str) ->
     _at_least(0, section.max_count, f"{where}: replies.max_count")
     _at_least(1, section.max_mb, f"{where}: replies.max_mb")
     _at_least(1, section.ttl_s, f"{where}: replies.ttl_s")
-    if section.path is not None:
-        return attrs.evolve(section, path=folder / section.path)
+    return attrs.evolve(section, path=_state(section.path, folder, f"{program}-replies.db"))
+
+
+def _state(path: Path | None, folder: Path, otherwise: str) -> Path:
+    """Return where something is kept: as *folder*'s file says, else where the user's state is."""
+    if path is not None:
+        return folder / path
     state = environment().get("XDG_STATE_HOME")
     home = Path(state or os.path.expanduser("~/.local/state"))  # noqa: PTH111 - never raises
-    return attrs.evolve(section, path=home / "cortex" / f"{program}-replies.db")
+    return home / "cortex" / otherwise
 
 
 def _override(table: dict[str, Any], prefix: str, cls: type[Any]) -> None:

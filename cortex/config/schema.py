@@ -176,6 +176,19 @@ class AuthSection:
 
 
 @attrs.frozen(kw_only=True)
+class LedgerSection:
+    """
+    ``[ledger]``: usage by key, model and day.
+
+    Attributes:
+        path: The database; as read from a file it is always set, and without one nothing goes to
+            the disk.
+    """
+
+    path: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
 class GatewayConfig:
     """cortex.toml, and with it models.toml."""
 
@@ -185,6 +198,7 @@ class GatewayConfig:
     queue: QueueSection = attrs.field(factory=QueueSection)
     replies: RepliesSection = attrs.field(factory=RepliesSection)
     auth: AuthSection = attrs.field(factory=AuthSection)
+    ledger: LedgerSection = attrs.field(factory=LedgerSection)
     neurons: tuple[NeuronEntry, ...] = ()
     upstreams: tuple[UpstreamEntry, ...] = ()
     plugins: PluginSettings = attrs.field(factory=PluginSettings)

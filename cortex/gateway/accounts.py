@@ -17,8 +17,8 @@ from cortex.errors import InsufficientQuota, RateLimited
 from cortex.fleet.model import RequestRecord
 from cortex.fleet.principal import MAX_BUDGET_DAYS, Principal
 from cortex.gateway.bucket import Bucket
+from cortex.gateway.ledger import DAY_S, Ledger
 
-DAY_S = 86_400
 SOON_S = 1.0  # when one of several requests under way may have ended
 
 
@@ -125,27 +125,33 @@ def _resized(bucket: Bucket | None, per_minute: int | None, now: float) -> Bucke
 
 
 class Accounts:
-    """The accounts of a gateway, by the name of their principal."""
+    """The accounts of a gateway, by the name of their principal; *ledger* remembers them."""
 
     def __init__(
-        self, clock: Callable[[], float] = monotonic, wall: Callable[[], float] = time
+        self,
+        ledger: Ledger,
+        clock: Callable[[], float] = monotonic,
+        wall: Callable[[], float] = time,
     ) -> None:
-        self._clock, self._wall = clock, wall
+        self._ledger, self._clock, self._wall = ledger, clock, wall
         self._accounts: dict[str, Account] = {}
 
     def enter(self, principal: Principal) -> Account:
         """Let a request of *principal* in, or raise as `Account.enter`; `leave` has to follow."""
-        now = self._clock()
+        now, wall = self._clock(), self._wall()
         account = self._accounts.get(principal.name)
         if account is None:
-            account = self._accounts[principal.name] = Account.opened(principal, {}, now)
+            days = self._ledger.days(principal.name, int(wall // DAY_S))
+            account = self._accounts[principal.name] = Account.opened(principal, days, now)
         elif account.principal is not principal and account.principal != principal:
             account.adopt(principal, now)
-        account.enter(now, self._wall())
+        account.enter(now, wall)
         return account
 
     def leave(self, account: Account, record: RequestRecord) -> None:
         """Let a request go that `enter` let in."""
-        tokens = record.prompt_tokens + record.completion_tokens
-        counts = record.operation != "count"  # to count a prompt costs nothing
-        account.leave(tokens if counts else 0, self._clock(), self._wall())
+        if record.operation == "count":  # costs nothing
+            record = attrs.evolve(record, prompt_tokens=0, completion_tokens=0)
+        wall = self._wall()
+        account.leave(record.prompt_tokens + record.completion_tokens, self._clock(), wall)
+        self._ledger.add(record, int(wall // DAY_S))

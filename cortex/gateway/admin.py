@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from time import monotonic
+import asyncio
+from time import monotonic, time
 from urllib.parse import unquote
 
 import attrs
@@ -10,14 +11,17 @@ import msgspec
 from aiohttp import web
 
 from cortex import __version__
-from cortex.errors import ModelNotFound, RouteNotFound
+from cortex.errors import InvalidRequest, ModelNotFound, RouteNotFound
 from cortex.fleet.node import Fleet
 from cortex.gateway.catalogue import Names
+from cortex.gateway.ledger import DAY_S, Ledger, date_of
 from cortex.gateway.loads import Loads
 from cortex.gateway.nodes import Node, Nodes
 from cortex.plugins import KINDS, Plugins
 from cortex.registry import did_you_mean
 from cortex.web import read_json, reply
+
+MAX_DAYS = 3660
 
 
 class ModelBody(msgspec.Struct):
@@ -34,6 +38,7 @@ class Admin:
     nodes: Nodes
     names: Names
     loads: Loads
+    ledger: Ledger
     plugins: Plugins
     began: float = attrs.field(factory=monotonic)
 
@@ -41,6 +46,7 @@ class Admin:
         """Route our paths."""
         router.add_get("/api/v1/fleet", self._fleet)
         router.add_get("/api/v1/plugins", self._plugins)
+        router.add_get("/api/v1/usage", self._usage)
         router.add_post("/api/v1/models/{id:.+}/load", self._load)
         router.add_post("/api/v1/models/{id:.+}/unload", self._unload)
 
@@ -69,6 +75,14 @@ class Admin:
                 "failures": [attrs.asdict(failure) for failure in self.plugins.failures],
             }
         )
+
+    async def _usage(self, request: web.Request) -> web.Response:
+        days = request.query.get("days", "30")
+        if not days.isdecimal() or not 1 <= int(days) <= MAX_DAYS:
+            raise InvalidRequest(f"expected 1 to {MAX_DAYS} days, got {days!r}", param="days")
+        since = int(time() // DAY_S) - int(days) + 1
+        usage = await asyncio.to_thread(self.ledger.usage, since)
+        return reply({"since": date_of(since).isoformat(), "usage": usage})
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await read_json(request, ModelBody)

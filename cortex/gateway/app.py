@@ -19,6 +19,7 @@ from cortex.gateway.accounts import Accounts
 from cortex.gateway.admin import Admin
 from cortex.gateway.auth import PRINCIPAL, Auth
 from cortex.gateway.catalogue import Names
+from cortex.gateway.ledger import Ledger
 from cortex.gateway.loads import Loads
 from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.neuron_client import NeuronClient
@@ -58,7 +59,8 @@ class Gateway:
             "eviction policy", config.eviction.strategy, f"{where}: eviction.strategy"
         ).build()
         self.auth = Auth.of(config.auth, plugins, where)
-        self._accounts = Accounts()
+        self._ledger = Ledger(config.ledger.path)
+        self._accounts = Accounts(self._ledger)
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
         entries: list[NeuronEntry | UpstreamEntry] = [*config.neurons, *config.upstreams]
         clients = [NeuronClient(e.endpoint, e.token, session) for e in entries]
@@ -86,7 +88,13 @@ class Gateway:
             config=config.queue,
         )
         self._replies = Replies(config.replies)
-        self._admin = Admin(nodes=self.nodes, names=self.names, loads=self.loads, plugins=plugins)
+        self._admin = Admin(
+            nodes=self.nodes,
+            names=self.names,
+            loads=self.loads,
+            ledger=self._ledger,
+            plugins=plugins,
+        )
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
 
     def application(self) -> web.Application:
@@ -101,6 +109,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Learn from the neurons what is loaded, and keep learning."""
+        self._ledger.open()
         await first_round(self.nodes)
         for node in self.nodes:
             polling = self._tasks.create_task(
@@ -117,6 +126,7 @@ class Gateway:
         self.loads.stop()
         for node in self.nodes:
             node.client.close()
+        self._ledger.close()
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:

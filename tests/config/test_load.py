@@ -40,8 +40,8 @@ CORTEX = {
     "a = 1\na = 2": 'line 2, column 0: Key "a" already exists.',
     "gatway = 1": "gatway: unknown key (did you mean 'gateway'?)",
     "zzz = 1": (
-        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, auth, neurons,"
-        " upstreams, plugins)"
+        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, auth, ledger,"
+        " neurons, upstreams, plugins)"
     ),
     "gateway = 3": "gateway: expected a table, got 3 (a whole number)",
     "gateway = []": "gateway: expected a table, got a list",

@@ -19,6 +19,7 @@ from cortex.config.schema import (
     Catalogue,
     EvictionSection,
     GatewayConfig,
+    LedgerSection,
     NeuronEntry,
     PluginSettings,
     QueueSection,
@@ -140,6 +141,7 @@ async def running(
     replies: RepliesSection | None = None,
     upstreams: Sequence[UpstreamEntry] = (),
     auth: AuthSection | None = None,
+    ledger: LedgerSection | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -158,6 +160,7 @@ async def running(
         queue=QueueSection(max_depth=max_depth, max_wait_s=max_wait_s),
         replies=replies or RepliesSection(),
         auth=auth or AuthSection(),
+        ledger=ledger or LedgerSection(),
     )
     catalogue = Catalogue(models=tuple(models), aliases=aliases or {})
     connector = aiohttp.TCPConnector(limit=0)

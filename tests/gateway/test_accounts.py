@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from cortex.errors import InsufficientQuota, RateLimited
 from cortex.fleet.model import RequestRecord
 from cortex.fleet.principal import Principal
-from cortex.gateway.accounts import DAY_S, Accounts
+from cortex.gateway.accounts import Accounts
+from cortex.gateway.ledger import DAY_S, Ledger
 
 DAY = 20_000  # since 1970
 
@@ -25,7 +26,7 @@ class Clock:
 
 
 def accounts(clock: Clock) -> Accounts:
-    return Accounts(lambda: clock.now, lambda: clock.wall)
+    return Accounts(Ledger(None), lambda: clock.now, lambda: clock.wall)
 
 
 def record(tokens: int = 0, operation: str = "chat") -> RequestRecord:
