@@ -103,6 +103,9 @@ async def test_the_route_makes_a_model_countable_and_loads_nothing():
         answer = await node.post("/models/tokenizer", model_id="m", harness="echo")
         assert answer == {"status": "ready", "model_id": "m"}
         assert await models.counter("m")(request) == 3
+        messages = [{"role": "user", "content": "one two three"}]
+        asked = {"model": "m", "messages": messages}
+        assert await node.post("/v1/messages/count_tokens", **asked) == {"input_tokens": 3}
         assert await node.get("/models") == []
         await node.chat("m", status=404)
         await node.load("m")
