@@ -29,6 +29,8 @@ HELLO, DONE = "hello from the scripted model", "both tools answered"
 THOUGHT, ANSWERED = "a thought that has to come back", "the thought came back"
 NOTHING_LEFT: Script = {}
 LIMIT_S = 150
+SHOWN_CHARS = 6000
+CHAT = "openai-chat"
 
 
 @attrs.frozen(kw_only=True)
@@ -107,7 +109,6 @@ def aider(name: str, dialect: str, model: str, env: Callable[[str], dict[str, st
 CODEX_TOML = """
 model = "{model}"
 model_provider = "cortex"
-model_reasoning_summary = "auto"
 check_for_update_on_startup = false
 [analytics]
 enabled = false
@@ -147,11 +148,11 @@ AGENTS = (
         read=lambda path: ("exec_command", {"cmd": f"cat {path}"}),
         shell=lambda line: ("exec_command", {"cmd": line}),
     ),
-    opencode("opencode", "openai-chat", "@ai-sdk/openai-compatible"),
+    opencode("opencode", CHAT, "@ai-sdk/openai-compatible"),
     opencode("opencode-anthropic", "anthropic-messages", "@ai-sdk/anthropic"),
     aider(
         "aider",
-        "openai-chat",
+        CHAT,
         f"openai/{MODEL}",
         lambda url: {"OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "none"},
     ),
@@ -306,31 +307,39 @@ def numbered(calls: Sequence[tuple[str, dict]]) -> list[tuple[str, str, Sequence
 
 def main() -> int:
     prefix, *names = sys.argv[1:]
-    failed = 0
-    models = [ModelSpec(id=MODEL)]
-    for agent in AGENTS:
-        if names and agent.name not in names:
-            continue
-        with fleet("tests.clients.agents:NOTHING_LEFT", models) as servers:
-            trial = Trial(agent, servers, Path(prefix).resolve())
-            trial.prepare()
-            version = trial.run(agent.version).split("\n")[-2].strip()
-            print(f"{agent.name} ({version}), {agent.dialect}", flush=True)
-            for turn in trial.turns():
-                trial.prepare()
-                servers.harness.forget()
-                began, cause = time.monotonic(), ""
-                try:
-                    turn()
-                except Failure as failure:
-                    cause, failed = str(failure), failed + 1
-                state = "FAILED" if cause else "ok"
-                took = f"{time.monotonic() - began:5.1f} s, {len(trial.arrived())} requests"
-                print(f"  {turn.__name__:10} {state:7} {took}", flush=True)
-                if cause:
-                    print("    " + cause[-6000:].replace("\n", "\n    "), flush=True)
+    chosen = [agent for agent in AGENTS if not names or agent.name in names]
+    trials = [(agent, None) for agent in chosen]
+    trials += [(agent, CHAT) for agent in chosen if agent.dialect != CHAT]
+    failed = sum(trial(agent, speaks, Path(prefix).resolve()) for agent, speaks in trials)
     print(f"{failed} turns failed" if failed else "every turn of every agent is well")
     return bool(failed)
+
+
+def trial(agent: Agent, speaks: str | None, prefix: Path) -> int:
+    """Put an agent in front of a fleet; print how its turns went, return how many failed."""
+    failed = 0
+    with fleet(
+        "tests.clients.agents:NOTHING_LEFT", [ModelSpec(id=MODEL)], speaks=speaks
+    ) as servers:
+        asked = Trial(agent, servers, prefix)
+        asked.prepare()
+        version = asked.run(agent.version).split("\n")[-2].strip()
+        over = f", from a server that speaks {speaks}" if speaks else ""
+        print(f"{agent.name} ({version}), {agent.dialect}{over}", flush=True)
+        for turn in asked.turns():
+            asked.prepare()
+            servers.harness.forget()
+            began, cause = time.monotonic(), ""
+            try:
+                turn()
+            except Failure as failure:
+                cause, failed = str(failure), failed + 1
+            state = "FAILED" if cause else "ok"
+            took = f"{time.monotonic() - began:5.1f} s, {len(asked.arrived())} requests"
+            print(f"  {turn.__name__:10} {state:7} {took}", flush=True)
+            if cause:
+                print("    " + cause[-SHOWN_CHARS:].replace("\n", "\n    "), flush=True)
+    return failed
 
 
 if __name__ == "__main__":

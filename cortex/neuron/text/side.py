@@ -85,10 +85,7 @@ class Text:
         """
         choice, calls = request.tool_choice, prompt.syntax.calls
         required = choice.mode == "required"
-        strict = choice.mode == "auto" and any(tool.strict for tool in prompt.tools)
-        if prompt.syntax.harmony or not (calls and calls.written):
-            strict = False  # there is no way to
-        if request.format is None and not required and not strict:
+        if request.format is None and not required:
             return None
         if prompt.syntax.harmony:
             constraint = attrs.evolve(HARMONY, special=self.vocabulary.marks)
