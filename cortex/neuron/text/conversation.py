@@ -57,8 +57,8 @@ def turns_of(
         turns = merged(turns)
     if not abilities.several_calls:
         turns = one_call_each(turns)
-    if not abilities.calls and calls and calls.written:
-        turns = calls_as_text(turns, calls.written)
+    if not abilities.calls and calls:
+        turns = calls_as_text(turns, calls)
     history_ids = calls.history_ids if calls else ""
     names: dict[str, tuple[str, str]] = {}  # of calls by their ids: the template's id, the tool
     written = []
@@ -136,7 +136,7 @@ def one_call_each(turns: Iterable[Message]) -> Iterator[Message]:
     yield from waiting
 
 
-def calls_as_text(turns: Iterable[Message], syntax: CallSyntax) -> Iterator[Message]:
+def calls_as_text(turns: Iterable[Message], syntax: Calls) -> Iterator[Message]:
     """Yield *turns* with calls as the model writes them, for a template that leaves them out."""
     for turn in turns:
         calls = [part for part in turn.parts if isinstance(part, ToolCall)]
@@ -144,8 +144,21 @@ def calls_as_text(turns: Iterable[Message], syntax: CallSyntax) -> Iterator[Mess
             yield turn
             continue
         rest = tuple(part for part in turn.parts if not isinstance(part, ToolCall))
-        text = syntax.between.join(spelled(call, syntax) for call in calls)
-        yield attrs.evolve(turn, parts=(*rest, Text(f"{syntax.open}{text}{syntax.close}")))
+        yield attrs.evolve(turn, parts=(*rest, Text(all_spelled(calls, syntax))))
+
+
+def all_spelled(calls: Sequence[ToolCall], syntax: Calls) -> str:
+    """Return calls as a model writes them; as JSON if nobody can say how."""
+    if syntax.in_python:
+        opens, closes = syntax.in_python
+        said = [(call.name, as_object(call.arguments) or {}) for call in calls]
+        written = [
+            f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+            for name, arguments in said
+        ]
+        return f"{opens}{', '.join(written)}{closes}"
+    form = syntax.written or CallSyntax(before='{"name": "', middle='", "arguments": ', after="}")
+    return f"{form.open}{form.between.join(spelled(call, form) for call in calls)}{form.close}"
 
 
 def spelled(call: ToolCall, syntax: CallSyntax) -> str:
@@ -224,6 +237,15 @@ def written_tools(tools: Iterable[Tool]) -> list[dict[str, Any]]:
         }
         for tool in tools
     ]
+
+
+def with_tools(turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return *turns* with tools, as text, beside what the system says."""
+    system, rest = {"role": "system", "content": ""}, turns
+    if turns and turns[0]["role"] == "system":
+        system, rest = turns[0], turns[1:]
+    functions = [tool["function"] for tool in tools]
+    return [{**system, "tools": json.dumps(functions, ensure_ascii=False)}, *rest]
 
 
 def parameters(tool: Tool) -> dict[str, Any]:

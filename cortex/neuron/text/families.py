@@ -13,12 +13,14 @@ import re
 import attrs
 
 from cortex.neuron.constraint import CallSyntax, Constraint
-from cortex.neuron.text.forms import BareKeyCall, HeadedCall, JsonCall, TaggedCall
+from cortex.neuron.text.code_forms import BareKeyCall, PythonCall
+from cortex.neuron.text.json_forms import HeadedCall, JsonCall, KeyedCall
 from cortex.neuron.text.syntaxes import Calls, Reasoning, Syntax
+from cortex.neuron.text.tag_form import TaggedCall
 
-WRAPPERS = (
-    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),  # Command
-    ("<response>", "</response>"),  # Granite, Ernie
+WRAPPERS = (  # what tells them, and they
+    ("<|START_RESPONSE|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),  # Command
+    ("<response></response>", ("<response>", "</response>")),  # Granite
 )
 REASONING = (
     Reasoning(family="mistral", opens="[THINK]", closes="[/THINK]"),
@@ -164,6 +166,19 @@ CALLS = (
         history_ids="functions",
     ),
     Calls(
+        family="glm-4.7",
+        sign=re.compile("</arg_key><arg_value>"),
+        opens=("<tool_call>",),
+        around=("</tool_call>",),
+        forms=(KEYED,),
+        written=CallSyntax(
+            before="<tool_call>",
+            middle="",
+            after="</tool_call>",
+            parameter=("<arg_key>", "</arg_key><arg_value>", "</arg_value>"),
+        ),
+    ),
+    Calls(
         family="glm",
         sign=re.compile("<arg_key>"),
         opens=("<tool_call>",),
@@ -268,6 +283,29 @@ CALLS = (
         ),
     ),
     Calls(
+        family="apertus",
+        sign=re.compile(r"<\|tools_prefix\|>"),
+        opens=("<|tools_prefix|>",),
+        around=("<|tools_prefix|>", "<|tools_suffix|>", *PUNCTUATION),
+        forms=(KeyedCall(),),
+        written=CallSyntax(
+            open="<|tools_prefix|>[",
+            before='{"',
+            middle='": ',
+            after="}",
+            between=", ",
+            close="]<|tools_suffix|>",
+        ),
+    ),
+    Calls(
+        family="tool-calls",  # Apriel, Hunyuan
+        sign=re.compile("<tool_calls>"),
+        opens=("<tool_calls>",),
+        around=("<tool_calls>", "</tool_calls>", *PUNCTUATION),
+        forms=(JsonCall(),),
+        written=listed("<tool_calls>[", "]</tool_calls>"),
+    ),
+    Calls(
         family="hermes",
         sign=re.compile("<tool_call>"),
         opens=("<tool_call>",),
@@ -282,9 +320,9 @@ CALLS = (
     ),
     Calls(
         family="phi",
-        sign=re.compile(r"<\|tool_call\|>.*<\|/tool_call\|>", re.DOTALL),
-        opens=("<|tool_call|>",),
-        around=("<|tool_call|>", "<|/tool_call|>", *PUNCTUATION),
+        sign=re.compile(r"<\|/tool(?:_call)?\|>"),
+        opens=("<|tool_call|>", "functools["),
+        around=("<|tool_call|>", "<|/tool_call|>", "functools[", *PUNCTUATION),
         forms=(JsonCall(),),
         written=listed("<|tool_call|>[", "]<|/tool_call|>"),
     ),
@@ -308,17 +346,25 @@ CALLS = (
         family="functools",
         sign=re.compile("functools"),
         opens=("functools[",),
-        around=("functools", *PUNCTUATION),
+        around=("functools[", *PUNCTUATION),
         forms=(JsonCall(),),
         written=listed("functools[", "]"),
     ),
+)
+LFM = Calls(
+    family="lfm2",
+    sign=re.compile(r"<\|tool_(?:call|list)_start\|>"),
+    opens=("<|tool_call_start|>",),
+    around=("<|tool_call_start|>", "<|tool_call_end|>", *PUNCTUATION),
+    forms=(JsonCall(), PythonCall()),
+    in_python=("<|tool_call_start|>[", "]<|tool_call_end|>"),
 )
 LLAMA = Calls(
     family="llama3",  # and whoever is asked for JSON in words
     sign=re.compile(r"<\|python_tag\|>"),
     opens=("<|python_tag|>",),
     around=("<|python_tag|>", *PUNCTUATION),
-    forms=(JsonCall(),),
+    forms=(JsonCall(strict=True),),
     bare=True,
     written=CallSyntax(before=NAMED, middle='", "parameters": ', after="}", between="; "),
 )
@@ -334,13 +380,20 @@ HARMONY = Constraint(
 )
 
 
-def detect(template: str) -> Syntax:
-    """Return how answers to prompts of a chat template are written."""
+def detect(template: str, tokens: str = "") -> Syntax:
+    """
+    Return how answers to prompts of a chat template are written.
+
+    Args:
+        template: Its source.
+        tokens: The special tokens of the model; they tell a family that its template does not.
+    """
     if "<|channel|>" in template and "<|message|>" in template:
         return Syntax(harmony=True)
     reasoning = next((r for r in REASONING if (r.sign or r.closes) in template), None)
-    if reasoning and not reasoning.sign and reasoning.opens not in template:
+    if reasoning and reasoning.opens not in template and "<｜Assistant｜>" in template:
         reasoning = attrs.evolve(reasoning, implied=True)
-    calls = next((c for c in CALLS if c.sign.search(template)), LLAMA)
-    wrappers = next((pair for pair in WRAPPERS if pair[0] in template), ())
+    otherwise = LFM if LFM.sign.search(template + tokens) else LLAMA
+    calls = next((c for c in CALLS if c.sign.search(template)), otherwise)
+    wrappers = next((pair for sign, pair in WRAPPERS if sign in template), ())
     return Syntax(reasoning=reasoning, calls=calls, wrappers=wrappers if reasoning else ())

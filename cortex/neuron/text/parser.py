@@ -91,14 +91,11 @@ class Parser:
         Args:
             cut: The model had more to say.
         """
-        if not self.over:
-            self.complete = not cut
-            self._pieces.ended = True
-            for _ in self._reader:
-                pass
-        self._utter(self._stops.rest())
-        blank, self._blank = self._blank, ""
-        self._emit(TextDelta(blank))
+        self.complete = not cut
+        self._pieces.ended = True
+        for _ in self._reader:
+            pass
+        self._flush()
         events, self._events = self._events, []
         return events
 
@@ -114,6 +111,8 @@ class Parser:
     # What comes out.
 
     def _emit(self, event: TextDelta | ThinkingDelta | ToolCallStarted | ToolCallDelta) -> None:
+        if self.over:
+            return
         last = self._events[-1] if self._events else None
         match event, last:
             case (TextDelta(""), _) | (ThinkingDelta(""), _) | (ToolCallDelta(arguments=""), _):
@@ -132,9 +131,17 @@ class Parser:
         if self._fresh:
             text = text.lstrip()
             self._fresh = not text
-        if text and not self.over:
+        if text:
             self._utter(self._stops.feed(text))
-            self.over = self._stops.matched is not None
+        if self._stops.matched is not None:
+            self._flush()
+            self.over = True
+
+    def _flush(self) -> None:
+        """Let go of what was held back: no stop string and no marker comes of it any more."""
+        self._utter(self._stops.rest())
+        self._emit(TextDelta(self._blank))
+        self._blank = ""
 
     def _utter(self, text: str) -> None:
         text = self._blank + text
@@ -153,7 +160,7 @@ class Parser:
     # What forms tell of a call.
 
     def start(self, name: str) -> None:
-        if self._bare and name not in self._tools:
+        if self.over or (self._bare and name not in self._tools):
             raise Unparsable
         self._pieces.kept = None
         self._utter(self._stops.rest())
@@ -217,8 +224,8 @@ class Parser:
         """Pass calls, with what is around them; what begins like one and is none is text."""
         pieces = self._pieces
         while True:
-            yield from self._skip(calls)
-            opened = pieces.kept is not None
+            separated = yield from self._skip(calls)
+            opened = separated or pieces.kept is not None
             pieces.kept = pieces.at if pieces.kept is None else pieces.kept
             form = yield from self._form(calls, opened)
             if form is None and not opened:
@@ -231,7 +238,7 @@ class Parser:
             except Unparsable:
                 pieces.at, pieces.kept = pieces.kept or 0, None
                 mark = yield from pieces.mark(calls.opens)
-                end = pieces.at + len(mark or " ")
+                end = min(pieces.at + len(mark or " "), len(pieces.text))
                 self._say(pieces.text[pieces.at : end])
                 pieces.at = end
                 return
@@ -239,14 +246,20 @@ class Parser:
                 self.over = True
                 return
 
-    def _skip(self, calls: Calls) -> Reading[None]:
-        """Pass what stands around calls, and remember where it opens the next."""
-        pieces = self._pieces
+    def _skip(self, calls: Calls) -> Reading[bool]:
+        """
+        Pass what stands around calls, and remember where it opens the next.
+
+        Returns:
+            Whether the last of it was a comma.
+        """
+        pieces, last = self._pieces, ""
         while True:
             yield from pieces.blank()
             mark = yield from pieces.mark(calls.around)
             if mark is None:
-                return
+                return last == ","
+            last = mark
             if mark in calls.opens and pieces.kept is None:
                 pieces.kept = pieces.at
             pieces.at += len(mark)
@@ -264,7 +277,7 @@ class Parser:
 
     def _harmony(self) -> Reading[None]:
         pieces = self._pieces
-        while (yield from pieces.peek()):
+        while (yield from pieces.peek()) and not self.over:
             channel, name = yield from harmony.head(pieces)
             if name and self._tools:
                 self.start(name)

@@ -16,7 +16,7 @@ from cortex.errors import InvalidRequest, ToolsUnsupported, UnsupportedParameter
 from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine.jobs import TextFiles
 from cortex.neuron.text.answer import Answer
-from cortex.neuron.text.conversation import thinking_arguments, turns_of, written_tools
+from cortex.neuron.text.conversation import thinking_arguments, turns_of, with_tools, written_tools
 from cortex.neuron.text.families import HARMONY, detect
 from cortex.neuron.text.parser import Parser
 from cortex.neuron.text.syntaxes import Syntax
@@ -61,7 +61,8 @@ class Text:
         self._tool_template = self._template
         if with_tools and with_tools != plain:
             self._tool_template = Template(with_tools, files.special_tokens)
-        self._syntax = detect(f"{plain or ''}{with_tools or ''}")
+        tokens = " ".join(self.vocabulary.special.values())
+        self._syntax = detect(f"{plain or ''}{with_tools or ''}", tokens)
         tools = self._tool_template is not None and self._tool_template.abilities.tools
         reasoning = self._syntax.harmony or self._syntax.reasoning is not None
         found = (("text", True), ("tools", tools), ("reasoning", reasoning))
@@ -166,8 +167,11 @@ class Text:
             return template.render(turns, **arguments)
         if not template.abilities.tools:
             raise ToolsUnsupported("the model's chat template does not know tools", param="tools")
+        written = written_tools(tools)
+        if template.abilities.tools_in_system:
+            return template.render(with_tools(turns, written), **arguments)
         try:
-            return template.render(turns, written_tools(tools), **arguments)
+            return template.render(turns, written, **arguments)
         except InvalidRequest as error:
             template.render(turns, **arguments)  # raises if it is not for the tools
             raise ToolsUnsupported(error.message, param="tools") from None

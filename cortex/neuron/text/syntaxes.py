@@ -19,7 +19,7 @@ class Reasoning:
 
     Attributes:
         sign: What a template of the family has in it.
-        implied: A model may think without opening, if its template never opens.
+        implied: The model thinks without opening, or may.
     """
 
     family: str
@@ -42,6 +42,7 @@ class Calls:
         bare: A call may also be all there is of an answer, without any mark.
         ends_thinking: `opens` ends thoughts that were not closed.
         written: How to have them written, and to write them: None where nobody can say.
+        in_python: What calls written in Python stand between.
         history_ids: What the template wants ids of calls to be: ``functions`` is
             ``functions.NAME:NUMBER``, ``nine`` is nine letters and digits.
     """
@@ -54,6 +55,7 @@ class Calls:
     bare: bool = False
     ends_thinking: bool = False
     written: CallSyntax | None = None
+    in_python: tuple[str, str] | None = None
     history_ids: str = ""
 
 

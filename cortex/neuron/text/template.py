@@ -34,6 +34,7 @@ class Abilities:
         in_a_row: Several turns of one role.
         parts: Content has to be a list of parts.
         tools: Tools get into the prompt.
+        tools_in_system: They do as text of the system turn's own.
         calls: So do the calls of earlier turns.
         objects: Arguments of calls are objects; else they are text.
         several_calls: A turn may have more than one.
@@ -45,6 +46,7 @@ class Abilities:
     in_a_row: bool = True
     parts: bool = False
     tools: bool = True
+    tools_in_system: bool = False
     calls: bool = True
     objects: bool = True
     several_calls: bool = True
@@ -104,11 +106,14 @@ class Template:
         if not objects and "fox" in after_calls(fox_text := called('{"brown": "fox"}')):
             fox, dog = fox_text, called('{"lazy": "dog"}')
         calls = "fox" in after_calls(fox)
+        as_argument = "quick_probe" in self._try([user], [TOOL])
+        in_system = "quick_probe" in tried(turn("system", tools='["quick_probe"]'), user)
         return Abilities(
             system="a bear" in tried(turn("system", "a bear"), user),
             in_a_row=bool(tried(user, user, answer, answer, user)),
             parts=parts,
-            tools="quick_probe" in self._try([user], [TOOL]),
+            tools=as_argument or in_system,
+            tools_in_system=in_system and not as_argument,
             calls=calls,
             objects=objects or not calls,
             several_calls=not calls or "dog" in after_calls(fox, dog),

@@ -34,6 +34,11 @@ MISTRAL_V11 = "[THINK][/THINK][TOOL_CALLS]name[ARGS]"
 GRANITE = "<|tool_call|>"
 PHI = "<|tool_call|>{}<|/tool_call|>"
 FUNCTOOLS = "functools"
+APERTUS = "<|tools_prefix|>"
+TOOL_CALLS = "<tool_calls>"
+LFM = "<|tool_list_start|>"
+GLM_47 = "<think></think><tool_call><arg_key></arg_key><arg_value>"
+GRANITE_THINKING = "<think></think><response></response>"
 COMMAND = "<|START_THINKING|><|END_THINKING|><|START_RESPONSE|><|START_ACTION|>"
 NEMOTRON = "<TOOLCALL>"
 GEMMA4 = "<|channel>thought\n<channel|><|tool_call>call:"
@@ -71,7 +76,7 @@ ANSWERS = {  # template, what the model writes, what it means
         [text("It is <think>x</think>.")],
     ),
     "a template that never opens thoughts": (
-        "content.split('</think>')",
+        "<｜Assistant｜>content.split('</think>')",
         "Hm.\n</think>\nYes.",
         [thought("Hm."), text("Yes.")],
     ),
@@ -231,7 +236,7 @@ ANSWERS = {  # template, what the model writes, what it means
         ],
     ),
     "glm 4.7": (
-        GLM,
+        GLM_47,
         (
             "<think>Hm.</think><tool_call>get_weather<arg_key>city</arg_key><arg_value>Paris"
             "</arg_value></tool_call><tool_call>time</tool_call>"
@@ -303,6 +308,48 @@ ANSWERS = {  # template, what the model writes, what it means
         FUNCTOOLS,
         "import functools\n@functools.cache",
         [text("import functools\n@functools.cache")],
+    ),
+    "granite, an answer in its marks": (
+        GRANITE_THINKING,
+        "<think>Hm.</think>\n<response>Hello.</response>",
+        [thought("Hm."), text("Hello.")],
+    ),
+    "apertus": (
+        APERTUS,
+        'I look.<|tools_prefix|>[{"get_weather": {"city": "Paris"}}, {"time": {}}]<|tools_suffix|>',
+        [text("I look."), call(*PARIS), call(*NOW)],
+    ),
+    "a list in tags": (
+        TOOL_CALLS,
+        '<tool_calls>[{"name": "time", "arguments": {}}]</tool_calls>',
+        [call(*NOW)],
+    ),
+    "lfm": (
+        LFM,
+        (
+            '<|tool_call_start|>[get_weather(city="Pa\\"ris, (x)", days=3, exact=true, tags=["a"]), time()]'
+            "<|tool_call_end|>Wait."
+        ),
+        [
+            call(
+                "get_weather", '{"city": "Pa\\"ris, (x)", "days": 3, "exact": true, "tags": ["a"]}'
+            ),
+            call(*NOW),
+            text("Wait."),
+        ],
+    ),
+    "lfm, by place and in json": (
+        LFM,
+        (
+            "<|tool_call_start|>[get_weather('Paris')]<|tool_call_end|>"
+            '<|tool_call_start|>[{"name": "time", "arguments": {}}]<|tool_call_end|>'
+        ),
+        [call(*PARIS), call(*NOW)],
+    ),
+    "lfm, no literals": (
+        LFM,
+        "<|tool_call_start|>[get_weather(city=input())]",
+        [text("<|tool_call_start|>[get_weather(city=input())]")],
     ),
     "command": (
         COMMAND,

@@ -105,6 +105,15 @@ GRANITE = """
 {%- for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}<assistant>
 """
 
+# Tools are text beside the system's, calls of earlier turns are left out.
+PHI = """
+{%- for m in messages %}
+    {{- '<|' + m.role + '|>' + m.content }}
+    {%- if m.role == 'system' and m.tools is defined %}{{ '<|tool|>' + m.tools + '<|/tool|>' }}{% endif %}
+    {{- '<|end|>' }}
+{%- endfor %}<|assistant|>
+"""
+
 # Content in parts.
 PARTS = """
 {%- for m in messages %}<{{ m.role }}>

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cortex.chat.events import TextDelta, ThinkingDelta, ToolCallDelta, ToolCallStarted
 from cortex.chat.request import Tool, ToolCall, ToolChoice
 from cortex.neuron.constraint import Constraint
-from cortex.neuron.text.conversation import spelled
-from cortex.neuron.text.families import CALLS, LLAMA, REASONING, detect
+from cortex.neuron.text.conversation import all_spelled
+from cortex.neuron.text.families import CALLS, LFM, LLAMA, REASONING, detect
 from cortex.neuron.text.parser import Parser
 from cortex.neuron.text.syntaxes import Syntax
 from cortex.neuron.text.tokens import Vocabulary
@@ -107,13 +107,19 @@ def test_whatever_the_pieces_of_marks_it_means_the_same_however_it_is_cut(data):
     marks = sorted(set(detect(template).marks()))
     bits = st.sampled_from([*marks, " ", "\n", '"', "{", "}", ":", ",", "time", "x", written])
     strange = "".join(data.draw(st.lists(bits, max_size=12)))
-    whole = of(template, strange)
-    assert meaning(fed(parser(template), strange)) == whole
+    how = {
+        "parallel": data.draw(st.booleans()),
+        "thinking": data.draw(st.booleans()),
+        "stop": data.draw(st.sampled_from([(), ("x",), ("\n", "ti")])),
+    }
+    cut = data.draw(st.booleans())
+    whole = meaning(fed(parser(template, **how), [strange], cut=cut))
+    assert meaning(fed(parser(template, **how), strange, cut=cut)) == whole
 
 
 def test_every_family_has_an_answer_here():
     syntaxes = [detect(template) for template, _, _ in ANSWERS.values()]
-    assert {s.calls.family for s in syntaxes if s.calls} == {c.family for c in (*CALLS, LLAMA)}
+    assert {s.calls.family for s in syntaxes if s.calls} == {c.family for c in (*CALLS, LFM, LLAMA)}
     assert {s.reasoning.family for s in syntaxes if s.reasoning} == {r.family for r in REASONING}
 
 
@@ -227,10 +233,23 @@ def test_an_answer_that_must_be_a_tool_without_marks_has_to_name_one_there_is():
     assert of(HERMES, '<tool_call>{"name": "nope"}</tool_call>') == [call("nope")]
 
 
+def test_an_answer_in_json_comes_as_it_is_written():
+    reader = parser(LLAMA_TEMPLATE)
+    assert meaning(reader.feed('{"title": "A')) == [text('{"title": "A')]
+    assert reader.feed(" tale") == [TextDelta(" tale")]
+
+
 def test_a_syntax_without_anything_leaves_all_as_it_is():
     plain = attrs.evolve(detect("nothing"), calls=None)
     written = " <think>x</think> [TOOL_CALLS] \n"
     assert meaning(fed(Parser(plain, stem="r"), written)) == [text(written)]
+
+
+def test_special_tokens_tell_a_family_that_its_template_does_not():
+    template = "List of tools: {{ tools }}"
+    assert detect(template, "<|tool_call_start|>").calls is LFM
+    assert detect(template).calls is LLAMA
+    assert detect(HERMES, "<|tool_call_start|>").calls.family == "hermes"
 
 
 arguments_of = st.dictionaries(
@@ -239,21 +258,20 @@ arguments_of = st.dictionaries(
 )
 
 
-@pytest.mark.parametrize("calls", [c for c in (*CALLS, LLAMA) if c.written], ids=lambda c: c.family)
+@pytest.mark.parametrize(
+    "calls", [c for c in (*CALLS, LFM, LLAMA) if c.written or c.in_python], ids=lambda c: c.family
+)
 @given(arguments_of, arguments_of)
 def test_a_call_written_for_a_family_is_read_as_it(calls, first, second):
     """What history is written with where a template leaves it out, and what grammars hold to."""
     names = ("get_weather", "time")
-    written = [
-        ToolCall(id="x", name=n, arguments=json.dumps(a))
-        for n, a in zip(names, (first, second), strict=True)
-    ]
-    text = calls.written.between.join(spelled(call, calls.written) for call in written)
+    both = zip(names, map(json.dumps, (first, second)), strict=True)
+    written = [ToolCall(id="x", name=name, arguments=said) for name, said in both]
     untyped = [Tool(name=name) for name in names]
     reader = Parser(Syntax(calls=calls), stem="r", tools=untyped)
-    said = meaning(fed(reader, [f"{calls.written.open}{text}{calls.written.close}"]))
+    said = meaning(fed(reader, [all_spelled(written, calls)]))
     assert [one[:2] for one in said] == [("call", name) for name in names]
-    if calls.written.parameter is None:
+    if calls.written is None or calls.written.parameter is None:
         assert [json.loads(one[2]) for one in said] == [first, second]
 
 
@@ -265,7 +283,7 @@ def test_a_call_written_for_a_family_is_what_its_grammar_allows(calls):
     constraint = Constraint(syntax=calls.written, special=Vocabulary(tokenizer_json()).marks)
     grammar = constraint.grammar(None, TOOLS, ToolChoice(mode="required"))
     call = ToolCall(id="x", name="get_weather", arguments='{"city": "Paris", "days": 3}')
-    text = f"{calls.written.open}{spelled(call, calls.written)}{calls.written.close}"
+    text = all_spelled([call], calls)
     matcher = LLMatcher(tokens, grammar, log_level=0)
     assert matcher.consume_tokens(tokens.tokenize_str(text))
     assert matcher.is_accepting()

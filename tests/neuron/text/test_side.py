@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 
 import attrs
@@ -52,6 +53,7 @@ def prompted(template, request):
     [
         ("QWEN", ("text", "tools", "reasoning")),
         ("MISTRAL", ("text", "tools")),
+        ("PHI", ("text", "tools")),
         ("GEMMA", ("text",)),
         ("HARMONY", ("text", "tools", "reasoning")),
     ],
@@ -97,6 +99,14 @@ def test_a_template_that_fails_with_these_tools_is_a_422_and_with_these_turns_a_
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
+def test_tools_may_be_text_beside_what_the_system_says():
+    for turns in ((user("x"),), (system("be brief"), user("x"))):
+        said = prompted(templates.PHI, chat(*turns, tools=TOOLS))
+        head, tools, _ = re.split(r"<\|/?tool\|>", said)
+        assert [tool["name"] for tool in json.loads(tools)] == ["get_weather", "time"]
+        assert head == ("<|system|>" if len(turns) == 1 else "<|system|>be brief")
+
+
 def test_a_model_may_have_another_template_for_tools():
     both = side("plain", tool_template=templates.LLAMA)
     assert both.capabilities == ("text", "tools")
@@ -127,7 +137,7 @@ def test_a_prompt_opens_thoughts_or_closes_them(template, more, thinking):
 
 
 def test_where_the_prompt_closed_the_thoughts_an_answer_is_not_taken_for_one():
-    source = "{{ messages[0].content }}{{ '</think>' if enable_thinking is false }}"
+    source = "<\uff5cAssistant\uff5c>{{ '</think>' if enable_thinking is false }}"
     implied = side(source).prompt(chat())
     assert implied.syntax.reasoning.implied
     closed = side(source).prompt(chat(reasoning=Reasoning(enabled=False)))

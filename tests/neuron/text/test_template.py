@@ -26,6 +26,7 @@ def abilities(source):
         ("LLAMA", {"several_calls": False}),
         ("GEMMA", {"system": False, "in_a_row": False, "tools": False, "calls": False}),
         ("GRANITE", {"calls": False}),
+        ("PHI", {"tools_in_system": True, "calls": False}),
         ("PARTS", {"parts": True, "tools": False, "calls": False}),
         ("HARMONY", {"several_calls": False, "thoughts_and_text": False}),
     ],
