@@ -149,7 +149,7 @@ class ChatDialect(Dialect, Protocol):
         """Return the encoder of one answer; *created* is Unix time in seconds."""
         ...
 
-    def render_stream_error(self, error: CortexError) -> bytes:
+    def render_stream_error(self, error: CortexError, request_id: str = "") -> bytes:
         """Return the event that ends a stream which broke; never a clean end."""
         ...
 

@@ -20,7 +20,7 @@ class OpenAIErrors:
     def render_error(self, error: CortexError, request_id: str = "") -> tuple[int, bytes]:  # noqa: ARG002
         return error.status, encode({"error": error_object(error)})
 
-    def render_stream_error(self, error: CortexError) -> bytes:
+    def render_stream_error(self, error: CortexError, request_id: str = "") -> bytes:  # noqa: ARG002
         return stream_error(error)
 
 

@@ -26,6 +26,7 @@ from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.queue import Queues
+from cortex.gateway.recording import Recording
 from cortex.gateway.router import Router, Waiting
 from cortex.gateway.translation import Translators
 from cortex.plugins import Plugins
@@ -151,7 +152,7 @@ class Gateway:
     ) -> web.StreamResponse:
         """Answer one inference request, and record it exactly once."""
         principal, account = request[PRINCIPAL], None
-        recording = chat.Recording(
+        recording = Recording(
             id=request_id(request), dialect=name, operation=operation, principal=principal
         )
         try:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-from time import perf_counter
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 import attrs
 import msgspec
 from aiohttp import web
 
-from cortex.api import ChatDialect, Dialect, Operation
-from cortex.chat.events import Usage
+from cortex.api import ChatDialect, Dialect
 from cortex.chat.request import RequestHead
-from cortex.errors import UpstreamDied, UpstreamUnreachable
-from cortex.fleet.model import RequestRecord
-from cortex.fleet.principal import Principal
+from cortex.errors import CortexError, UpstreamDied, UpstreamUnreachable
+from cortex.fleet.model import ModelSpec
 from cortex.gateway.auth import check_model
 from cortex.gateway.catalogue import Names
+from cortex.gateway.hold import Hold
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import poll
+from cortex.gateway.recording import Recording
 from cortex.gateway.relay import Exchange, Refused
 from cortex.gateway.router import Router
 from cortex.gateway.translation import Translated, Translators
@@ -46,58 +45,6 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _peek = msgspec.json.Decoder(Peek).decode
 
 
-@attrs.define(kw_only=True)
-class Recording:
-    """What will be said of a request once it is over."""
-
-    id: str
-    dialect: str
-    operation: Operation
-    principal: Principal
-    began: float = attrs.field(factory=perf_counter)
-    model: str = ""
-    node: str = ""
-    status: int = 0
-    outcome: Literal["ok", "error", "cancelled"] = "error"
-    exchange: Exchange | None = None
-
-    def head(self, stream: bool) -> RequestHead:
-        """Return what the request is routed by; its model is resolved."""
-        return RequestHead(
-            id=self.id,
-            model=self.model,
-            stream=stream,
-            dialect=self.dialect,
-            operation=self.operation,
-            principal=self.principal.name,
-            priority=self.principal.priority,
-            weight=self.principal.weight,
-        )
-
-    def close(self) -> RequestRecord:
-        """Return the record; the request is over now."""
-        now, exchange = perf_counter(), self.exchange
-        usage, ttft_s = Usage(), None
-        if exchange is not None:
-            usage = exchange.usage() or Usage(completion_tokens=exchange.events)
-            if exchange.first_byte_s:
-                ttft_s = exchange.first_byte_s - self.began
-        return RequestRecord(
-            id=self.id,
-            model=self.model,
-            node=self.node,
-            dialect=self.dialect,
-            operation=self.operation,
-            principal=self.principal.name,
-            status=self.status,
-            outcome=self.outcome,
-            ttft_s=ttft_s,
-            duration_s=now - self.began,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-        )
-
-
 @attrs.frozen(kw_only=True)
 class Asked:
     """What a client asks for, the same at every try; *name* is what it calls the model."""
@@ -105,9 +52,11 @@ class Asked:
     request: web.Request
     dialect: Dialect
     head: RequestHead
+    spec: ModelSpec
     name: str
     body: bytes
     tee: Tee | None
+    hold: Hold | None
 
 
 async def serve(
@@ -137,12 +86,44 @@ async def serve(
     recording.model = spec.id
     head = recording.head(bool(peek.stream))
     turn = await replies.join(recording.dialect, dialect, body, head.principal)
+    streams = head.stream and head.operation == "chat"
+    hold = Hold(request, cast("ChatDialect", dialect), turn.body) if streams else None
     asked = Asked(
-        request=request, dialect=dialect, head=head, name=peek.model, body=turn.body, tee=turn.tee
+        request=request,
+        dialect=dialect,
+        head=head,
+        spec=spec,
+        name=peek.model,
+        body=turn.body,
+        tee=turn.tee,
+        hold=hold,
     )
+    try:
+        return await ask(asked, recording, nodes, router, translators)
+    except CortexError as error:
+        if hold is None or not hold.is_open:
+            raise
+        recording.status = error.status
+        return hold.end(error)
+
+
+async def ask(
+    asked: Asked,
+    recording: Recording,
+    nodes: Nodes,
+    router: Router,
+    translators: Translators,
+) -> web.StreamResponse:
+    """
+    Ask a node, and another if need be.
+
+    Raises:
+        CortexError: The client has not seen a byte yet, or keep-alives only.
+    """
+    head, spec = asked.head, asked.spec
     node: Node | None = None
     for attempt in range(1, ATTEMPTS + 1):
-        node, how = await router.route(head, spec, avoid=node)
+        node, how = await router.route(head, spec, asked.hold, avoid=node)
         recording.node, is_last = node.name, attempt == ATTEMPTS
         how = how if attempt == 1 else "retried"
         try:
@@ -162,13 +143,15 @@ async def serve(
         except Refused:
             await poll(node, nodes)
             if router.is_only(node, head):
+                if asked.hold is not None and asked.hold.is_open:
+                    raise exchange.error() from None
                 recording.status = exchange.status
                 return exchange.refusal()
         else:
             break
         finally:
             router.leave(node, spec.id)
-    return concluded(exchange, dialect, recording)
+    return concluded(exchange, asked.dialect, recording)
 
 
 def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web.StreamResponse:
@@ -178,7 +161,9 @@ def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web
         at = recording.node
         log.warning("node %s died in request %s: %s", at, recording.id, exchange.failed)
         died = UpstreamDied(f"node {at} died while it answered")
-        return exchange.break_off(cast("ChatDialect", dialect).render_stream_error(died))
+        return exchange.break_off(
+            cast("ChatDialect", dialect).render_stream_error(died, recording.id)
+        )
     recording.outcome = "ok" if exchange.is_success else "error"
     return exchange.response()
 
@@ -198,13 +183,20 @@ def prepare(
     renamed = node.is_upstream and asked.name != head.model and translators.can(spoken, head)
     if spoken == head.dialect and not renamed:  # answers repeat the name the client used
         body = splice(asked.body, head.model) if node.is_upstream else asked.body
-        exchange = Exchange(asked.request, headers, is_last=is_last, tee=asked.tee)
+        exchange = Exchange(asked.request, headers, is_last=is_last, tee=asked.tee, hold=asked.hold)
         return exchange, compose(asked, node, body)
     between = translators.between(asked.dialect, spoken, asked.body, head.id)
     translated = Translated(
-        asked.request, headers, is_last=is_last, tee=asked.tee, translation=between
+        asked.request,
+        headers,
+        is_last=is_last,
+        tee=asked.tee,
+        hold=asked.hold,
+        translation=between,
     )
-    return translated, compose(asked, node, between.body(head.model), between.client.path)
+    known = node.models.get(head.model)
+    body = between.body(head.model, known.limit.context if known else 0)
+    return translated, compose(asked, node, body, between.client.path)
 
 
 async def carry(exchange: Exchange, node: Node, request: bytes) -> None:

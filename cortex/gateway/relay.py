@@ -18,7 +18,9 @@ import msgspec
 from aiohttp import web
 
 from cortex.chat.events import Usage
-from cortex.gateway.neuron_client import Connection, NeuronClient
+from cortex.errors import CortexError
+from cortex.gateway.hold import Hold, Relayed
+from cortex.gateway.neuron_client import Connection, NeuronClient, remote_error
 from cortex.replies import Tee
 
 HIGH_WATER_BYTES = 128 << 10
@@ -33,21 +35,6 @@ _usage = msgspec.json.Decoder(Usage).decode
 
 class Refused(Exception):
     """The neuron will not answer this request now; another, or the same later, may."""
-
-
-class Relayed(web.StreamResponse):
-    """What a handler returns once the relay has written the answer itself."""
-
-    def __init__(self, status: int, keep_alive: bool) -> None:
-        super().__init__(status=status)
-        self._keep_alive = keep_alive
-        self._eof_sent = True
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Write nothing: it is written."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Write nothing: it is written."""
 
 
 class Exchange:
@@ -71,6 +58,7 @@ class Exchange:
         *,
         is_last: bool,
         tee: Tee | None = None,
+        hold: Hold | None = None,
         stall_s: float | None = None,
     ) -> None:
         transport = request.transport
@@ -83,8 +71,10 @@ class Exchange:
         self.failed: Exception | None = None
         self._is_last = is_last
         self._tee = tee
+        self._hold = hold
         self._stall_s = STALL_S if stall_s is None else stall_s
         self._is_stream = False
+        self._tells_error = False  # an error is to become an event
         self._mark = b"data: "
         self._client = transport
         self._headers = headers
@@ -159,7 +149,7 @@ class Exchange:
             self._put_head(self.status, self._framing)
 
     def on_body(self, data: bytes) -> None:
-        if self.refused:
+        if self.refused or self._tells_error:
             self._kept = (self._kept + data)[:REFUSAL_BYTES]
             return
         if not self.first_byte_s:
@@ -168,6 +158,8 @@ class Exchange:
         self._put(data)
 
     def on_message_complete(self) -> None:
+        if self._hold is not None and self._tells_error:
+            self._put(self._hold.event(self.error()))
         if not self.refused:
             self._put_end()
         self._finish()
@@ -187,6 +179,10 @@ class Exchange:
 
     def _put_head(self, status: int, framing: bytes) -> None:
         """Put out the head; without *framing* the body is chunked, or ends with the connection."""
+        if self._hold is not None and self._hold.is_open:  # the client has one
+            self._chunked, self._keep_alive = self._hold.chunked, self._hold.keeps_connection
+            self._is_stream, self._tells_error = True, status >= HTTPStatus.BAD_REQUEST
+            return
         if framing:
             self._chunked = False
         elif self._chunked:
@@ -246,7 +242,9 @@ class Exchange:
         self._woken.set()
 
     def tick(self) -> None:
-        """Break off a stream whose node has not even sent a keep-alive for its `stall_s`."""
+        """Keep a waiting client from giving up; break off a stream silent for its `stall_s`."""
+        if self._hold is not None and not self.status:
+            self._hold.tick()
         stalled = self.silent_s > self._stall_s
         if self._is_stream and self.status and not self._is_paused and stalled:
             self.connection_lost(TimeoutError(f"the node was silent for {self.silent_s:.0f} s"))
@@ -276,6 +274,10 @@ class Exchange:
     def response(self) -> Relayed:
         """Return what the handler returns."""
         return Relayed(self.status, self._keep_alive)
+
+    def error(self) -> CortexError:
+        """Return the error that was kept from the client."""
+        return remote_error(self.status, self._kept)
 
     def refusal(self) -> web.Response:
         """Return the answer that was kept from the client."""

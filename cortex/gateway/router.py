@@ -24,6 +24,7 @@ from cortex.errors import (
     UpstreamUnreachable,
 )
 from cortex.fleet.model import Candidate, ModelSpec
+from cortex.gateway.hold import Hold
 from cortex.gateway.loads import Loads, load_body
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.placement import feasible_on, state_of
@@ -70,7 +71,11 @@ class Router:
         loads.on_end = self._load_ended
 
     async def route(
-        self, head: RequestHead, spec: ModelSpec, avoid: Node | None = None
+        self,
+        head: RequestHead,
+        spec: ModelSpec,
+        hold: Hold | None = None,
+        avoid: Node | None = None,
     ) -> tuple[Node, str]:
         """
         Return the node to ask, and how it came to have the model; `leave` it afterwards.
@@ -78,6 +83,7 @@ class Router:
         Args:
             head: The request.
             spec: What it asks for.
+            hold: Keeps the client from giving up while it waits.
             avoid: A node to ask only if no other can be.
 
         Raises:
@@ -86,6 +92,12 @@ class Router:
         may_go = spec.id not in self._queues or head.operation == "count"
         if may_go and (node := self._choose(head, avoid)) is not None:
             return self._take(node, spec.id), "loaded"
+        waiting = self._wait(head, spec, avoid)
+        return await (hold.during(waiting) if hold else waiting)
+
+    async def _wait(
+        self, head: RequestHead, spec: ModelSpec, avoid: Node | None
+    ) -> tuple[Node, str]:
         self._check_spoken(head, spec)
         if head.operation == "count":
             return self._take(await self._with_tokenizer(spec), spec.id), "tokenizer"

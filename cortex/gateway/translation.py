@@ -20,13 +20,13 @@ from cortex.api import ChatClient, ChatDialect, Dialect
 from cortex.chat.events import Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest, RequestHead
 from cortex.errors import CortexError
+from cortex.gateway.hold import KEEP_ALIVE_S, Hold
 from cortex.gateway.neuron_client import Connection, NeuronClient
 from cortex.gateway.nodes import Node
 from cortex.gateway.relay import REFUSAL_BYTES, REFUSALS, Exchange
 from cortex.replies import Tee
 
 STALL_S = 600.0  # a server that is not ours may be silent for the whole of a prefill
-KEEP_ALIVE_S = 5.0
 
 
 class Translators:
@@ -71,9 +71,19 @@ class Translation:
     dialect: ChatDialect
     client: ChatClient
 
-    def body(self, model: str) -> bytes:
-        """Return the request for *model* as the server gets it."""
-        asked = attrs.evolve(self.chat, model=model, stream=True, include_usage=True)
+    def body(self, model: str, context: int) -> bytes:
+        """
+        Return the request for *model* as the server gets it.
+
+        A bound on the answer that a window of *context* tokens (0: unknown) hardly has room for is
+        left out: agents ask for more than small models have, and servers refuse what ours clamp.
+        """
+        sampling = self.chat.sampling
+        if context and (sampling.max_tokens or 0) > context // 2:
+            sampling = attrs.evolve(sampling, max_tokens=None)
+        asked = attrs.evolve(
+            self.chat, model=model, sampling=sampling, stream=True, include_usage=True
+        )
         return self.client.render_request(asked)
 
 
@@ -92,9 +102,10 @@ class Translated(Exchange):
         *,
         is_last: bool,
         tee: Tee | None,
+        hold: Hold | None,
         translation: Translation,
     ) -> None:
-        super().__init__(request, headers, is_last=is_last, tee=tee, stall_s=STALL_S)
+        super().__init__(request, headers, is_last=is_last, tee=tee, hold=hold, stall_s=STALL_S)
         self._between = translation
         self._is_stream = translation.chat.stream
         self._is_open = False
@@ -169,7 +180,7 @@ class Translated(Exchange):
     def on_message_complete(self) -> None:
         if self.status >= HTTPStatus.BAD_REQUEST:
             if not self.refused:
-                self._refuse(self._between.client.read_error(self.status, self._kept))
+                self._refuse(self.error())
         else:
             self._translate(None)
             if not self._is_stream and self._error is not None:
@@ -182,8 +193,11 @@ class Translated(Exchange):
 
     # The end.
 
+    def error(self) -> CortexError:
+        return self._between.client.read_error(self.status, self._kept)
+
     def refusal(self) -> web.Response:
-        body = self._say(self._between.client.read_error(self.status, self._kept))
+        body = self._say(self.error())
         passed = {name.decode(): value.decode("latin-1") for name, value in self._passed}
         return web.Response(status=self.status, body=body, headers={**passed, **self._headers})
 
@@ -197,6 +211,12 @@ class Translated(Exchange):
         return body
 
     def _refuse(self, error: CortexError) -> None:
+        if self._hold is not None and self._hold.is_open:
+            self._error = error
+            self._open(HTTPStatus.OK, "")
+            self._put(self._hold.event(error))
+            self._put_end()
+            return
         body = self._say(error)
         self._open(self.status, "application/json", len(body))
         self._put(body)

@@ -42,10 +42,13 @@ class FakeNeuron:
         token_s: Pause before each token, in seconds.
         max_in_flight: Requests it says a model takes at once; 0 is any number.
         ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
-            byte), ``midway`` (it breaks in the middle), ``hang`` (nothing comes, ever).
+            byte), ``midway`` (it breaks in the middle), ``hang`` (nothing comes, ever),
+            ``late`` (it comes whole once it may).
         refusal: Answered to inference instead, as an HTTP error.
-        load_error: Answered to a load instead; `unload_error` to an unload.
+        load_error: Answered to a load instead; `unload_error` to an unload, `load_error_late` to a
+            load once it may.
         may_load: Loads wait for it.
+        may_answer: Answers whose ending is ``late`` wait for it, head and all.
         counts: ``load``, ``unload``, ``tokenizer``, ``chat``, ``count`` as asked; ``cancelled``
             chats whose client left.
         bodies: The bodies of the chats.
@@ -65,12 +68,14 @@ class FakeNeuron:
         self.answer = "one two three"
         self.token_s = 0.0
         self.max_in_flight = 0
-        self.ending: Literal["whole", "silent", "midway", "hang"] = "whole"
+        self.ending: Literal["whole", "silent", "midway", "hang", "late"] = "whole"
         self.refusal: CortexError | None = None
         self.load_error: CortexError | None = None
+        self.load_error_late: CortexError | None = None
         self.unload_error: CortexError | None = None
         self.may_load = asyncio.Event()
         self.may_load.set()
+        self.may_answer = asyncio.Event()
         self.counts: Counter[str] = Counter()
         self.in_flight: Counter[str] = Counter()
         self.bodies: list[bytes] = []
@@ -112,7 +117,11 @@ class FakeNeuron:
         self.models[model] = attrs.evolve(self.models[model], status=status)
 
     def cards(self, _: web.Request, /) -> list[ModelCard]:
-        return [ModelCard(id=model.id) for model in self.models.values() if model.routable]
+        return [
+            ModelCard(id=model.id, context=model.limit.context)
+            for model in self.models.values()
+            if model.routable
+        ]
 
     def used_mb(self, device: int) -> int:
         """Return the memory in use on a device."""
@@ -183,6 +192,9 @@ class FakeNeuron:
                 raise InsufficientVram(f"{model} needs {share_mb} MiB", details=figures)
             self.models[model] = self._row(model, "loading", devices)
         await self.may_load.wait()
+        if self.load_error_late is not None:
+            del self.models[model]
+            raise self.load_error_late
         self.becomes(model, "loaded")
         used_mb = self.models[model].vram_used_mb
         return reply({"status": "loaded", "model_id": model, "vram_used_mb": used_mb})
@@ -245,6 +257,8 @@ class FakeNeuron:
         encoder = dialect.encoder(chat, 0)
         if self.ending in ("silent", "hang"):
             await self._break(request, self.ending == "silent")
+        if self.ending == "late":
+            await self.may_answer.wait()
         response = Stream(headers={"Content-Type": encoder.content_type})
         if not chat.stream:
             whole = b"".join([encoder.feed(event) async for event in self._events()])

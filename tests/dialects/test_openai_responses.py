@@ -453,11 +453,14 @@ def test_a_failure_before_the_beginning_has_a_beginning():
 
 
 def test_a_stream_that_breaks_says_so_in_every_way_clients_look_for():
-    name, said = SseReader().feed(DIALECT.render_stream_error(UpstreamDied("gone")))[0]
-    event = json.loads(said)
-    assert name == event["type"] == "error"
+    both = SseReader().feed(DIALECT.render_stream_error(UpstreamDied("gone"), "r1"))
+    event, failed = (json.loads(said) for _, said in both)
+    assert [name for name, _ in both] == [event["type"], failed["type"]]
+    assert (event["type"], failed["type"]) == ("error", "response.failed")
     assert event["message"] == event["error"]["message"] == "gone"
     assert event["code"] == "upstream_died"
+    assert failed["response"]["id"] == streamed(Started(prompt_tokens=1))[0]["response"]["id"]
+    assert failed["response"]["error"] == {"code": "server_error", "message": "gone"}
 
 
 def test_the_room_that_is_missing_has_the_code_agents_look_for():

@@ -219,6 +219,13 @@ class Wire:
         assert await self.until(b"\r\n") == b"\r\n"
         return body
 
+    async def chunks_after(self, began: bytes) -> bytes:
+        """Read on from within a chunk whose size line and data up to here are *began*."""
+        size, _, data = began.partition(b"\r\n")
+        data += await self.exactly(int(size, 16) - len(data))
+        assert await self.until(b"\r\n") == b"\r\n"
+        return data + await self.chunks()
+
     async def exactly(self, size: int) -> bytes:
         async with asyncio.timeout(5):
             return await self.reader.readexactly(size)

@@ -96,3 +96,15 @@ async def test_an_alias_with_a_star_stands_for_what_it_matches(name, target):
     assert answer["headers"]["x-cortex-model"] == target
     assert answer["model"] == name
     assert [row["id"] for row in listed["data"]] == ["m", "small", "me", "claude-me"]
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(100, 100), (4_000, None)])  # of a window of 4,096
+async def test_a_bound_a_small_window_has_no_room_for_is_left_out(asked, sent):
+    async with FakeNeuron(["m"]) as server:
+        async with running(models=[], upstreams=[upstream(server)]) as gateway:
+            body = {"model": "m", "max_tokens": asked}
+            body["messages"] = [{"role": "user", "content": "hi"}]
+            async with gateway.client.post(f"{gateway.url}/v1/messages", json=body) as response:
+                assert response.status == 200
+
+    assert json.loads(server.bodies[0]).get("max_tokens") == sent

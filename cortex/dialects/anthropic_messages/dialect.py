@@ -72,7 +72,7 @@ class AnthropicMessages:
     def render_error(self, error: CortexError, request_id: str = "") -> tuple[int, bytes]:
         return errors.status_of(error), encode(errors.envelope(error, request_id))
 
-    def render_stream_error(self, error: CortexError) -> bytes:
+    def render_stream_error(self, error: CortexError, request_id: str = "") -> bytes:  # noqa: ARG002
         return errors.event(error)
 
 

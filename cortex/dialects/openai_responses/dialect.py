@@ -40,11 +40,23 @@ class OpenAIResponses(OpenAIErrors):
         kind = StreamEncoder if request.stream else BodyEncoder
         return kind(request, created)
 
-    def render_stream_error(self, error: CortexError) -> bytes:
+    def render_stream_error(self, error: CortexError, request_id: str = "") -> bytes:
+        """Render both events OpenAI sends: SDKs raise on the first, agents look for the second."""
         said = error_object(error)
         flat = {key: said[key] for key in ("code", "message", "param")}
-        event = {"type": "error", **flat, "error": said, "sequence_number": 0}
-        return b"event: error\ndata: " + encode(event) + b"\n\n"
+        first = {"type": "error", **flat, "error": said, "sequence_number": 0}
+        response = {
+            "id": f"resp_{request_id}",
+            "object": "response",
+            "status": "failed",
+            "error": {"code": "server_error", "message": str(error)},
+            "output": [],
+        }
+        last = {"type": "response.failed", "sequence_number": 0, "response": response}
+        return b"".join(
+            b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), encode(event))
+            for event in (first, last)
+        )
 
     def ties(self, body: bytes) -> Ties:
         return records.ties(body)

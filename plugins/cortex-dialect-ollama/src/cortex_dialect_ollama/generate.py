@@ -70,7 +70,7 @@ class OllamaGenerate:
     def render_error(self, error: CortexError, request_id: str = "") -> tuple[int, bytes]:  # noqa: ARG002
         return error.status, render_error(error)
 
-    def render_stream_error(self, error: CortexError) -> bytes:
+    def render_stream_error(self, error: CortexError, request_id: str = "") -> bytes:  # noqa: ARG002
         return render_error(error) + b"\n"
 
 
