@@ -335,7 +335,7 @@ async def test_an_answer_that_broke_off_is_not_kept(caplog):
         async with gateway.client.post(f"{gateway.url}/v1/responses", json=body) as answer:
             said = await answer.read()
             reply_id = "resp_" + answer.headers["x-request-id"]
-        assert json.loads(said.rpartition(b"\ndata: ")[2])["type"] == "error"
+        assert json.loads(said.rpartition(b"\ndata: ")[2])["type"] == "response.failed"
         api = Api(gateway.url, gateway.client, None)
         await api.refused("response_not_found", "GET", f"/{reply_id}", 404)
 
