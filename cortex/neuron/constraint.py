@@ -20,6 +20,7 @@ from cortex.errors import InvalidRequest
 # One space, or a line break and its indent: a small model that may write any space never stops.
 WHITESPACE = r"( |\n[ \t]{0,40})?"
 TEXT = r"/(.|\n)*/"
+MARK = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -41,6 +42,12 @@ class CallSyntax:
     between: str = ""
     close: str = ""
     parameter: tuple[str, str, str] | None = None
+
+    @property
+    def mark(self) -> str:
+        """What tells calls from other text; nothing if they do not begin with such a thing."""
+        found = MARK.match(self.open + self.before)
+        return found[0] if found else ""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,8 +80,10 @@ class Constraint:
         """
         Return the grammar, or None if the model may say what it likes.
 
-        An answer of a format may instead be calls, if there are tools to choose from.  Arguments of
-        a tool that is not strict may be any object where its schema cannot be enforced.
+        An answer of a format may instead be calls, if there are tools to choose from.  Where the
+        model may call or not, its calls are held to their schemas if a tool is strict and they have
+        a mark to tell them by.  Arguments of a tool that is not strict may be any object where its
+        schema cannot be enforced.
 
         Raises:
             InvalidRequest: A schema cannot be enforced.
@@ -85,6 +94,10 @@ class Constraint:
         rules: list[str] = []
         if self.syntax and tools and (required or (answer and choice.mode == "auto")):
             answers.append("calls")
+            rules += self._calls(self.syntax, tools, choice)
+        elif self.syntax and self.syntax.mark and choice.mode == "auto" and _strict(tools):
+            answers.append("free")
+            rules += self._free(self.syntax, parallel=choice.parallel)
             rules += self._calls(self.syntax, tools, choice)
         if answer is not None and not required:
             answers.append("json")
@@ -111,11 +124,13 @@ class Constraint:
         if not chosen:
             raise InvalidRequest(f"there is no tool {choice.name!r} to choose", param="tool_choice")
         more = f"({self._literal(syntax.between)} call)*" if choice.parallel else ""
-        yield f"calls: {self._literal(syntax.open)} call {more} {self._literal(syntax.close)}"
-        yield f"call: {' | '.join(f'call_{number}' for number in chosen)}"
+        yield f"calls: {self._literal(syntax.open)} call more"
+        yield f"more: {more} {self._literal(syntax.close)}" if more or syntax.close else 'more: ""'
+        yield f"call: {self._literal(syntax.before)} made"
+        yield f"made: {' | '.join(f'made_{number}' for number in chosen)}"
         for number in chosen:
             tool = tools[number]
-            head = self._literal(syntax.before + tool.name + syntax.middle)
+            head = self._literal(tool.name + syntax.middle)
             where = f"tools[{number}].parameters"
             if syntax.parameter is None:
                 schema = {**ANY_OBJECT, **tool.parameters}
@@ -123,7 +138,19 @@ class Constraint:
             else:
                 arguments = f"arguments_{number}"
                 yield from self._parameters(arguments, syntax.parameter, tool, where)
-            yield f"call_{number}: {head} {arguments} {self._literal(syntax.after)}"
+            yield f"made_{number}: {head} {arguments} {self._literal(syntax.after)}"
+
+    def _free(self, syntax: CallSyntax, *, parallel: bool) -> Iterator[str]:
+        """Write a rule for any text, and calls where their mark is."""
+        yield "free: (lead rest_of_calls)* text" if parallel else "free: text | lead rest_of_calls"
+        yield from self._until("lead", syntax.mark)
+        if syntax.open:
+            opened = self._literal(syntax.open.removeprefix(syntax.mark))
+            yield f"rest_of_calls: {opened} call more"
+        else:
+            opened = self._literal(syntax.before.removeprefix(syntax.mark))
+            yield f"rest_of_calls: {opened} made more"
+        yield f"text: {TEXT}"
 
     def _parameters(
         self, rule: str, around: tuple[str, str, str], tool: Tool, where: str
@@ -192,6 +219,10 @@ def enforced(schema: Mapping[str, Any], where: str, *, strict: bool) -> str:
         reason = " ".join(said[0].split())
         raise InvalidRequest(f"{where}: the schema cannot be enforced: {reason}", param=where)
     return f"%json {whole}"
+
+
+def _strict(tools: Sequence[Tool]) -> bool:
+    return any(tool.strict for tool in tools)
 
 
 def _argument(

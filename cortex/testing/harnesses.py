@@ -103,6 +103,8 @@ async def harness_contract(
         return [event async for event in harness.generate(request)]
 
     counted = await harness.count(ask())
+    count_cold = await harness.counter(spec, checkpoint)
+    expect(await count_cold(ask()) == counted, "count and counter do not say the same")
     for said in await asyncio.gather(events(ask(max_tokens=3)), events(ask(max_tokens=3))):
         expect_answer(said)
         match said:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import pytest
 
 from cortex.chat.request import JsonFormat, Tool, ToolChoice
@@ -189,6 +190,40 @@ def test_arguments_of_a_lax_tool_are_any_object_where_its_schema_cannot_be_enfor
     with pytest.raises(InvalidRequest, match="look-around") as caught:
         constraint.grammar(None, (STOP, strict), REQUIRED)
     assert caught.value.param == "tools[1].parameters"
+
+
+@pytest.mark.parametrize("syntax", [MARKED, LISTED])
+def test_calls_of_a_strict_tool_follow_its_schema_also_where_none_is_required(syntax, allows):
+    strict = attrs.evolve(MOVE, strict=True)
+    constraint = Constraint(syntax=syntax, special=SPECIAL_IDS)
+    grammar = constraint.grammar(None, (strict, STOP))
+
+    def calls(*arguments):
+        made = (f"{syntax.before}move{syntax.middle}{one}{syntax.after}" for one in arguments)
+        return f"{syntax.open}{syntax.between.join(made)}{syntax.close}"
+
+    good, bad = calls('{"x": 1}'), calls('{"y": 1}')
+    for text in (
+        "",
+        "No call.",
+        f"I go. {good}",
+        f"{good} and {good} so",
+        calls(*['{"x": 1}'] * 2),
+    ):
+        assert allows(grammar, text), text
+    for text in (bad, f"I go. {bad}", f"{good} and {bad}", good.replace("move", "run")):
+        assert not allows(grammar, text), text
+    alone = constraint.grammar(None, (strict,), ToolChoice(parallel=False))
+    assert allows(alone, f"I go. {good}")
+    assert not allows(alone, good + good)
+
+
+def test_a_mark_is_what_begins_calls_and_no_other_text():
+    assert (MARKED.mark, LISTED.mark, SPELLED.mark) == ("<call>", "<|user|>", "<call>")
+    bare = CallSyntax(before='{"name": "', middle='", "arguments": ', after="}")
+    assert bare.mark == ""
+    strict = attrs.evolve(MOVE, strict=True)
+    assert Constraint(syntax=bare).grammar(None, (strict,)) is None
 
 
 def test_an_answer_of_a_format_may_be_a_call_instead_if_there_are_tools(allows):

@@ -86,7 +86,10 @@ class Text:
         """
         choice, calls = request.tool_choice, prompt.syntax.calls
         required = choice.mode == "required"
-        if request.format is None and not required:
+        strict = choice.mode == "auto" and any(tool.strict for tool in prompt.tools)
+        if prompt.syntax.harmony or not (calls and calls.written):
+            strict = False  # there is no way to
+        if request.format is None and not required and not strict:
             return None
         if prompt.syntax.harmony:
             constraint = attrs.evolve(HARMONY, special=self.vocabulary.marks)

@@ -15,6 +15,7 @@ from cortex.chat.request import (
     JsonFormat,
     Reasoning,
     Thinking,
+    Tool,
     ToolCall,
     ToolChoice,
     ToolResult,
@@ -277,3 +278,17 @@ def test_a_call_must_be_only_where_there_are_tools_and_the_family_can_be_held_to
         with pytest.raises(UnsupportedParameter) as caught:
             gemma.grammar(request, gemma.prompt(request))
         assert caught.value.param == param
+
+
+def test_calls_nobody_asked_for_are_held_to_the_schema_of_a_strict_tool():
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    request = chat(tools=(Tool(name="go", parameters=schema, strict=True),))
+    one = side(templates.QWEN)
+    grammar = one.grammar(request, one.prompt(request))
+    call = '<tool_call>\n{"name": "go", "arguments": {"n": %s}}\n</tool_call>'
+    for before in ("", "Well.\n", "<think>hm</think>\n\n"):
+        assert allows(grammar, before + call % "1")
+        assert not allows(grammar, before + call % '"1"')
+    assert allows(grammar, "<think>hm</think>\n\nNo.")
+    harmony = side(templates.HARMONY)
+    assert harmony.grammar(request, harmony.prompt(request)) is None
