@@ -149,7 +149,7 @@ class ModelNotAllowed(PermissionDenied):
 
 
 class RouteNotFound(InvalidRequest):
-    """No such path."""
+    """No such path, or nothing there by this name."""
 
     code = "not_found"
     status = 404
@@ -257,6 +257,14 @@ class LoadFailed(CortexError):
     status = 503
     type = "api_error"
     retry_after_s = 10.0
+
+
+class RequestCancelled(CortexError):
+    """An operator cancelled the request."""
+
+    code = "request_cancelled"
+    status = 499
+    type = "api_error"
 
 
 class UpstreamUnreachable(CortexError):

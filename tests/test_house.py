@@ -26,7 +26,7 @@ from cortex.config.schema import Address, Catalogue, GatewayConfig, NeuronConfig
 from cortex.errors import CortexError, RemoteError
 from cortex.fleet import node
 from cortex.fleet.node import Device, Health, ModelHealth
-from cortex.gateway.admin import ModelBody
+from cortex.gateway.admin import ModelBody, PinBody
 from cortex.gateway.app import Gateway
 from cortex.gateway.metrics import GatewayMetrics
 from cortex.neuron.app import LoadBody, Neuron, UnloadBody
@@ -375,6 +375,8 @@ async def test_every_route_is_documented_and_no_other(heading, served):
 BODIES = {
     "`POST /api/v1/models/{id}/load`": ModelBody,
     "`POST /api/v1/models/{id}/unload`": ModelBody,
+    "`POST /api/v1/models/{id}/pin`": PinBody,
+    "`POST /api/v1/models/{id}/unpin`": PinBody,
     "`POST /models/load`": LoadBody,
     "`POST /models/unload`": UnloadBody,
 }

@@ -203,6 +203,11 @@ class GatewayConfig:
     upstreams: tuple[UpstreamEntry, ...] = ()
     plugins: PluginSettings = attrs.field(factory=PluginSettings)
 
+    @property
+    def nodes(self) -> tuple[NeuronEntry | UpstreamEntry, ...]:
+        """The fleet: neurons, and servers that are not ours."""
+        return (*self.neurons, *self.upstreams)
+
 
 @attrs.frozen(kw_only=True)
 class Catalogue:

@@ -156,11 +156,19 @@ class LoadJob:
 
 @attrs.frozen(kw_only=True)
 class FleetNode:
-    """One node as the gateway sees it; `health` is the last answer, stale if not `healthy`."""
+    """
+    One node as the gateway sees it; `health` is the last answer, stale if not `healthy`.
+
+    Attributes:
+        drained: It gets no new requests and no loads; an operator said so.
+        in_flight: Requests of this gateway under way there.
+    """
 
     name: str
     endpoint: str
     healthy: bool
+    drained: bool = False
+    in_flight: int = 0
     error: str | None = None
     health: Health | None = None
     discovery: Discovery | None = None
@@ -177,3 +185,74 @@ class Fleet:
     loads: tuple[LoadJob, ...] = ()
     catalogue: tuple[str, ...] = ()
     aliases: dict[str, str] = attrs.field(factory=dict)
+    pins: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class RequestState:
+    """
+    One request of the gateway, under way or over.
+
+    Attributes:
+        state: ``queued``, ``loading``, ``sent`` (its node has said nothing yet) or ``answering``;
+            once it is over ``ok``, ``error`` or ``cancelled``.
+        age_s: Since it came.
+        status: Of its answer; 0 while there is none.
+        completion_tokens: While it goes on, the events of its stream.
+    """
+
+    id: str
+    state: str
+    model: str = ""
+    node: str = ""
+    dialect: str = ""
+    operation: str = ""
+    principal: str = ""
+    status: int = 0
+    age_s: float = 0.0
+    duration_s: float | None = None
+    ttft_s: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """
+    What one node is to a model now.
+
+    Attributes:
+        verdict: ``serves``, ``full`` (it serves, and has no seat free), ``fits``, ``evicts`` (it
+            would fit after `evict` went) or ``no``.
+        devices: Where it would be loaded.
+    """
+
+    node: str
+    verdict: str
+    reason: str | None = None
+    status: str | None = None
+    in_flight: int = 0
+    queued: int = 0
+    pinned: bool = False
+    devices: tuple[int, ...] = ()
+    evict: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Explanation:
+    """
+    What would become of a request for a model now.
+
+    Attributes:
+        how: ``loaded`` (`node` answers), ``queued`` (for a seat), ``joined-load`` (on `node`),
+            ``cold-load`` (on `node`) or ``nowhere``.
+        queued: Requests that wait for the model already.
+    """
+
+    model: str
+    how: str
+    node: str | None = None
+    reason: str | None = None
+    queued: int = 0
+    load: LoadJob | None = None
+    nodes: tuple[Verdict, ...] = ()

@@ -1,4 +1,4 @@
-"""The admin API: what the fleet looks like, and loading and unloading by hand."""
+"""The admin API: what the fleet looks like, and what an operator does to it by hand."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import msgspec
 from aiohttp import web
 
 from cortex import __version__
-from cortex.errors import InvalidRequest, ModelNotFound, RouteNotFound
+from cortex.errors import InvalidRequest, ModelNotFound, RequestCancelled, RouteNotFound
+from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Fleet
 from cortex.gateway.catalogue import Names
+from cortex.gateway.explaining import explain
 from cortex.gateway.ledger import DAY_S, Ledger, date_of
 from cortex.gateway.loads import Loads
 from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.queue import Queues
+from cortex.gateway.requests import Requests
+from cortex.gateway.router import Router, Waiting
 from cortex.plugins import KINDS, Plugins
 from cortex.registry import did_you_mean
 from cortex.web import read_json, reply
@@ -31,6 +36,12 @@ class ModelBody(msgspec.Struct):
     force: bool = False
 
 
+class PinBody(msgspec.Struct):
+    """``POST /api/v1/models/{id}/pin`` and ``unpin``."""
+
+    node: str | None = None
+
+
 @attrs.frozen(kw_only=True)
 class Admin:
     """Handlers under ``/api/v1``."""
@@ -39,6 +50,9 @@ class Admin:
     names: Names
     loads: Loads
     ledger: Ledger
+    router: Router
+    queues: Queues[Waiting]
+    requests: Requests
     plugins: Plugins
     began: float = attrs.field(factory=monotonic)
 
@@ -49,6 +63,13 @@ class Admin:
         router.add_get("/api/v1/usage", self._usage)
         router.add_post("/api/v1/models/{id:.+}/load", self._load)
         router.add_post("/api/v1/models/{id:.+}/unload", self._unload)
+        router.add_post("/api/v1/models/{id:.+}/pin", self._pin)
+        router.add_post("/api/v1/models/{id:.+}/unpin", self._unpin)
+        router.add_get("/api/v1/explain", self._explain)
+        router.add_post("/api/v1/nodes/{name}/drain", self._drain)
+        router.add_post("/api/v1/nodes/{name}/resume", self._resume)
+        router.add_get("/api/v1/requests", self._requests)
+        router.add_delete("/api/v1/requests/{id}", self._cancel)
 
     async def _fleet(self, _: web.Request) -> web.Response:
         return reply(
@@ -59,6 +80,7 @@ class Admin:
                 loads=self.loads.views(),
                 catalogue=tuple(self.names.specs),
                 aliases=dict(self.names.aliases),
+                pins=self.names.pins(),
             )
         )
 
@@ -86,7 +108,7 @@ class Admin:
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await read_json(request, ModelBody)
-        spec = self.names.resolve(unquote(request.match_info["id"]))
+        spec = self._spec(request)
         if body.node is not None:
             self._node(body.node)
         await self.loads.ensure(spec, body.node, again=True)
@@ -95,17 +117,64 @@ class Admin:
 
     async def _unload(self, request: web.Request) -> web.Response:
         body = await read_json(request, ModelBody)
-        spec = self.names.resolve(unquote(request.match_info["id"]))
+        spec = self._spec(request)
         if body.node is not None:
             self._node(body.node)
         nodes = self._having(spec.id, body.node)
         if not nodes:
-            where = f"node {body.node}" if body.node else "any node"
-            raise ModelNotFound(f"model {spec.id!r} is not loaded on {where}")
+            raise not_there(spec, body.node)
         for node in nodes:
             await self.loads.unload(node, spec.id, body.force)
         names = ", ".join(node.name for node in nodes)
         return reply({"status": "unloaded", "model_id": spec.id, "node": names})
+
+    async def _pin(self, request: web.Request) -> web.Response:
+        body, spec = await read_json(request, PinBody), self._spec(request)
+        on = [self._node(body.node)] if body.node is not None else self._having(spec.id, None)
+        if not on:
+            raise not_there(spec, None)
+        self.names.pin(spec, (node.name for node in on))
+        return self._pinned(spec)
+
+    async def _unpin(self, request: web.Request) -> web.Response:
+        body, spec = await read_json(request, PinBody), self._spec(request)
+        self.names.unpin(spec, body.node)
+        return self._pinned(spec)
+
+    def _pinned(self, spec: ModelSpec) -> web.Response:
+        self.nodes.wake()  # another place may be free now, or this one no more
+        return reply({"model_id": spec.id, "pinned_on": self.names.pins().get(spec.id, ())})
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        spec = self.names.resolve(request.query.get("model", ""))
+        return reply(
+            explain(
+                spec, nodes=self.nodes, loads=self.loads, router=self.router, queues=self.queues
+            )
+        )
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        return self._drained(request, True)
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        return self._drained(request, False)
+
+    def _drained(self, request: web.Request, drained: bool) -> web.Response:
+        node = self._node(request.match_info["name"])
+        self.nodes.drain(node, drained)
+        rest = {"drained": drained, "in_flight": node.in_flight.total()}
+        return reply({"node": node.name, **rest})
+
+    async def _requests(self, _: web.Request) -> web.Response:
+        return reply({"requests": self.requests.states()})
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        request_id = request.match_info["id"]
+        why = RequestCancelled(f"request {request_id} was cancelled by an operator")
+        return reply({"id": request_id, "cancelled": self.requests.cancel(request_id, why)})
+
+    def _spec(self, request: web.Request) -> ModelSpec:
+        return self.names.resolve(unquote(request.match_info["id"]))
 
     def _node(self, name: str) -> Node:
         if (node := self.nodes.get(name)) is None:
@@ -115,3 +184,9 @@ class Admin:
 
     def _having(self, model: str, name: str | None) -> list[Node]:
         return [n for n in self.nodes if model in n.models and name in (None, n.name)]
+
+
+def not_there(spec: ModelSpec, node: str | None) -> ModelNotFound:
+    """Return the error for a model that is not where something is to be done to it."""
+    where = f"node {node}" if node else "any node"
+    return ModelNotFound(f"model {spec.id!r} is not loaded on {where}")

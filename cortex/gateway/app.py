@@ -11,7 +11,7 @@ from aiohttp import web
 
 from cortex import __version__
 from cortex.api import Dialect, Operation
-from cortex.config.schema import Catalogue, GatewayConfig, NeuronEntry, UpstreamEntry
+from cortex.config.schema import Catalogue, GatewayConfig
 from cortex.errors import ConfigError, CortexError
 from cortex.fleet.model import ModelCard
 from cortex.gateway import chat
@@ -22,11 +22,11 @@ from cortex.gateway.catalogue import Names
 from cortex.gateway.ledger import Ledger
 from cortex.gateway.loads import Loads
 from cortex.gateway.metrics import GatewayMetrics
-from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.queue import Queues
 from cortex.gateway.recording import Recording
+from cortex.gateway.requests import Requests
 from cortex.gateway.router import Router, Waiting
 from cortex.gateway.translation import Translators
 from cortex.plugins import Plugins
@@ -63,11 +63,7 @@ class Gateway:
         self._ledger = Ledger(config.ledger.path)
         self._accounts = Accounts(self._ledger)
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
-        entries: list[NeuronEntry | UpstreamEntry] = [*config.neurons, *config.upstreams]
-        clients = [NeuronClient(e.endpoint, e.token, session) for e in entries]
-        self.nodes = Nodes(
-            [Node(entry=e, client=c) for e, c in zip(entries, clients, strict=True)], plugins
-        )
+        self.nodes = Nodes([Node.of(entry, session) for entry in config.nodes], plugins)
         self.names = Names(catalogue, self.nodes, plugins)
         self.queues: Queues[Waiting] = Queues(config.queue.max_depth)
         self.loads = Loads(
@@ -89,11 +85,15 @@ class Gateway:
             config=config.queue,
         )
         self._replies = Replies(config.replies)
+        self.requests = Requests(self.loads)
         self._admin = Admin(
             nodes=self.nodes,
             names=self.names,
             loads=self.loads,
             ledger=self._ledger,
+            router=self._router,
+            queues=self.queues,
+            requests=self.requests,
             plugins=plugins,
         )
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
@@ -155,6 +155,7 @@ class Gateway:
         recording = Recording(
             id=request_id(request), dialect=name, operation=operation, principal=principal
         )
+        entry = self.requests.enter(recording)
         try:
             if operation in OPERATIONS:
                 answer = await self._replies.serve(
@@ -180,7 +181,9 @@ class Gateway:
         except asyncio.CancelledError:
             recording.outcome = "cancelled"
             recording.status = recording.status or CLIENT_LEFT
-            raise
+            if entry.why is None:
+                raise
+            return chat.ended(request, dialect, recording, entry.why)
         except Exception:
             recording.status = 500
             raise
@@ -188,6 +191,7 @@ class Gateway:
             record = recording.close()
             if account is not None:
                 self._accounts.leave(account, record)
+            self.requests.leave(entry, record)
             self.metrics.count(record)
             self._plugins.notify("cortex_on_request_finished", record=record)
 

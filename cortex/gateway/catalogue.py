@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import attrs
 
 from cortex.config.schema import Catalogue
-from cortex.errors import ModelNotFound
+from cortex.errors import InvalidRequest, ModelNotFound
 from cortex.fleet.model import ModelCard, ModelSpec
 from cortex.fleet.node import NodeModel
 from cortex.gateway.nodes import Nodes
@@ -19,13 +19,60 @@ from cortex.registry import did_you_mean
 
 
 class Names:
-    """Turns a client's model name into a `ModelSpec`."""
+    """
+    Turns a client's model name into a `ModelSpec`.
+
+    Attributes:
+        specs: The catalogue by id, with what is pinned at run time; replaced whenever it changes.
+        aliases: The names that stand for another.
+    """
+
+    specs: Mapping[str, ModelSpec]
+    aliases: Mapping[str, str]
 
     def __init__(self, catalogue: Catalogue, nodes: Nodes, plugins: Plugins) -> None:
-        self.specs = {spec.id: spec for spec in catalogue.models}
-        self.aliases = catalogue.aliases
         self._nodes = nodes
         self._plugins = plugins
+        self._pins: dict[str, tuple[str, ...]] = {}
+        self.adopt(catalogue)
+
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Go by *catalogue* from now on; what was pinned at run time stays so."""
+        self._listed = {spec.id: spec for spec in catalogue.models}
+        self.aliases = catalogue.aliases
+        self._put_pins()
+
+    def pin(self, spec: ModelSpec, nodes: Iterable[str]) -> None:
+        """Let *spec* run on *nodes*, besides those it is pinned on, and never evict it there."""
+        self._pins[spec.id] = tuple(dict.fromkeys((*self._pins.get(spec.id, ()), *nodes)))
+        self._put_pins()
+
+    def unpin(self, spec: ModelSpec, node: str | None) -> None:
+        """
+        Undo `pin`, on every node if none is named.
+
+        Raises:
+            InvalidRequest: It is the catalogue that pins it there.
+        """
+        listed = self._listed.get(spec.id, ModelSpec(id=spec.id)).pinned_on
+        if listed and node in (None, *listed):
+            raise InvalidRequest(f"models.toml pins {spec.id} on {', '.join(listed)}")
+        left = tuple(name for name in self._pins.pop(spec.id, ()) if node not in (None, name))
+        if left:
+            self._pins[spec.id] = left
+        self._put_pins()
+
+    def pins(self) -> dict[str, tuple[str, ...]]:
+        """Return the nodes of every model that is pinned."""
+        return {spec.id: spec.pinned_on for spec in self.specs.values() if spec.pinned_on}
+
+    def _put_pins(self) -> None:
+        pinned = {
+            model: attrs.evolve(spec, pinned_on=tuple(dict.fromkeys((*spec.pinned_on, *nodes))))
+            for model, nodes in self._pins.items()
+            for spec in [self._listed.get(model, ModelSpec(id=model))]
+        }
+        self.specs = {**self._listed, **pinned}
 
     def resolve(self, name: str) -> ModelSpec:
         """

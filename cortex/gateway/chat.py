@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Annotated, cast
 
@@ -23,7 +24,7 @@ from cortex.gateway.relay import Exchange, Refused
 from cortex.gateway.router import Router
 from cortex.gateway.translation import Translated, Translators
 from cortex.replies import Replies, Tee
-from cortex.web import id_headers, read_body
+from cortex.web import error_response, id_headers, read_body
 from cortex.wire import decode, encode
 
 ATTEMPTS = 2
@@ -88,6 +89,7 @@ async def serve(
     turn = await replies.join(recording.dialect, dialect, body, head.principal)
     streams = head.stream and head.operation == "chat"
     hold = Hold(request, cast("ChatDialect", dialect), turn.body) if streams else None
+    recording.hold = hold
     asked = Asked(
         request=request,
         dialect=dialect,
@@ -166,6 +168,28 @@ def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web
         )
     recording.outcome = "ok" if exchange.is_success else "error"
     return exchange.response()
+
+
+def ended(
+    request: web.Request, dialect: Dialect, recording: Recording, why: CortexError
+) -> web.StreamResponse:
+    """Return what is to return of a request that somebody else than its client cancelled."""
+    exchange, hold = recording.exchange, recording.hold
+    if not request.writer.output_size:
+        response = error_response(request, why)
+        recording.status = response.status
+        return response
+    if exchange is None or not exchange.status or exchange.refused:
+        if hold is None or not hold.is_open:
+            raise asyncio.CancelledError
+        recording.status = why.status
+        return hold.end(why)
+    recording.status = exchange.status
+    if exchange.is_whole:
+        recording.outcome = "ok" if exchange.is_success else "error"
+        return exchange.response()
+    render = getattr(dialect, "render_stream_error", None)  # embeddings have no streams
+    return exchange.break_off(render(why, recording.id) if render else b"")
 
 
 def prepare(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import Any
 
@@ -149,6 +149,11 @@ class Loads:
                     return
             finally:
                 job.waiting -= 1
+
+    def would_place(self, spec: ModelSpec, nodes: Iterable[Node]) -> Placement | Nowhere:
+        """Return where of *nodes* a load of *spec* would go now."""
+        job = Job(spec=spec, done=asyncio.get_running_loop().create_future())
+        return self._place(job, list(nodes), {})
 
     def stop(self) -> None:
         """Let go of the loads under way; the neurons go on with them."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
 
+import aiohttp
 import attrs
 
 from cortex.config.schema import NeuronEntry, UpstreamEntry
@@ -35,6 +36,7 @@ class Node:
     Attributes:
         failures: Requests in a row that it took and did not answer.
         healthy: It answered its last polls; only then its models are routable.
+        drained: An operator wants nothing new to go there; what runs there ends by itself.
         in_flight: Requests of this gateway under way there, by model.
         exchanges: The same, as what carries their answers.
         closing: Models that get no more requests here: they make room once they are idle.
@@ -45,6 +47,7 @@ class Node:
     entry: NeuronEntry | UpstreamEntry
     client: NeuronClient
     healthy: bool = False
+    drained: bool = False
     error: str | None = "not polled yet"
     misses: int = 0
     failures: int = 0
@@ -57,6 +60,10 @@ class Node:
     last_used: dict[str, float] = attrs.field(factory=dict)
     loaded_at: dict[str, float] = attrs.field(factory=dict)
 
+    @classmethod
+    def of(cls, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> Node:
+        return cls(entry=entry, client=NeuronClient(entry.endpoint, entry.token, session))
+
     @property
     def name(self) -> str:
         return self.entry.name
@@ -66,10 +73,17 @@ class Node:
         """Whether it is not ours: it serves what it has, and loads nothing."""
         return isinstance(self.entry, UpstreamEntry)
 
+    @property
+    def in_service(self) -> bool:
+        """Whether anything new may go here."""
+        return self.healthy and not self.drained
+
     def serves(self, model: str) -> bool:
         """Tell whether requests for *model* can go here now."""
         found = self.models.get(model)
-        return self.healthy and found is not None and found.routable and model not in self.closing
+        return (
+            self.in_service and found is not None and found.routable and model not in self.closing
+        )
 
     def has_seat(self, model: str) -> bool:
         """Tell whether *model* takes one more request at once; its queue is here, not there."""
@@ -99,6 +113,8 @@ class Node:
             name=self.name,
             endpoint=self.entry.endpoint,
             healthy=self.healthy,
+            drained=self.drained,
+            in_flight=self.in_flight.total(),
             error=self.error,
             health=self.health,
             discovery=self.discovery,
@@ -122,6 +138,12 @@ class Nodes:
 
     def get(self, name: str) -> Node | None:
         return self._nodes.get(name)
+
+    def drain(self, node: Node, drained: bool) -> None:
+        """Send nothing new to *node*, or let it be used again."""
+        node.drained = drained
+        log.info("node %s: %s", node.name, "drained" if drained else "in use again")
+        self.wake()
 
     async def changed(self, timeout_s: float) -> None:
         """Wait for any change of any node, at most *timeout_s*."""

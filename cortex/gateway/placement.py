@@ -96,6 +96,8 @@ def place(
             reasons[node.name] = "it failed there"
         elif not node.healthy:
             reasons[node.name] = node.error or "it is not healthy"
+        elif node.drained:
+            reasons[node.name] = "it is drained"
         elif node.name in rules.making_room:
             waits, reasons[node.name] = True, "it makes room for another model"
         elif (placement := _on(spec, node, rules)) is None:
@@ -202,8 +204,8 @@ State = Literal["loaded", "coming", "absent"]
 
 
 def state_of(model: str, nodes: Iterable[Node]) -> State:
-    """Tell whether a model can be asked, is on its way by itself, or neither, on a healthy node."""
-    found = [n.models[model] for n in nodes if n.healthy and model in n.models]
+    """Tell whether a model can be asked, is on its way by itself, or neither, where we may ask."""
+    found = [n.models[model] for n in nodes if n.in_service and model in n.models]
     if any(row.routable for row in found):
         return "loaded"
     coming = ("loaded", "loading", "recovering", "poisoned")

@@ -12,6 +12,7 @@ from cortex.chat.events import Usage
 from cortex.chat.request import RequestHead
 from cortex.fleet.model import RequestRecord
 from cortex.fleet.principal import Principal
+from cortex.gateway.hold import Hold
 from cortex.gateway.relay import Exchange
 
 
@@ -29,6 +30,7 @@ class Recording:
     status: int = 0
     outcome: Literal["ok", "error", "cancelled"] = "error"
     exchange: Exchange | None = None
+    hold: Hold | None = None
 
     def head(self, stream: bool) -> RequestHead:
         """Return what the request is routed by; its model is resolved."""

@@ -267,6 +267,11 @@ class Exchange:
         return self.failed is not None and not self.status
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all of the answer was put out."""
+        return self._finished
+
+    @property
     def is_success(self) -> bool:
         """Whether the neuron answered, whole, and not with an error."""
         return self._finished and self.status < HTTPStatus.BAD_REQUEST

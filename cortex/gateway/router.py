@@ -8,6 +8,7 @@ come and a node has a seat for it.
 from __future__ import annotations
 
 import asyncio
+from copy import deepcopy
 from time import monotonic
 
 import attrs
@@ -140,6 +141,14 @@ class Router:
             await self._nodes.changed(1.0)
             for queue in self._queues:
                 self._tend(queue)
+
+    def would_choose(self, head: RequestHead) -> Node | None:
+        """Return the node a request would get now; the strategy takes no note of it."""
+        strategy, self._strategy = self._strategy, deepcopy(self._strategy)
+        try:
+            return self._choose(head, None)
+        finally:
+            self._strategy = strategy
 
     def is_only(self, node: Node, head: RequestHead) -> bool:
         """Tell whether *node* can be asked now, and no other."""
