@@ -13,6 +13,7 @@ COMMANDS = {
     "status": ("cortex.cli.status", "show nodes, devices and models"),
     "models": ("cortex.cli.models", "list, load and unload models"),
     "chat": ("cortex.cli.chat", "talk to a model in the terminal"),
+    "keys": ("cortex.cli.keys", "make, list and revoke API keys, and show what they used"),
     "pull": ("cortex.cli.pull", "download a model's weights to this host"),
     "plugins": ("cortex.cli.plugins", "show plugins, what they offer and what failed"),
 }

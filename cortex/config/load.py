@@ -8,7 +8,7 @@ An error names file and key path and says what was meant: ``cortex.toml: gateway
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ from cortex.config.schema import (
 )
 from cortex.config.strict import FromEnvironment, shown, structure
 from cortex.errors import ConfigError
-from cortex.fleet.principal import ANONYMOUS
+from cortex.fleet.principal import ANONYMOUS, Key
 
 
 def environment() -> Mapping[str, str]:
@@ -183,16 +183,26 @@ def check_neurons(config: GatewayConfig, where: str) -> None:
             raise ConfigError(f"{at}.dialects: at least one is needed")
 
 
-def _check_auth(auth: AuthSection, where: str) -> None:
-    names, digests = [key.name for key in auth.keys], [key.sha256 for key in auth.keys]
-    for number, key in enumerate(auth.keys):
+def check_keys(keys: Sequence[Key], where: str) -> None:
+    """
+    Check that keys can be told apart.
+
+    Raises:
+        ConfigError: Names the entry.
+    """
+    names, digests = [key.name for key in keys], [key.sha256 for key in keys]
+    for number, key in enumerate(keys):
         at = f"{where}: auth.keys[{number}]"
-        if names.count(key.name) > 1:
+        if key.name in names[:number]:
             raise ConfigError(f"{at}.name: {key.name!r} is taken by another key")
-        if digests.count(key.sha256) > 1:
+        if key.sha256 in digests[:number]:
             raise ConfigError(f"{at}.sha256: is also that of another key")
         if key.name == ANONYMOUS:
             raise ConfigError(f"{at}.name: {ANONYMOUS!r} is who has no key; see auth.anonymous")
+
+
+def _check_auth(auth: AuthSection, where: str) -> None:
+    check_keys(auth.keys, where)
     if auth.require and auth.is_open:
         raise ConfigError(
             f"{where}: auth.require: no key is configured, so nobody could be let in",

@@ -81,11 +81,11 @@ CORTEX = {
         "auth.keys[0]: budget_days: expected 1 to 366, got 400"
     ),
     f"[[auth.keys]]\nname = 'a'\nsha256 = '{DIGEST}'\n" * 2: (
-        "auth.keys[0].name: 'a' is taken by another key"
+        "auth.keys[1].name: 'a' is taken by another key"
     ),
     f"[[auth.keys]]\nname = 'a'\nsha256 = '{DIGEST}'\n"
     f"[[auth.keys]]\nname = 'b'\nsha256 = '{DIGEST}'": (
-        "auth.keys[0].sha256: is also that of another key"
+        "auth.keys[1].sha256: is also that of another key"
     ),
     "[auth.anonymous]\ntokens_per_minute = 0": (
         "auth.anonymous: tokens_per_minute: expected at least 1, got 0"
