@@ -12,7 +12,7 @@ import attrs
 import uvloop
 
 from cortex.chat.request import ChatRequest
-from cortex.config.schema import UpstreamEntry
+from cortex.config.schema import AuthSection, UpstreamEntry
 from cortex.fleet.model import ModelSpec
 from cortex.testing import until
 from tests.clients import scripted
@@ -56,6 +56,7 @@ def fleet(
     aliases: Mapping[str, str] | None = None,
     plugins: Sequence[object] = (),
     speaks: str | None = None,
+    auth: AuthSection | None = None,
 ) -> Iterator[Fleet]:
     """
     Run both until left.
@@ -67,6 +68,7 @@ def fleet(
         plugins: What both load besides.
         speaks: The one dialect of the server behind the gateway, which then is no neuron to it
             and has the models loaded; None is a neuron.
+        auth: Who may ask.
     """
     models = [attrs.evolve(model, harness="scripted") for model in models]
     started, found, problem = threading.Event(), [], []
@@ -74,7 +76,7 @@ def fleet(
     async def serve() -> None:
         options = {"scripted": {"script": script}}
         node = serving(plugins=[scripted, *plugins], harnesses=["scripted"], options=options)
-        more = {"aliases": aliases, "plugins": plugins}
+        more = {"aliases": aliases, "plugins": plugins, "auth": auth}
         async with node as neuron, gateway_of(neuron, models, speaks, **more) as gateway:
             harness = neuron.neuron.models.harnesses["scripted"]
             loop, leave = asyncio.get_running_loop(), asyncio.Event()
