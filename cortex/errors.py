@@ -259,6 +259,15 @@ class LoadFailed(CortexError):
     retry_after_s = 10.0
 
 
+class ShuttingDown(CortexError):
+    """The gateway is about to stop, and takes nothing new."""
+
+    code = "shutting_down"
+    status = 503
+    type = "overloaded_error"
+    retry_after_s = 5.0
+
+
 class RequestCancelled(CortexError):
     """An operator cancelled the request."""
 

@@ -42,6 +42,7 @@ from cortex.wire import decode, encode
 
 MAX_BODY_BYTES = 64 << 20
 BACKLOG = 4096
+STOPS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REQUEST_ID = web.RequestKey("id", str)
@@ -344,15 +345,26 @@ def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
         raise group.exceptions[0] from None
 
 
-async def until_signal() -> str:
-    """Wait for SIGTERM or SIGINT; return its name."""
+async def until_signal(again: Callable[[], None] | None = None) -> str:
+    """
+    Wait for SIGTERM or SIGINT; return its name.
+
+    Args:
+        again: Called at the next ones; else those end the program at once.
+    """
     loop = asyncio.get_running_loop()
     told: asyncio.Future[str] = loop.create_future()
 
     def tell(name: str) -> None:
         if not told.done():
             told.set_result(name)
+        elif again is not None:
+            again()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         loop.add_signal_handler(number, tell, number.name)
-    return await told
+    name = await told
+    if again is None:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+    return name

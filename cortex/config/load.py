@@ -84,6 +84,7 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     folder = path.parent if path else Path()
     check_neurons(config, where)
     _check_auth(config.auth, where)
+    _at_least(0, config.gateway.drain_s, f"{where}: gateway.drain_s")
     _at_least(1, config.queue.max_depth, f"{where}: queue.max_depth")
     _at_least(0, config.queue.max_wait_s, f"{where}: queue.max_wait_s")
     _at_least(0, config.eviction.min_residency_s, f"{where}: eviction.min_residency_s")

@@ -91,6 +91,7 @@ class GatewaySection:
     metrics_listen: Address = Address("0.0.0.0", 31314)  # noqa: S104
     models_config: Path = Path("models.toml")
     dialects: tuple[str, ...] | None = None
+    drain_s: float = 60.0
 
 
 @attrs.frozen(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -12,7 +13,7 @@ from aiohttp import web
 from cortex import __version__
 from cortex.api import Dialect, Operation
 from cortex.config.schema import Catalogue, GatewayConfig
-from cortex.errors import ConfigError, CortexError
+from cortex.errors import ConfigError, CortexError, ShuttingDown
 from cortex.fleet.model import ModelCard
 from cortex.gateway import chat
 from cortex.gateway.accounts import Accounts
@@ -120,6 +121,21 @@ class Gateway:
         tending = self._tasks.create_task(self._router.tend_forever(), name="queues")
         self._background.append(tending)
 
+    async def drain(self, drain_s: float) -> None:
+        """Refuse what is new and who waits; return once all answers are out, or cut off."""
+        why = ShuttingDown("the gateway is about to stop")
+        self.requests.close(why)
+        self._router.close(why)
+        self.loads.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await self.requests.idle()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Cut off what is under way."""
+        self.requests.cancel_all(ShuttingDown("the gateway stopped before the answer was whole"))
+
     def stop(self) -> None:
         """End the polling and close what is open to the neurons."""
         for task in self._background:
@@ -163,6 +179,7 @@ class Gateway:
                 )
                 recording.status, recording.outcome = answer.status, "ok"
                 return answer
+            self.requests.check_open()
             account = self._accounts.enter(principal)
             return await chat.serve(
                 request,
@@ -202,6 +219,7 @@ class Gateway:
         healthy = sum(node.healthy for node in self.nodes)
         total = len(self.nodes)
         status = "ok" if healthy == total else "degraded" if healthy else "impaired"
+        status = "draining" if self.requests.closed else status
         unservable: list[dict[str, Any]] = [
             {"node": node.name, "model": model.id, "reason": model.servable.reason}
             for node in self.nodes

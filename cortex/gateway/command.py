@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cortex.config.schema import Catalogue, GatewayConfig
 
-DRAIN_S = 30.0
+CLOSE_S = 5.0  # for what is cut off to end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +85,14 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str) -> None
 
     import aiohttp
 
+    from cortex.config.load import environment
     from cortex.gateway.app import Gateway
     from cortex.gateway.metrics import MetricsServer
     from cortex.plugins import Plugins
+    from cortex.systemd import Service
     from cortex.web import lifespans, listening, until_signal
 
-    plugins = Plugins(config.plugins)
+    plugins, service = Plugins(config.plugins), Service(environment())
     async with (
         asyncio.TaskGroup() as tasks,
         aiohttp.ClientSession() as session,
@@ -108,13 +110,18 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str) -> None
         try:
             await gateway.start()
             async with listening(
-                gateway.application(), config.gateway.listen, drain_s=DRAIN_S
+                gateway.application(), config.gateway.listen, drain_s=CLOSE_S
             ) as address:
                 print(f"cortex gateway listens on http://{address}", flush=True)
                 print(f"metrics on http://{metrics.address}/metrics", flush=True)
                 for line in posture(config):
                     print(line, flush=True)
-                print(f"cortex gateway: {await until_signal()}, stopping", flush=True)
+                service.ready(f"serving on {address}")
+                watchdog = tasks.create_task(service.keep_alive(), name="watchdog")
+                print(f"cortex gateway: {await until_signal(gateway.hurry)}, stopping", flush=True)
+                service.stopping(config.gateway.drain_s + 2 * CLOSE_S)
+                await gateway.drain(config.gateway.drain_s)
+                watchdog.cancel()
         finally:
             gateway.stop()
             metrics.close()

@@ -25,6 +25,7 @@ from cortex.errors import (
     ModelNotFeasible,
     NoNodeAvailable,
     RemoteError,
+    ShuttingDown,
     UpstreamUnreachable,
 )
 from cortex.fleet.model import ModelSpec
@@ -184,7 +185,7 @@ class Loads:
                 self._failed[job.spec.id] = monotonic() + FORGET_S, error
             self._end(job, error)
         except asyncio.CancelledError:
-            self._end(job, NoNodeAvailable("the gateway stops"))
+            self._end(job, ShuttingDown("the gateway is about to stop"))
             raise
         except Exception as error:
             log.exception("load of %s", job.spec.id)

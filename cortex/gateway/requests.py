@@ -39,15 +39,32 @@ class Open:
 
 
 class Requests:
-    """Every request is entered once, and left once with its record."""
+    """
+    Every request is entered once, and left once with its record.
+
+    Attributes:
+        closed: Why no other is taken, if so.
+    """
 
     def __init__(self, loads: Loads) -> None:
+        self.closed: CortexError | None = None
         self._loads = loads
         self._open: dict[Open, None] = {}  # in the order they came
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._over: deque[tuple[float, RequestRecord]] = deque(maxlen=KEPT)
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def close(self, why: CortexError) -> None:
+        """Take no other from now on."""
+        self.closed = why
+
+    def check_open(self) -> None:
+        """Raise the reason if no other is taken."""
+        if self.closed is not None:
+            raise self.closed.with_traceback(None)
 
     def enter(self, recording: Recording) -> Open:
         """Note a request that the current task is going to answer."""
@@ -55,11 +72,14 @@ class Requests:
         assert task is not None  # noqa: S101 - handlers run in tasks
         entry = Open(recording=recording, task=task)
         self._open[entry] = None
+        self._idle.clear()
         return entry
 
     def leave(self, entry: Open, record: RequestRecord) -> None:
         """Note that a request is over."""
         del self._open[entry]
+        if not self._open:
+            self._idle.set()
         self._over.append((entry.recording.began, record))
 
     def cancel(self, request_id: str, why: CortexError) -> int:
@@ -80,6 +100,10 @@ class Requests:
         """End every request under way."""
         for entry in list(self._open):
             entry.cancel(why)
+
+    async def idle(self) -> None:
+        """Return once none is under way."""
+        await self._idle.wait()
 
     def states(self) -> list[RequestState]:
         """Return those under way and the last that are over, the newest first of each."""

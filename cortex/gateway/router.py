@@ -69,6 +69,7 @@ class Router:
         self._queues = queues
         self._strategy = strategy
         self._max_wait_s = config.max_wait_s
+        self._closed: CortexError | None = None
         loads.on_end = self._load_ended
 
     async def route(
@@ -99,6 +100,8 @@ class Router:
     async def _wait(
         self, head: RequestHead, spec: ModelSpec, avoid: Node | None
     ) -> tuple[Node, str]:
+        if self._closed is not None:
+            raise self._closed.with_traceback(None)
         self._check_spoken(head, spec)
         if head.operation == "count":
             return self._take(await self._with_tokenizer(spec), spec.id), "tokenizer"
@@ -134,6 +137,12 @@ class Router:
             self._seat(queue)
         if model in node.closing and not node.in_flight[model]:
             self._nodes.wake()
+
+    def close(self, why: CortexError) -> None:
+        """Let go of all who wait, and let nobody wait any more."""
+        self._closed = why
+        for queue in self._queues:
+            self._fail(queue, why)
 
     async def tend_forever(self) -> None:
         """Seat who waits whenever a node changes, and see that what is waited for is loaded."""

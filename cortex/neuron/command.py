@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cortex.config.schema import NeuronConfig
 
 DRAIN_S = 10.0
+STOP_S = 60.0  # with the workers' last steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,16 +47,17 @@ def run(args: argparse.Namespace) -> int:
 async def serve(config: NeuronConfig, where: str) -> None:
     """Run a neuron: bind first, then warm up, then serve until told to stop."""
     from cortex.api import Source
-    from cortex.config.load import cache_dir
+    from cortex.config.load import cache_dir, environment
     from cortex.fleet.model import ModelSpec
     from cortex.neuron import discovery
     from cortex.neuron.app import Neuron, build_harnesses
     from cortex.neuron.events import Events
     from cortex.neuron.models import Models
     from cortex.plugins import Plugins
+    from cortex.systemd import Service
     from cortex.web import lifespans, listening, until_signal
 
-    plugins = Plugins(config.plugins)
+    plugins, service = Plugins(config.plugins), Service(environment())
     host = await asyncio.to_thread(discovery.discover)
 
     def source_of(spec: ModelSpec) -> Source:
@@ -73,9 +75,12 @@ async def serve(config: NeuronConfig, where: str) -> None:
                 print("no token is set: whoever reaches this address can use it", flush=True)
             background = [
                 tasks.create_task(neuron.refresh(), name="refresh"),
+                tasks.create_task(service.keep_alive(), name="watchdog"),
                 tasks.create_task(neuron.activator.run(neuron.load), name="activation"),
             ]
+            service.ready(f"serving on {address}")
             print(f"cortex neuron: {await until_signal()}, stopping", flush=True)
+            service.stopping(STOP_S)
             for task in background:
                 task.cancel()
         for harness in models.harnesses.values():

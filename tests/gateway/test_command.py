@@ -78,6 +78,56 @@ async def test_sigterm_lets_running_streams_end_and_exits_0(tmp_path):
     assert said.endswith(b"data: [DONE]\n\n")
 
 
+async def test_a_drain_refuses_what_is_new_and_what_waits_and_says_so(tmp_path):
+    slow = FakeNeuron(["m"])
+    slow.answer, slow.token_s, slow.max_in_flight = "word " * 40, 0.05, 1
+    async with slow as node, program(tmp_path, config(tmp_path, node), "serve") as gateway:
+        url, waiting = f"{gateway.url}/v1/chat/completions", []
+        async with gateway.streaming("m", "hi") as stream:
+            await stream.content.readuntil(b"word")
+            waiting = [
+                asyncio.create_task(gateway.client.post(url, data=chat("m"))) for _ in range(3)
+            ]
+            while len((await gateway.get("/api/v1/requests"))["requests"]) < 4:
+                await asyncio.sleep(0.01)
+            gateway.process.terminate()
+
+            for answer in await asyncio.gather(*waiting):
+                assert answer.status == 503
+                assert answer.headers["Retry-After"] == "5"
+                assert (await answer.json())["error"]["code"] == "shutting_down"
+            assert (await gateway.get("/health"))["status"] == "draining"
+            async with gateway.client.post(url, data=chat("m")) as late:
+                assert late.status == 503
+                assert (await late.json())["error"]["code"] == "shutting_down"
+            assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        async with asyncio.timeout(5):
+            assert await gateway.process.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["late", "told twice"])
+async def test_what_outlasts_a_drain_ends_with_an_error_event(tmp_path, how):
+    drain_s = 0.3 if how == "late" else 60
+    async with FakeNeuron(["m"]) as node:
+        node.answer, node.token_s = "word " * 1000, 0.05
+        text = config(tmp_path, node, more=f"drain_s = {drain_s}\n")
+        async with program(tmp_path, text, "serve") as gateway:
+            async with gateway.streaming("m", "hi") as stream:
+                await stream.content.readuntil(b"word")
+                gateway.process.terminate()
+                if how == "told twice":
+                    while (await gateway.get("/health"))["status"] != "draining":
+                        await asyncio.sleep(0.01)
+                    gateway.process.terminate()
+                async with asyncio.timeout(5):
+                    said = await stream.read()
+            async with asyncio.timeout(5):
+                assert await gateway.process.wait() == 0
+
+    assert b"shutting_down" in said
+    assert b"[DONE]" not in said
+
+
 async def test_sigterm_while_a_load_goes_on_exits_soon(tmp_path):
     async with FakeNeuron() as node:
         node.may_load.clear()
