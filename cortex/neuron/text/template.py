@@ -61,7 +61,7 @@ class Template:
         self._template = compiled(source)
         self._special_tokens = special_tokens
 
-    def render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), **arguments: Any) -> str:
+    def render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), /, **arguments: Any) -> str:
         """
         Return the prompt, up to where the assistant answers.
 

@@ -98,14 +98,21 @@ class Detokenizer:
     """Makes text of one answer as it comes; half a character is held back until it is whole."""
 
     def __init__(self, tokenizer: Any, kept: dict[int, str], before: Sequence[int]) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
         self._kept = kept
-        self._stream: Any = DecodeStream(ids=list(before), skip_special_tokens=True)
+        self._stream = self._from(before)
+
+    def _from(self, before: Sequence[int] = ()) -> Any:
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(ids=list(before), skip_special_tokens=True)
 
     def feed(self, token: int) -> str:
         """Return the text that is certain after *token*; often nothing."""
         if (mark := self._kept.get(token)) is not None:
             return mark
-        return self._stream.step(self._tokenizer, token) or ""
+        try:
+            return self._stream.step(self._tokenizer, token) or ""
+        except Exception:  # noqa: BLE001 - the library's own: it gives up on bytes that are no text
+            self._stream = self._from()
+            return "\ufffd" + (self._stream.step(self._tokenizer, token) or "")

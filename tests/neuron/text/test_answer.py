@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -120,7 +120,7 @@ def test_nothing_is_told_that_was_not_asked_for():
     assert all(event.logprobs == () for event in events_of(answering(templates.QWEN), "abc"))
 
 
-@given(st.text(), st.booleans())
+@given(st.text(st.characters(codec="utf-8", exclude_characters="<[")), st.booleans())
 def test_every_token_of_a_plain_answer_is_told_once(text, bare):
     answer = answering(
         None if bare else templates.GEMMA, prompts=("x",) if bare else (), **asking()
@@ -174,6 +174,13 @@ def test_an_answer_to_a_bare_prompt_keeps_the_blank_between_it_and_the_prompt():
     assert "".join(map(after.feed, [2, 3])) == " world"
     fresh = vocabulary.detokenizer(())
     assert "".join(map(fresh.feed, [1, 2, 3])) == "Hello world"
+
+
+@given(st.lists(st.integers(0, 260), max_size=12), st.lists(st.integers(0, 260), max_size=8))
+@example(tokens=[243, 45, 68, 0, 225, 128, 123, 242, 4, 4], before=[69])
+def test_bytes_that_are_no_text_do_not_end_an_answer(tokens, before):
+    after = Vocabulary(pieces_tokenizer().to_str()).detokenizer((), before)
+    assert "".join(map(after.feed, [*tokens, 1])).endswith("Hello")
 
 
 def test_special_tokens_say_their_own_text():

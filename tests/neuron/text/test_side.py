@@ -120,8 +120,8 @@ def test_how_much_to_think_is_told_and_the_clients_own_words_win():
     source = "{{ enable_thinking }} {{ reasoning_effort }}{{ messages[0].content }}"
     request = chat(reasoning=Reasoning(enabled=True, effort="high"))
     assert prompted(source, request) == "True highx"
-    request = attrs.evolve(request, template_args={"enable_thinking": False, "more": 1})
-    assert prompted(source, request) == "False highx"
+    own = {"enable_thinking": False, "more": 1, "tools": [], "turns": 2, "messages": []}
+    assert prompted(source, attrs.evolve(request, template_args=own)) == "False highx"
 
 
 @pytest.mark.parametrize(
