@@ -124,6 +124,7 @@ async def ask(
     """
     head, spec = asked.head, asked.spec
     node: Node | None = None
+    nodes.retries.request()
     for attempt in range(1, ATTEMPTS + 1):
         node, how = await router.route(head, spec, asked.hold, avoid=node)
         recording.node, is_last = node.name, attempt == ATTEMPTS
@@ -137,14 +138,16 @@ async def ask(
             await carry(exchange, node, sent)
         except UpstreamUnreachable as error:
             if exchange.was_sent:
-                nodes.failed(node, str(error))
+                nodes.failed(node, spec.id, str(error))
             else:
                 nodes.refused(node, str(error))
-            if is_last:
+            if is_last or not nodes.retries.take():
                 raise
         except Refused:
             await poll(node, nodes)
-            if router.is_only(node, head):
+            is_only = router.is_only(node, head)
+            node.rest(spec.id, exchange.retry_after_s)
+            if is_only or not nodes.retries.take():
                 if asked.hold is not None and asked.hold.is_open:
                     raise exchange.error() from None
                 recording.status = exchange.status
@@ -240,7 +243,7 @@ async def carry(exchange: Exchange, node: Node, request: bytes) -> None:
             await exchange.run(await node.client.acquire(fresh=True), node.client, request)
         if exchange.is_silent:
             raise UpstreamUnreachable(f"node {node.name} died without an answer")
-        node.failures = 0
+        node.breaker.closes()
         if exchange.refused:
             raise Refused
     finally:

@@ -19,12 +19,13 @@ import attrs
 
 from cortex.config.schema import NeuronEntry, UpstreamEntry
 from cortex.fleet.node import Discovery, FleetNode, Health, ModelHealth, NodeModel
+from cortex.gateway.breaker import Breaker, RetryBudget
 from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.relay import Exchange
 from cortex.plugins import Plugins
 
 MISSES_TO_EJECT = 3
-FAILURES_TO_EJECT = 5
+LONGEST_REST_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +35,8 @@ class Node:
     One neuron, or a server that is not ours.
 
     Attributes:
-        failures: Requests in a row that it took and did not answer.
+        breaker: Holds against it the requests that it took and did not answer.
+        resting: Until when it wants no more requests, by model, monotonic seconds.
         healthy: It answered its last polls; only then its models are routable.
         drained: An operator wants nothing new to go there; what runs there ends by itself.
         in_flight: Requests of this gateway under way there, by model.
@@ -50,7 +52,8 @@ class Node:
     drained: bool = False
     error: str | None = "not polled yet"
     misses: int = 0
-    failures: int = 0
+    breaker: Breaker = attrs.field(factory=Breaker)
+    resting: dict[str, float] = attrs.field(factory=dict)
     health: Health | None = None
     discovery: Discovery | None = None
     models: dict[str, NodeModel] = attrs.field(factory=dict)
@@ -80,18 +83,29 @@ class Node:
 
     def serves(self, model: str) -> bool:
         """Tell whether requests for *model* can go here now."""
-        found = self.models.get(model)
+        found, now = self.models.get(model), monotonic()
         return (
-            self.in_service and found is not None and found.routable and model not in self.closing
+            self.in_service
+            and found is not None
+            and found.routable
+            and model not in self.closing
+            and self.resting.get(model, 0.0) <= now
+            and not self.breaker.is_open(now)
         )
 
     def has_seat(self, model: str) -> bool:
         """Tell whether *model* takes one more request at once; its queue is here, not there."""
         limit = next((row.max_in_flight for row in self._rows() if row.id == model), 0)
-        return not limit or self.in_flight[model] < limit
+        is_free = not limit or self.in_flight[model] < limit
+        return is_free and (self.breaker.is_closed or not self.in_flight.total())
 
     def _rows(self) -> tuple[ModelHealth, ...]:
         return self.health.models if self.health else ()
+
+    def rest(self, model: str, seconds: float) -> None:
+        """Ask no more of *model* here for a while: the node said so."""
+        if seconds:
+            self.resting[model] = monotonic() + min(seconds, LONGEST_REST_S)
 
     def unloading(self, model: str) -> None:
         """Note that *model* is about to go; the next poll knows better."""
@@ -123,12 +137,13 @@ class Node:
 
 
 class Nodes:
-    """All nodes, by name."""
+    """All nodes, by name; *retries* is what may be spent on trying again."""
 
     def __init__(self, nodes: Sequence[Node], plugins: Plugins) -> None:
         self._nodes = {node.name: node for node in nodes}
         self._plugins = plugins
         self._change: asyncio.Event = asyncio.Event()
+        self.retries = RetryBudget()
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())
@@ -186,11 +201,14 @@ class Nodes:
         self._set_healthy(node, False)
         self.wake()
 
-    def failed(self, node: Node, error: str) -> None:
-        """Count a request without an answer; too many in a row put the node out of service."""
-        node.failures += 1
-        if node.failures >= FAILURES_TO_EJECT:
-            node.failures = 0
+    def failed(self, node: Node, model: str, error: str) -> None:
+        """
+        Count a request without an answer; too many in a row put the node out of service.
+
+        Not so the last that has *model*: a node that answers some requests is better than none.
+        """
+        has_another = any(other.serves(model) for other in self if other is not node)
+        if has_another and node.breaker.opens(monotonic()):
             self.refused(node, error)
 
     def _set_healthy(self, node: Node, healthy: bool) -> None:

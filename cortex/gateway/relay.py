@@ -284,6 +284,12 @@ class Exchange:
         """Return the error that was kept from the client."""
         return remote_error(self.status, self._kept)
 
+    @property
+    def retry_after_s(self) -> float:
+        """How long the node wants to be left alone; 0 if it does not say."""
+        said = next((value for name, value in self._passed if name == b"retry-after"), b"")
+        return float(said) if said.isdigit() else 0.0
+
     def refusal(self) -> web.Response:
         """Return the answer that was kept from the client."""
         passed = {name.decode(): value.decode("latin-1") for name, value in self._passed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from cortex.errors import DeviceUnavailable
 from cortex.fleet.model import ModelSpec
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
@@ -81,3 +82,17 @@ async def test_a_client_that_leaves_the_queue_gives_up_its_place():
 
             await until(lambda: gateway.in_flight() == 0)
             assert node.counts["chat"] == 1
+
+
+async def test_a_node_that_wants_a_rest_is_left_alone_for_as_long():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.refusal = DeviceUnavailable("the device recovers", retry_after_s=1)
+        error = await gateway.refused(503, "device_unavailable")
+        assert error["headers"]["retry-after"] == "1"
+        asked = node.counts["chat"]
+        node.refusal = None
+
+        answer = await gateway.ask()
+
+        assert answer["headers"]["x-cortex-route"] == "queued"
+        assert node.counts["chat"] == asked + 1
