@@ -21,7 +21,7 @@ import attrs
 from cortex.chat.request import ChatRequest, Thinking, ToolResult
 from cortex.fleet.model import ModelSpec
 from tests.clients.fleet import Fleet, fleet
-from tests.clients.scripted import Script, say
+from tests.clients.scripted import CONTEXT, Script, say
 
 MODEL = "scripted"
 NOTE, ECHOED = "the note says seventeen", "echoed-twenty-three"
@@ -61,7 +61,8 @@ class Agent:
 
 def opencode(name: str, dialect: str, package: str) -> Agent:
     def files(url: str) -> dict[str, str]:
-        model = {"name": MODEL, "reasoning": True, "tool_call": True}
+        limit = {"context": CONTEXT, "output": 8192}
+        model = {"name": MODEL, "reasoning": True, "tool_call": True, "limit": limit}
         provider = {
             "npm": package,
             "options": {"baseURL": f"{url}/v1", "apiKey": "none"},
@@ -109,6 +110,7 @@ def aider(name: str, dialect: str, model: str, env: Callable[[str], dict[str, st
 CODEX_TOML = """
 model = "{model}"
 model_provider = "cortex"
+model_context_window = {context}
 check_for_update_on_startup = false
 [analytics]
 enabled = false
@@ -129,7 +131,8 @@ AGENTS = (
         ],
         env=lambda url: {
             "ANTHROPIC_BASE_URL": url,
-            "ANTHROPIC_API_KEY": "none",
+            "ANTHROPIC_AUTH_TOKEN": "none",
+            "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(CONTEXT),
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "DISABLE_AUTOUPDATER": "1",
             "DISABLE_TELEMETRY": "1",
@@ -144,7 +147,9 @@ AGENTS = (
         version=["codex", "--version"],
         command=["codex", "exec", "--skip-git-repo-check", "-s", "danger-full-access", "--json"],
         env=lambda url: {"CORTEX_KEY": "none"},
-        files=lambda url: {".codex/config.toml": CODEX_TOML.format(model=MODEL, url=url)},
+        files=lambda url: {
+            ".codex/config.toml": CODEX_TOML.format(model=MODEL, url=url, context=CONTEXT)
+        },
         read=lambda path: ("exec_command", {"cmd": f"cat {path}"}),
         shell=lambda line: ("exec_command", {"cmd": line}),
     ),
