@@ -169,6 +169,13 @@ class ModelNotFound(InvalidRequest):
     status = 404
 
 
+class ReloadRefused(InvalidRequest):
+    """The configuration cannot be used as it is now; the one before stays."""
+
+    code = "reload_refused"
+    status = 422
+
+
 class ReplyNotFound(InvalidRequest):
     """No answer is kept under this id."""
 

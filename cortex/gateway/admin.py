@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from cortex import __version__
+from cortex.config.diff import shown
 from cortex.errors import InvalidRequest, ModelNotFound, RequestCancelled, RouteNotFound
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Fleet
@@ -20,6 +21,7 @@ from cortex.gateway.ledger import DAY_S, Ledger, date_of
 from cortex.gateway.loads import Loads
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.queue import Queues
+from cortex.gateway.reload import Reload
 from cortex.gateway.requests import Requests
 from cortex.gateway.router import Router, Waiting
 from cortex.plugins import KINDS, Plugins
@@ -53,6 +55,7 @@ class Admin:
     router: Router
     queues: Queues[Waiting]
     requests: Requests
+    reload: Reload
     plugins: Plugins
     began: float = attrs.field(factory=monotonic)
 
@@ -66,6 +69,8 @@ class Admin:
         router.add_post("/api/v1/models/{id:.+}/pin", self._pin)
         router.add_post("/api/v1/models/{id:.+}/unpin", self._unpin)
         router.add_get("/api/v1/explain", self._explain)
+        router.add_get("/api/v1/config", self._config)
+        router.add_post("/api/v1/reload", self._reload)
         router.add_post("/api/v1/nodes/{name}/drain", self._drain)
         router.add_post("/api/v1/nodes/{name}/resume", self._resume)
         router.add_get("/api/v1/requests", self._requests)
@@ -152,6 +157,13 @@ class Admin:
                 spec, nodes=self.nodes, loads=self.loads, router=self.router, queues=self.queues
             )
         )
+
+    async def _config(self, _: web.Request) -> web.Response:
+        config, catalogue = self.reload.current()
+        return reply({"config": shown(config), "catalogue": shown(catalogue)})
+
+    async def _reload(self, _: web.Request) -> web.Response:
+        return reply(await self.reload.run())
 
     async def _drain(self, request: web.Request) -> web.Response:
         return self._drained(request, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from cortex import __version__
-from cortex.api import Dialect, Operation
+from cortex.api import Dialect, EvictionPolicy, Operation, RoutingStrategy
 from cortex.config.schema import Catalogue, GatewayConfig
 from cortex.errors import ConfigError, CortexError, ShuttingDown
 from cortex.fleet.model import ModelCard
@@ -27,11 +27,13 @@ from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.queue import Queues
 from cortex.gateway.recording import Recording
+from cortex.gateway.reload import Difference, Read, Reload
 from cortex.gateway.requests import Requests
 from cortex.gateway.router import Router, Waiting
 from cortex.gateway.translation import Translators
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
+from cortex.systemd import Service
 from cortex.web import Handler, add_dialects, application, error_response, reply, request_id
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
@@ -49,17 +51,17 @@ class Gateway:
         where: str,
         session: aiohttp.ClientSession,
         tasks: asyncio.TaskGroup,
+        read: Read | None = None,
+        service: Service | None = None,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._plugins = plugins
         self._tasks = tasks
         self._background: list[asyncio.Task[None]] = []
-        strategy = plugins.choose(
-            "routing strategy", config.routing.strategy, f"{where}: routing.strategy"
-        ).build()
-        policy = plugins.choose(
-            "eviction policy", config.eviction.strategy, f"{where}: eviction.strategy"
-        ).build()
+        self.config, self.catalogue = config, catalogue
+        self._where, self._session = where, session
+        self._strategy = build_strategy(config, plugins, where)
+        self._policy = build_policy(config, plugins, where)
         self.auth = Auth.of(config.auth, plugins, where)
         self._ledger = Ledger(config.ledger.path)
         self._accounts = Accounts(self._ledger)
@@ -71,7 +73,7 @@ class Gateway:
             config=config,
             nodes=self.nodes,
             names=self.names,
-            policy=policy,
+            policy=self._policy,
             metrics=self.metrics,
             queues=self.queues,
             tasks=tasks,
@@ -81,22 +83,15 @@ class Gateway:
             nodes=self.nodes,
             loads=self.loads,
             queues=self.queues,
-            strategy=strategy,
+            strategy=self._strategy,
             translators=self._translators,
             config=config.queue,
         )
         self._replies = Replies(config.replies)
-        self.requests = Requests(self.loads)
-        self._admin = Admin(
-            nodes=self.nodes,
-            names=self.names,
-            loads=self.loads,
-            ledger=self._ledger,
-            router=self._router,
-            queues=self.queues,
-            requests=self.requests,
-            plugins=plugins,
+        self._reload = Reload(
+            read or self.current, self.current, self.adopt, service or Service({})
         )
+        self.requests = Requests(self.loads)
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
 
     def application(self) -> web.Application:
@@ -105,21 +100,72 @@ class Gateway:
         add_dialects(app, self._dialects, self)
         app.router.add_get("/", self._root)
         app.router.add_get("/health", self._health)
-        self._admin.add_routes(app.router)
+        admin = Admin(
+            nodes=self.nodes,
+            names=self.names,
+            loads=self.loads,
+            ledger=self._ledger,
+            router=self._router,
+            queues=self.queues,
+            requests=self.requests,
+            reload=self._reload,
+            plugins=self._plugins,
+        )
+        admin.add_routes(app.router)
         app.on_cleanup.append(self._replies.close)
         return app
 
     async def start(self) -> None:
         """Learn from the neurons what is loaded, and keep learning."""
         self._ledger.open()
-        await first_round(self.nodes)
-        for node in self.nodes:
-            polling = self._tasks.create_task(
-                poll_forever(node, self.nodes), name=f"poll {node.name}"
-            )
-            self._background.append(polling)
+        await first_round(self.nodes, self.nodes)
+        self._poll(self.nodes)
         tending = self._tasks.create_task(self._router.tend_forever(), name="queues")
         self._background.append(tending)
+
+    def _poll(self, nodes: Iterable[Node]) -> None:
+        self._background = [task for task in self._background if not task.done()]
+        for node in nodes:
+            polling = poll_forever(node, self.nodes)
+            self._background.append(self._tasks.create_task(polling, name=f"poll {node.name}"))
+
+    async def adopt(self, config: GatewayConfig, catalogue: Catalogue) -> None:
+        """
+        Put another configuration in force, all at once.
+
+        Raises:
+            ConfigError: It cannot be; nothing has changed.
+        """
+        plugins, where, old = self._plugins, self._where, self.config
+        auth = Auth.of(config.auth, plugins, where)
+        every_dialect(config, plugins, where)
+        strategy, policy = self._strategy, self._policy
+        if config.routing != old.routing:
+            strategy = build_strategy(config, plugins, where)
+        if config.eviction != old.eviction:
+            policy = build_policy(config, plugins, where)
+        nodes = [self.nodes.kept(e) or Node.of(e, self._session) for e in config.nodes]
+        new = [node for node in nodes if self.nodes.get(node.name) is not node]
+        await first_round(new, self.nodes)  # so that what they have loaded is not loaded again
+        # From here on nothing waits and nothing raises.
+        self.config, self.catalogue = config, catalogue
+        self.auth, self._strategy, self._policy = auth, strategy, policy
+        for node, entry in zip(nodes, config.nodes, strict=True):
+            node.adopt(entry, self._session)
+        self.nodes.adopt(nodes)
+        self.names.adopt(catalogue)
+        self.queues.max_depth = config.queue.max_depth
+        self.loads.adopt(config, policy)
+        self._router.adopt(strategy, config.queue)
+        self._poll(new)
+
+    def current(self) -> tuple[GatewayConfig, Catalogue]:
+        """Return the configuration in force."""
+        return self.config, self.catalogue
+
+    async def reload(self) -> Difference:
+        """Read the configuration again; raises `ReloadRefused` if it cannot be used."""
+        return await self._reload.run()
 
     async def drain(self, drain_s: float) -> None:
         """Refuse what is new and who waits; return once all answers are out, or cut off."""
@@ -228,6 +274,22 @@ class Gateway:
         ]
         nodes = {"healthy": healthy, "total": total}
         return reply({"status": status, "nodes": nodes, "unservable": unservable})
+
+
+def build_strategy(config: GatewayConfig, plugins: Plugins, where: str) -> RoutingStrategy:
+    """Build the routing strategy a configuration names; raises `ConfigError`."""
+    at = f"{where}: routing.strategy"
+    strategy: RoutingStrategy = plugins.choose(
+        "routing strategy", config.routing.strategy, at
+    ).build()
+    return strategy
+
+
+def build_policy(config: GatewayConfig, plugins: Plugins, where: str) -> EvictionPolicy:
+    """Build the eviction policy a configuration names; raises `ConfigError`."""
+    at = f"{where}: eviction.strategy"
+    policy: EvictionPolicy = plugins.choose("eviction policy", config.eviction.strategy, at).build()
+    return policy
 
 
 def every_dialect(config: GatewayConfig, plugins: Plugins, where: str) -> dict[str, Dialect]:

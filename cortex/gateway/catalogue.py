@@ -37,9 +37,14 @@ class Names:
         self.adopt(catalogue)
 
     def adopt(self, catalogue: Catalogue) -> None:
-        """Go by *catalogue* from now on; what was pinned at run time stays so."""
+        """Go by *catalogue* from now on; what was pinned at run time stays so, where it can."""
         self._listed = {spec.id: spec for spec in catalogue.models}
         self.aliases = catalogue.aliases
+        left = {
+            model: tuple(name for name in nodes if self._nodes.get(name) is not None)
+            for model, nodes in self._pins.items()
+        }
+        self._pins = {model: nodes for model, nodes in left.items() if nodes}
         self._put_pins()
 
     def pin(self, spec: ModelSpec, nodes: Iterable[str]) -> None:

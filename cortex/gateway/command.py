@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cortex.config.schema import Catalogue, GatewayConfig
+    from cortex.gateway.app import Gateway
+    from cortex.gateway.reload import Read
 
 CLOSE_S = 5.0  # for what is cut off to end
 
@@ -39,14 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT; read the files again at SIGHUP."""
     from cortex import web
     from cortex.config.load import default_file, load_gateway
 
     path = args.config or default_file("cortex.toml")
-    config, catalogue = load_gateway(path)
-    config = with_arguments(config, args)
-    web.run(serve(config, catalogue, path.name if path else "cortex.toml"), args.log_level)
+
+    def read() -> tuple[GatewayConfig, Catalogue]:
+        config, catalogue = load_gateway(path)
+        return with_arguments(config, args), catalogue
+
+    config, catalogue = read()
+    where = path.name if path else "cortex.toml"
+    web.run(serve(config, catalogue, where, read), args.log_level)
     return 0
 
 
@@ -79,7 +88,7 @@ def with_arguments(config: GatewayConfig, args: argparse.Namespace) -> GatewayCo
     return config
 
 
-async def serve(config: GatewayConfig, catalogue: Catalogue, where: str) -> None:
+async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: Read) -> None:
     """Run a gateway until told to stop."""
     import asyncio
 
@@ -105,6 +114,8 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str) -> None
             where=where,
             session=session,
             tasks=tasks,
+            read=read,
+            service=service,
         )
         metrics = MetricsServer(gateway.metrics.registry, config.gateway.metrics_listen)
         try:
@@ -116,15 +127,35 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str) -> None
                 print(f"metrics on http://{metrics.address}/metrics", flush=True)
                 for line in posture(config):
                     print(line, flush=True)
+                on_hangup(lambda: tasks.create_task(hang_up(gateway), name="reload"))
                 service.ready(f"serving on {address}")
                 watchdog = tasks.create_task(service.keep_alive(), name="watchdog")
                 print(f"cortex gateway: {await until_signal(gateway.hurry)}, stopping", flush=True)
-                service.stopping(config.gateway.drain_s + 2 * CLOSE_S)
-                await gateway.drain(config.gateway.drain_s)
+                drain_s = gateway.config.gateway.drain_s
+                service.stopping(drain_s + 2 * CLOSE_S)
+                await gateway.drain(drain_s)
                 watchdog.cancel()
         finally:
             gateway.stop()
             metrics.close()
+
+
+def on_hangup(do: Callable[[], object]) -> None:
+    """Call *do* at each SIGHUP."""
+    import asyncio
+    import signal
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, do)
+
+
+async def hang_up(gateway: Gateway) -> None:
+    """Reload; what is wrong is in the log, and nothing has changed."""
+    from contextlib import suppress
+
+    from cortex.errors import ReloadRefused
+
+    with suppress(ReloadRefused):
+        await gateway.reload()
 
 
 def posture(config: GatewayConfig) -> list[str]:

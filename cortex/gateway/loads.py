@@ -106,6 +106,10 @@ class Loads:
         self._failed: dict[str, tuple[float, CortexError]] = {}
         self._needs_mb: dict[str, int] = {}
 
+    def adopt(self, config: GatewayConfig, policy: EvictionPolicy) -> None:
+        """Go by another configuration from now on."""
+        self._config, self._policy = config, policy
+
     def views(self) -> tuple[LoadJob, ...]:
         """Return the loads under way."""
         return tuple(job.view(self._queues.length(name)) for name, job in self._jobs.items())
@@ -207,8 +211,10 @@ class Loads:
     async def _load(self, job: Job) -> None:
         model, tried = job.spec.id, dict[str, CortexError]()
         deadline = monotonic() + self._config.queue.max_wait_s
-        nodes = [node for node in self._nodes if job.wanted_on in (None, node.name)]
-        while (state := state_of(model, nodes)) != "loaded":
+        while True:
+            nodes = [node for node in self._nodes if job.wanted_on in (None, node.name)]
+            if (state := state_of(model, nodes)) == "loaded":
+                return
             found = self._place(job, nodes, tried) if state == "absent" else COMING
             if isinstance(found, Placement):
                 await self._try(job, found, tried)

@@ -119,6 +119,7 @@ class NeuronClient:
         self._base = f"http://{url.netloc}{url.path.rstrip('/')}"
         self._session = session
         self._idle: list[Connection] = []
+        self._closed = False
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.prefix = url.path.rstrip("/").encode()
         self.head = b"Host: %b\r\n" % url.netloc.encode()
@@ -185,14 +186,15 @@ class NeuronClient:
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
         connection.finish()
-        if connection.usable and len(self._idle) < MAX_IDLE:
+        if connection.usable and not self._closed and len(self._idle) < MAX_IDLE:
             connection.idle_since = monotonic()
             self._idle.append(connection)
         else:
             connection.abort()
 
     def close(self) -> None:
-        """Close the kept connections."""
+        """Close the kept connections, and keep no others."""
+        self._closed = True
         while self._idle:
             self._idle.pop().abort()
 

@@ -38,6 +38,7 @@ class Node:
         breaker: Holds against it the requests that it took and did not answer.
         resting: Until when it wants no more requests, by model, monotonic seconds.
         healthy: It answered its last polls; only then its models are routable.
+        gone: It is no part of the fleet any more; what runs there ends by itself.
         drained: An operator wants nothing new to go there; what runs there ends by itself.
         in_flight: Requests of this gateway under way there, by model.
         exchanges: The same, as what carries their answers.
@@ -49,6 +50,7 @@ class Node:
     entry: NeuronEntry | UpstreamEntry
     client: NeuronClient
     healthy: bool = False
+    gone: bool = False
     drained: bool = False
     error: str | None = "not polled yet"
     misses: int = 0
@@ -66,6 +68,13 @@ class Node:
     @classmethod
     def of(cls, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> Node:
         return cls(entry=entry, client=NeuronClient(entry.endpoint, entry.token, session))
+
+    def adopt(self, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> None:
+        """Go by *entry* from now on; its endpoint is the same."""
+        if entry.token != self.entry.token:
+            self.client.close()
+            self.client = NeuronClient(entry.endpoint, entry.token, session)
+        self.entry = entry
 
     @property
     def name(self) -> str:
@@ -153,6 +162,24 @@ class Nodes:
 
     def get(self, name: str) -> Node | None:
         return self._nodes.get(name)
+
+    def kept(self, entry: NeuronEntry | UpstreamEntry) -> Node | None:
+        """Return the node that *entry* describes, perhaps otherwise than before; None if new."""
+        node = self._nodes.get(entry.name)
+        if node is None or type(node.entry) is not type(entry):
+            return None
+        return node if node.entry.endpoint == entry.endpoint else None
+
+    def adopt(self, nodes: Sequence[Node]) -> None:
+        """Let these be the fleet; those that are not among them get nothing new."""
+        now = {node.name: node for node in nodes}
+        for name, node in self._nodes.items():
+            if now.get(name) is not node:
+                node.gone = True
+                if name in now:
+                    now[name].drained = node.drained
+        self._nodes = now
+        self.wake()
 
     def drain(self, node: Node, drained: bool) -> None:
         """Send nothing new to *node*, or let it be used again."""

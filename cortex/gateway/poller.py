@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -80,19 +80,25 @@ async def ask_upstream(node: Node, entry: UpstreamEntry) -> list[NodeModel]:
 
 
 async def poll_forever(node: Node, nodes: Nodes) -> None:
-    """Poll one neuron, faster while it loads something, and end what it has forgotten."""
-    while True:
-        await poll(node, nodes)
+    """
+    Poll one neuron, faster while it loads something, and end what it has forgotten.
+
+    One that has left the fleet is done once its last request is.
+    """
+    while not node.gone or node.in_flight.total():
+        if not node.gone:
+            await poll(node, nodes)
         for exchange in list(node.exchanges):
             exchange.tick()
         loading = any(model.status == "loading" for model in node.models.values())
         await asyncio.sleep(POLL_WHILE_LOADING_S if loading and node.healthy else POLL_S)
+    node.client.close()
 
 
-async def first_round(nodes: Nodes) -> None:
-    """Poll every neuron once, bounded: one that does not answer must not hold up the start."""
+async def first_round(new: Iterable[Node], nodes: Nodes) -> None:
+    """Poll *new* ones of *nodes* once, bounded: who does not answer must not hold up the rest."""
     async with asyncio.TaskGroup() as tasks:
-        polls = [tasks.create_task(poll(node, nodes)) for node in nodes]
+        polls = [tasks.create_task(poll(node, nodes)) for node in new]
         if polls:
             _, late = await asyncio.wait(polls, timeout=FIRST_ROUND_S)
             for task in late:

@@ -54,7 +54,7 @@ class Queue(Generic[T]):
 
     def __init__(self, spec: ModelSpec, max_depth: int) -> None:
         self.spec = spec
-        self._max_depth = max_depth
+        self.max_depth = max_depth
         self._lanes: dict[tuple[str, int], deque[T]] = {}
         self._ends: dict[str, float] = {}  # of each principal's last turn, virtual time
         self._virtual = 0.0
@@ -74,7 +74,7 @@ class Queue(Generic[T]):
         Raises:
             QueueFull: Says how many wait already.
         """
-        if self._length >= self._max_depth:
+        if self._length >= self.max_depth:
             raise QueueFull(
                 f"{self._length} requests wait for {self.spec.id} already",
                 details={"position": self._length + 1},
@@ -117,10 +117,10 @@ class Queue(Generic[T]):
 
 
 class Queues(Generic[T]):
-    """The queues that have anybody in them, by model."""
+    """The queues that have anybody in them, by model; *max_depth* may change."""
 
     def __init__(self, max_depth: int) -> None:
-        self._max_depth = max_depth
+        self.max_depth = max_depth
         self._queues: dict[str, Queue[T]] = {}
 
     def __iter__(self) -> Iterator[Queue[T]]:
@@ -138,7 +138,8 @@ class Queues(Generic[T]):
 
     def join(self, spec: ModelSpec, ticket: T) -> Queue[T]:
         """Let *ticket* wait for *spec*; raises `QueueFull`."""
-        queue = self._queues.setdefault(spec.id, Queue(spec, self._max_depth))
+        queue = self._queues.setdefault(spec.id, Queue(spec, self.max_depth))
+        queue.max_depth = self.max_depth
         queue.join(ticket)
         return queue
 

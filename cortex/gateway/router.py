@@ -72,6 +72,10 @@ class Router:
         self._closed: CortexError | None = None
         loads.on_end = self._load_ended
 
+    def adopt(self, strategy: RoutingStrategy, config: QueueSection) -> None:
+        """Go by another configuration from now on."""
+        self._strategy, self._max_wait_s = strategy, config.max_wait_s
+
     async def route(
         self,
         head: RequestHead,

@@ -29,6 +29,7 @@ from cortex.config.schema import (
 )
 from cortex.fleet.model import ModelSpec, RequestRecord
 from cortex.gateway.app import Gateway
+from cortex.gateway.reload import Read
 from cortex.plugins import Plugins
 from cortex.testing import FakeNeuron
 from cortex.web import listening
@@ -142,6 +143,7 @@ async def running(
     upstreams: Sequence[UpstreamEntry] = (),
     auth: AuthSection | None = None,
     ledger: LedgerSection | None = None,
+    read: Read | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -176,6 +178,7 @@ async def running(
             where="cortex.toml",
             session=session,
             tasks=tasks,
+            read=read,
         )
         try:
             await gateway.start()
