@@ -402,7 +402,7 @@ PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
             {"messages": document({"type": "text", "data": "x"}, citations={"enabled": True})},
             *("messages[0].content[0].citations", "not supported"),
         ),
-        ({"messages": said(text("x"))[:2]}, "messages[1].role", "the last turn must be a user's"),
+        ({"messages": said(CALL)[:2]}, "messages[1].content", "results"),
         ({"messages": said({"type": "server_tool_use"})}, "messages[1].content[0]", "'server_tool"),
         ({"messages": said({"type": "image", "source": PNG})}, "messages[1].content[0]", "'image'"),
         ({"messages": said(result("1"))}, "messages[1].content[0]", "'tool_result'"),

@@ -123,6 +123,7 @@ def test_streaming_is_read(asked, stream, include_usage):
         {"something": {"new": [1, 2, {"x": None}]}},
         {"modalities": ["text"], "verbosity": "low", "prediction": {"type": "content"}},
         {"functions": [], "function_call": "none", "response_format": None, "logprobs": None},
+        {"continue_final_message": False, "add_generation_prompt": True},
         {"tool_choice": "auto", "parallel_tool_calls": True, "reasoning_effort": None},
         {"chat_template_kwargs": {}, "web_search_options": {}, "min_p": 0.1, "min_tokens": 2},
     ],
@@ -135,6 +136,20 @@ def test_what_says_nothing_or_is_unknown_is_accepted(ignored):
     ("asked", "param", "message"),
     [
         ({"functions": [{"name": "f"}]}, "functions", "functions is not supported"),
+        (
+            {"continue_final_message": True},
+            "continue_final_message",
+            "continue_final_message is not supported",
+        ),
+        (
+            {"add_generation_prompt": False},
+            "add_generation_prompt",
+            "add_generation_prompt is not supported",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}], "add_generation_prompt": True},
+            *("add_generation_prompt", "add_generation_prompt is not supported"),
+        ),
         ({"function_call": {"name": "f"}}, "function_call", "function_call is not supported"),
         ({"audio": {"voice": "x"}}, "audio", "audio is not supported"),
         ({"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),

@@ -268,6 +268,18 @@ async def test_a_harness_that_breaks_in_a_stream_ends_it_with_an_error_event(con
         assert error["message"] == message
 
 
+@pytest.mark.parametrize(
+    ("begun", "rest"), [("one", " two three"), ("one t", "wo three"), ("four", "one two three")]
+)
+async def test_echo_goes_on_from_an_answer_that_was_begun(begun, rest):
+    async with serving() as node:
+        await node.load("m")
+        turns = [("user", "one two\nthree"), ("assistant", begun)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        answer = await node.post("/v1/chat/completions", model="m", messages=messages)
+    assert answer["choices"][0]["message"]["content"] == rest
+
+
 async def test_a_whole_answer_gets_every_event():
     async with serving() as node:
         await node.load("m")

@@ -12,7 +12,7 @@ import msgspec
 
 from cortex import hookimpl
 from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
-from cortex.chat.request import ChatRequest
+from cortex.chat.request import ChatRequest, ToolCall
 from cortex.dialects.anthropic_messages import errors, models
 from cortex.dialects.anthropic_messages.body import BodyEncoder
 from cortex.dialects.anthropic_messages.client import MessagesClient
@@ -43,14 +43,13 @@ class AnthropicMessages:
         wire = decode(_decode, body)
         if wire.max_tokens is None:
             raise MissingParameter("max_tokens is required", param="max_tokens")
-        last = len(wire.messages) - 1
-        if wire.messages[last].role == "assistant":
-            param = f"messages[{last}].role"
+        request = read_request(wire, request_id)
+        if any(isinstance(p, ToolCall) for turn in request.messages[-1:] for p in turn.parts):
+            param = f"messages[{len(wire.messages) - 1}].content"
             raise UnsupportedParameter(
-                f"{param}: an answer cannot be begun for the model, the last turn must be a user's",
-                param=param,
+                f"{param}: the results of the turn's calls are missing", param=param
             )
-        return read_request(wire, request_id)
+        return request
 
     def parse_count(self, body: bytes, request_id: str) -> ChatRequest:
         return read_request(decode(_decode, body), request_id)

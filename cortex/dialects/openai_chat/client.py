@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cortex.api import ReplyDecoder
@@ -56,6 +56,7 @@ class OpenAIChatClient:
             **render_tools(request.tools, request.tool_choice),
             "response_format": request.format and render_format(request.format),
             **render_reasoning(request),
+            **render_going_on(messages),
         }
         return encode({name: value for name, value in fields.items() if value is not None})
 
@@ -81,6 +82,13 @@ def render_turn(turn: Message) -> list[dict[str, Any]]:
         message["tool_calls"] = calls
         message["content"] = message["content"] or None
     return [message]
+
+
+def render_going_on(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Tell servers that would answer anew to go on from an answer that was begun."""
+    if not messages or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
+        return {}
+    return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def render_content(turn: Message) -> str | list[dict[str, Any]]:

@@ -63,7 +63,10 @@ def parse_request(body: bytes, request_id: str) -> ChatRequest:
 
 def refuse_unsupported(wire: WireRequest) -> None:
     """Raise for the first field that asks for what we cannot do."""
+    goes_on = wire.messages[-1].role == "assistant" and not wire.messages[-1].tool_calls
     asked = {
+        "continue_final_message": wire.continue_final_message is (not goes_on),
+        "add_generation_prompt": wire.add_generation_prompt is goes_on,
         "functions": bool(wire.functions),
         "function_call": wire.function_call not in (None, "none", "auto"),
         "audio": wire.audio is not None,

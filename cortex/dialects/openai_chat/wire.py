@@ -119,7 +119,9 @@ class WireRequest(WireSampling, kw_only=True):
     reasoning_effort: Effort | None = None
     thinking_token_budget: Annotated[int, msgspec.Meta(ge=0)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Known, and not honoured unless they say nothing.
+    # Known, and not honoured unless they say nothing but what is so anyway.
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     audio: Any = None

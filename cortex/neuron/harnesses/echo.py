@@ -1,6 +1,8 @@
 """
 A harness without a model: it answers with the last message, word by word.
 
+An answer that was begun goes on where it was.
+
 Deterministic, for tests and demonstrations; ``delay_s`` paces it.
 """
 
@@ -68,7 +70,10 @@ class Echo:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         texts = [message.text for message in request.messages] or list(map(spelt, request.prompts))
         prompt = [word for text in texts for word in text.split()]
-        words = texts[-1].split()
+        goes_on = len(request.messages) > 1 and request.messages[-1].role == "assistant"
+        begun = texts.pop() if goes_on else ""
+        rest = " ".join(texts[-1].split()).removeprefix(begun)
+        words, space = rest.split(), " " if begun and rest.startswith(" ") else ""
         limit = request.sampling.max_tokens or len(words)
         self._in_flight[request.model] += 1
         try:
@@ -77,7 +82,7 @@ class Echo:
             for number, word in enumerate(words[:limit]):
                 await asyncio.sleep(self._options.delay_s)
                 self._tokens_total[request.model] += 1
-                yield TextDelta(f" {word}" if number else word)
+                yield TextDelta(f" {word}" if number else f"{space}{word}")
             usage = Usage(prompt_tokens=len(prompt), completion_tokens=min(len(words), limit))
             yield Finished(reason="length" if limit < len(words) else "stop", usage=usage)
         finally:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import attrs
+
 from cortex.chat.events import (
     ChatEvent,
     FinishReason,
     TextDelta,
+    ThinkingDelta,
     TokenLogprob,
+    ToolCallDelta,
     ToolCallStarted,
 )
 from cortex.neuron.engine.jobs import Token
+from cortex.neuron.text.begun import Begun
 from cortex.neuron.text.parser import Parser
 from cortex.neuron.text.tokens import Detokenizer, Vocabulary
 
@@ -23,9 +28,19 @@ class Answer:
     """
 
     def __init__(
-        self, parser: Parser, detokenizer: Detokenizer, vocabulary: Vocabulary | None
+        self,
+        parser: Parser,
+        detokenizer: Detokenizer,
+        vocabulary: Vocabulary | None,
+        begun: Begun | None = None,
     ) -> None:
-        """Log probabilities are reported if there is a *vocabulary* to put them in words."""
+        """
+        Args:
+            parser: Of the answer.
+            detokenizer: Makes text of its tokens.
+            vocabulary: Log probabilities are reported if there is one to put them in words.
+            begun: What was said before and does not come again, but for calls that begin in it.
+        """  # noqa: D205 - __init__ has no summary of its own
         self.tokens = 0
         self.reasoning_tokens = 0
         self._parser = parser
@@ -33,6 +48,10 @@ class Answer:
         self._vocabulary = vocabulary
         self._logprobs: list[TokenLogprob] = []  # since the last text
         self._calling = False  # since then there was a call, whose tokens are nobody's
+        self._before: list[ChatEvent] = []  # calls that begin in what was begun
+        self._known = ""  # its end, which the parser still holds back
+        if begun is not None:
+            self._begin(begun)
 
     @property
     def over(self) -> bool:
@@ -47,7 +66,7 @@ class Answer:
     def feed(self, token: Token) -> list[ChatEvent]:
         """Return what is certain now."""
         thinking = self._parser.thinking
-        events = self._parser.feed(self._detokenizer.feed(token.id))
+        events = self._new(self._parser.feed(self._detokenizer.feed(token.id)))
         self.tokens += 1
         if thinking or self._parser.thinking:
             self.reasoning_tokens += 1
@@ -58,7 +77,7 @@ class Answer:
 
     def finish(self, *, cut: bool = False) -> list[ChatEvent]:
         """Return what was held back; see `Parser.finish`."""
-        events = self._with_logprobs(self._parser.finish(cut=cut))
+        events = self._with_logprobs(self._new(self._parser.finish(cut=cut)))
         if self._logprobs and not self._calling:
             events.append(TextDelta("", tuple(self._logprobs)))
         return events
@@ -66,6 +85,32 @@ class Answer:
     def reason(self, *, cut: bool = False) -> FinishReason:
         """Return why the answer ended; see `Parser.finish`."""
         return self._parser.reason(cut=cut)
+
+    def _begin(self, begun: Begun) -> None:
+        events = self._parser.begin(begun.written)
+        self._before = [e for e in events if isinstance(e, ToolCallStarted | ToolCallDelta)]
+        if self._before:
+            return
+        kind, said = (TextDelta, begun.text) if begun.text else (ThinkingDelta, begun.thought)
+        shown = "".join(event.text for event in events if isinstance(event, kind))
+        self._known = said[said.find(shown) + len(shown) :]
+
+    def _new(self, events: list[ChatEvent]) -> list[ChatEvent]:
+        """Return *events* without what was said before."""
+        events, self._before = [*self._before, *events], []
+        return [event for event in map(self._rest, events) if event is not None]
+
+    def _rest(self, event: ChatEvent) -> ChatEvent | None:
+        """Return what is new of an event."""
+        if not self._known:
+            return event
+        known, self._known = self._known, ""
+        if isinstance(event, TextDelta | ThinkingDelta):
+            both = min(len(known), len(event.text))
+            if event.text[:both] == known[:both]:
+                self._known = known[both:]
+                return attrs.evolve(event, text=event.text[both:]) if event.text[both:] else None
+        return event
 
     def _with_logprobs(self, events: list[ChatEvent]) -> list[ChatEvent]:
         """Give each text its tokens."""

@@ -29,7 +29,7 @@ REASONING = (
         family="gemma4", opens="<|channel>thought\n", closes="<channel|>", sign="<|channel>thought"
     ),
     Reasoning(family="seed", opens="<seed:think>", closes="</seed:think>"),
-    Reasoning(family="think", opens="<think>", closes="</think>"),
+    Reasoning(family="think", opens="<think>", closes="</think>", blanks=("\n", "\n", "\n\n")),
 )
 
 # Forms that several families share, and how they are written in a list or one by one.

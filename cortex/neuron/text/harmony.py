@@ -14,6 +14,16 @@ CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 FUNCTION = re.compile(r"to=functions\.([^\s<]+)")
 
 
+def written(thought: str, text: str) -> str:
+    """Return an answer as it is written, open at its end."""
+    said = []
+    if thought:
+        said.append(f"<|channel|>analysis<|message|>{thought}")
+    if text:
+        said.append(f"<|channel|>final<|message|>{text}")
+    return "<|end|><|start|>assistant".join(said)
+
+
 def head(pieces: Pieces) -> Reading[tuple[str, str]]:
     """
     Pass the head of a message.

@@ -84,6 +84,13 @@ class Parser:
         events, self._events = self._events, []
         return events
 
+    def begin(self, written: str) -> list[ChatEvent]:
+        """Return what is certain of an answer that was begun; its end is not looked for in that."""
+        stops, self._stops = self._stops, Stops(())
+        events = self.feed(written)
+        self._stops = stops
+        return events
+
     def finish(self, *, cut: bool = False) -> list[ChatEvent]:
         """
         Return what was held back; nothing more will come.

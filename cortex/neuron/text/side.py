@@ -16,6 +16,7 @@ from cortex.errors import InvalidRequest, ToolsUnsupported, UnsupportedParameter
 from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine.jobs import TextFiles
 from cortex.neuron.text.answer import Answer
+from cortex.neuron.text.begun import Begun, blanks_of, split, written
 from cortex.neuron.text.conversation import thinking_arguments, turns_of, with_tools, written_tools
 from cortex.neuron.text.families import HARMONY, detect
 from cortex.neuron.text.parser import Parser
@@ -37,6 +38,7 @@ class Prompt:
         syntax: How the answer is to be read.
         thinking: It opens the model's thoughts, or closes them; None if it does neither.
         tools: Those the model is told of.
+        begun: The beginning of the answer, at its end.
     """
 
     ids: list[int]
@@ -44,6 +46,7 @@ class Prompt:
     syntax: Syntax = attrs.field(factory=Syntax)
     thinking: bool | None = None
     tools: tuple[Tool, ...] = ()
+    begun: Begun | None = None
 
 
 class Text:
@@ -91,6 +94,11 @@ class Text:
             strict = False  # there is no way to
         if request.format is None and not required and not strict:
             return None
+        if prompt.begun is not None and prompt.begun.written:
+            raise UnsupportedParameter(
+                "messages: an answer that was begun cannot be held to a form, nor to a call",
+                param="messages",
+            )
         if prompt.syntax.harmony:
             constraint = attrs.evolve(HARMONY, special=self.vocabulary.marks)
         else:
@@ -119,10 +127,14 @@ class Text:
             stop=request.sampling.stop,
             thinking=bool(prompt.thinking),
         )
-        before = prompt.ids[-BEFORE_TOKENS:] if request.prompts else ()
+        behind = BEFORE_TOKENS if request.prompts else 0
+        if prompt.begun is not None:
+            behind = min(BEFORE_TOKENS, prompt.begun.tokens)
+        before = prompt.ids[-behind:] if behind else ()
         detokenizer = self.vocabulary.detokenizer(prompt.syntax.marks(), before)
         wants_logprobs = request.sampling.logprobs is not None
-        return Answer(parser, detokenizer, self.vocabulary if wants_logprobs else None)
+        vocabulary = self.vocabulary if wants_logprobs else None
+        return Answer(parser, detokenizer, vocabulary, prompt.begun)
 
     def _bare(self, request: ChatRequest) -> Prompt:
         prompt = request.prompts[0]
@@ -152,7 +164,8 @@ class Text:
         template = self._tool_template if tools else self._template
         if template is None:
             raise InvalidRequest("the model has no chat template", param="messages")
-        text = self._rendered(template, request, tools)
+        messages, begun = split(request.messages)
+        text = self._rendered(template, attrs.evolve(request, messages=messages), tools)
         syntax, end = self._syntax, text.rstrip()
         thinking = None
         if marks := syntax.reasoning:
@@ -161,7 +174,12 @@ class Text:
             if closed:
                 syntax = attrs.evolve(syntax, reasoning=attrs.evolve(marks, implied=False))
         ids = self.vocabulary.encode(text, special=False)
-        return Prompt(ids=ids, syntax=syntax, thinking=thinking, tools=tools)
+        if begun is not None:
+            blanks = blanks_of(template, marks) if marks else ("", "", "")
+            said = written(begun, syntax, blanks, opened=thinking)
+            more = self.vocabulary.encode(said, special=False)
+            begun, ids = attrs.evolve(begun, written=said, tokens=len(more)), [*ids, *more]
+        return Prompt(ids=ids, syntax=syntax, thinking=thinking, tools=tools, begun=begun)
 
     def _rendered(self, template: Template, request: ChatRequest, tools: tuple[Tool, ...]) -> str:
         turns = turns_of(request.messages, template.abilities, self._syntax.calls)

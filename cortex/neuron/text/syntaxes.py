@@ -20,6 +20,8 @@ class Reasoning:
     Attributes:
         sign: What a template of the family has in it.
         implied: The model thinks without opening, or may.
+        blanks: White space behind the opening mark, before the closing one and behind it, unless
+            the template tells.
     """
 
     family: str
@@ -27,6 +29,7 @@ class Reasoning:
     closes: str
     sign: str = ""
     implied: bool = False
+    blanks: tuple[str, str, str] = ("", "", "")
 
 
 @attrs.frozen(kw_only=True)

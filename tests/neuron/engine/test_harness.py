@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 
+import attrs
 import pytest
 
 from cortex.chat.events import Failed, Finished, Started, TextDelta
@@ -154,6 +155,40 @@ async def test_an_answer_is_started_deltas_finished_and_its_usage_adds_up(harnes
     assert finished.reason in ("length", "stop")
     assert 1 <= finished.usage.completion_tokens <= 7
     assert finished.usage.prefill_ms > 0
+
+
+def begun(request, text):
+    """Return a request that goes on from an answer of *text*."""
+    turn = Message(role="assistant", parts=(Text(text),))
+    left = request.sampling.max_tokens - len(text)
+    sampling = attrs.evolve(request.sampling, max_tokens=left)
+    return attrs.evolve(request, messages=(*request.messages, turn), sampling=sampling)
+
+
+async def test_an_answer_goes_on_as_it_would_have_from_any_token_of_it(harness):
+    request = ask("Say it.", max_tokens=24, logit_bias=dict.fromkeys(range(40, 98), 100.0))
+    whole, last = await answer(harness, request)
+    assert len(set(whole)) > 1  # and a token is a character
+    for at in range(1, len(whole)):
+        rest, ended = await answer(harness, begun(request, whole[:at]))
+        assert whole[:at] + rest == whole, at
+        assert ended.usage.prompt_tokens == last.usage.prompt_tokens + at
+        assert ended.usage.completion_tokens == last.usage.completion_tokens - at
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+async def test_smollm2_goes_on_from_the_end_of_any_word_as_it_would_have(harness, demo_checkpoint):
+    await load(harness, demo_checkpoint, "smollm2")
+    whole, _ = await answer(harness, ask(PROMPTS[1], model="smollm2", max_tokens=48))
+    ends = [at for at in range(1, len(whole)) if whole[at - 1].isalpha() and whole[at] == " "]
+    assert len(ends) > 10
+    for at in ends[::4]:
+        turn = Message(role="assistant", parts=(Text(whole[:at]),))
+        more = ask(PROMPTS[1], model="smollm2", max_tokens=48)
+        more = attrs.evolve(more, messages=(*more.messages, turn))
+        assert (whole[:at] + (await answer(harness, more))[0]).startswith(whole), at
+    await harness.unload("smollm2")
 
 
 async def test_the_same_seed_gives_the_same_answer_whatever_else_runs(harness):
