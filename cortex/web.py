@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import signal
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from math import ceil
@@ -269,7 +270,11 @@ def sse(event: str, data: object) -> bytes:
 
 @asynccontextmanager
 async def listening(
-    app: web.Application, address: Address, *, drain_s: float
+    app: web.Application,
+    address: Address,
+    *,
+    drain_s: float,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Address]:
     """
     Serve *app* while inside; yields the address with the port the system chose.
@@ -278,6 +283,7 @@ async def listening(
         app: What to serve.
         address: Where.
         drain_s: How long open requests may go on once left, in seconds.
+        tls: For https; see `cortex.tls`.
 
     Raises:
         ConfigError: The address is taken or not ours.
@@ -290,7 +296,7 @@ async def listening(
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG)
+        site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
@@ -245,7 +246,12 @@ def is_table(kind: Any) -> bool:
 
 def sections_of(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any]]]:
     """Yield the tables of a file: heading and class; scalars are at its top level."""
-    hints = get_type_hints(cls)
+    hints = {
+        name: next(kind for kind in get_args(hint) if kind is not type(None))
+        if isinstance(hint, UnionType)
+        else hint
+        for name, hint in get_type_hints(cls).items()
+    }
     for field in attrs.fields(cls):
         kind = hints[field.name]
         if is_table(kind):

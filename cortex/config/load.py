@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -27,11 +27,15 @@ from cortex.config.schema import (
     NeuronEntry,
     PluginSettings,
     RepliesSection,
+    TlsSection,
     UpstreamEntry,
 )
 from cortex.config.strict import FromEnvironment, shown, structure
 from cortex.errors import ConfigError
 from cortex.fleet.principal import ANONYMOUS, Key
+
+S = TypeVar("S", TlsSection, NeuronEntry, UpstreamEntry)
+NODE_FILES = ("ca", "client_cert", "client_key")
 
 
 def environment() -> Mapping[str, str]:
@@ -97,6 +101,9 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     config = attrs.evolve(
         config,
         plugins=_plugin_settings(config.plugins, folder),
+        gateway=attrs.evolve(config.gateway, tls=_tls(config.gateway.tls, folder)),
+        neurons=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.neurons),
+        upstreams=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.upstreams),
         replies=_replies(config.replies, folder, where, "gateway"),
         ledger=LedgerSection(path=_state(config.ledger.path, folder, "gateway-ledger.db")),
     )
@@ -138,6 +145,7 @@ def load_neuron(path: Path | None) -> NeuronConfig:
     return attrs.evolve(
         config,
         plugins=_plugin_settings(config.plugins, folder),
+        tls=_tls(config.tls, folder),
         replies=_replies(config.replies, folder, where, "neuron"),
     )
 
@@ -214,7 +222,7 @@ def _check_auth(auth: AuthSection, where: str) -> None:
 def _is_endpoint(text: str) -> bool:
     try:
         url = urlsplit(text)
-        return url.scheme == "http" and bool(url.hostname) and url.port != 0
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # of the port
         return False
 
@@ -230,6 +238,17 @@ def _plugin_settings(settings: PluginSettings, folder: Path) -> PluginSettings:
     if (named := env.get("CORTEX_PLUGINS")) is not None:
         only = frozenset(filter(None, (name.strip() for name in named.split(","))))
     return attrs.evolve(settings, directories=tuple(directories), only=only)
+
+
+def _tls(section: TlsSection | None, folder: Path) -> TlsSection | None:
+    return section and _beside(folder, section, "cert", "key", "client_ca")
+
+
+def _beside(folder: Path, section: S, *names: str) -> S:
+    """Return *section* with its paths, which are relative to its file's *folder*, resolved."""
+    paths = {name: getattr(section, name) for name in names}
+    found = {name: folder / path for name, path in paths.items() if path is not None}
+    return attrs.evolve(section, **found)
 
 
 def _replies(section: RepliesSection, folder: Path, where: str, program: str) -> RepliesSection:

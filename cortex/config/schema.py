@@ -84,14 +84,31 @@ class RepliesSection:
 
 
 @attrs.frozen(kw_only=True)
+class TlsSection:
+    """
+    ``[gateway.tls]``, and ``[tls]`` of a neuron: what a listener shows, all PEM.
+
+    Attributes:
+        cert: Its certificate, and those between it and the root.
+        key: Its private key.
+        client_ca: If set, clients need a certificate of one of these.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
 class GatewaySection:
-    """``[gateway]``."""
+    """``[gateway]``; without `tls` it speaks plain HTTP."""
 
     listen: Address = Address("0.0.0.0", 31313)  # noqa: S104 - an endpoint is there to be reached
     metrics_listen: Address = Address("0.0.0.0", 31314)  # noqa: S104
     models_config: Path = Path("models.toml")
     dialects: tuple[str, ...] | None = None
     drain_s: float = 60.0
+    tls: TlsSection | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -126,16 +143,31 @@ class QueueSection:
 
 
 @attrs.frozen(kw_only=True)
-class NeuronEntry:
-    """``[[neurons]]``: one node of the fleet."""
+class NodeEntry:
+    """
+    Where a node is, and what it takes to talk to it.
+
+    Attributes:
+        ca: The certificates that may have signed its own, PEM; None is the system's.
+        client_cert: The certificate to show it, PEM.
+        client_key: Its private key; None is in `client_cert`.
+    """
 
     name: str
     endpoint: str
     token: str | None = None
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
 
 
 @attrs.frozen(kw_only=True)
-class UpstreamEntry:
+class NeuronEntry(NodeEntry):
+    """``[[neurons]]``: one node of the fleet."""
+
+
+@attrs.frozen(kw_only=True)
+class UpstreamEntry(NodeEntry):
     """
     ``[[upstreams]]``: a server that is not ours, and answers for models it has by itself.
 
@@ -145,9 +177,6 @@ class UpstreamEntry:
         models: What it serves; None is whatever its ``/v1/models`` lists.
     """
 
-    name: str
-    endpoint: str
-    token: str | None = None
     dialects: tuple[str, ...] = ("openai-chat",)
     models: tuple[str, ...] | None = None
 
@@ -236,6 +265,7 @@ class NeuronConfig:
 
     Attributes:
         token: If set, every route but ``/health`` wants it as a bearer.
+        tls: What it listens with; without it speaks plain HTTP.
         harnesses: The harnesses to run, in order; None runs every one offered.
         harness: Options by harness name; typed by the harness.
         sources: Options by source name; typed by the source.
@@ -243,6 +273,7 @@ class NeuronConfig:
 
     listen: Address = Address("0.0.0.0", 13131)  # noqa: S104
     token: str | None = None
+    tls: TlsSection | None = None
     default_models: tuple[DefaultModel, ...] = ()
     harnesses: tuple[str, ...] | None = None
     harness: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)

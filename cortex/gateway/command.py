@@ -94,6 +94,7 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
 
     import aiohttp
 
+    from cortex import tls
     from cortex.config.load import environment
     from cortex.gateway.app import Gateway
     from cortex.gateway.metrics import MetricsServer
@@ -102,6 +103,7 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
     from cortex.web import lifespans, listening, until_signal
 
     plugins, service = Plugins(config.plugins), Service(environment())
+    context = tls.listener(config.gateway.tls, f"{where}: gateway.tls.")
     async with (
         asyncio.TaskGroup() as tasks,
         aiohttp.ClientSession() as session,
@@ -121,9 +123,10 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
         try:
             await gateway.start()
             async with listening(
-                gateway.application(), config.gateway.listen, drain_s=CLOSE_S
+                gateway.application(), config.gateway.listen, drain_s=CLOSE_S, tls=context
             ) as address:
-                print(f"cortex gateway listens on http://{address}", flush=True)
+                url = f"http{'s' * bool(context)}://{address}"
+                print(f"cortex gateway listens on {url}", flush=True)
                 print(f"metrics on http://{metrics.address}/metrics", flush=True)
                 for line in posture(config):
                     print(line, flush=True)
@@ -166,6 +169,8 @@ def posture(config: GatewayConfig) -> list[str]:
     if not config.gateway.listen.is_loopback and not config.auth.require:
         use = "use and administer it" if config.auth.is_open else "use it as anonymous"
         lines.append(f"no key is asked for: whoever reaches this address can {use}")
+    if not (config.auth.is_open or config.gateway.listen.is_loopback or config.gateway.tls):
+        lines.append("no TLS is set: keys travel in clear")
     if config.auth.use == ("keys",) and {key.admin for key in config.auth.keys} == {False}:
         lines.append("no key is an admin's: nobody can use the admin API")
     return lines

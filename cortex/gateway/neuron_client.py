@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from time import monotonic
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
@@ -111,13 +112,20 @@ class Connection(asyncio.Protocol):
 
 
 class NeuronClient:
-    """The one neuron behind *endpoint*."""
+    """The one neuron behind *endpoint*; *tls* is for https."""
 
-    def __init__(self, endpoint: str, token: str | None, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        token: str | None,
+        session: aiohttp.ClientSession,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         url = urlsplit(endpoint.rstrip("/").removesuffix("/v1"))  # paths of dialects begin with it
-        self._host, self._port = url.hostname or "", url.port or 80
-        self._base = f"http://{url.netloc}{url.path.rstrip('/')}"
-        self._session = session
+        scheme, port = ("http", 80) if tls is None else ("https", 443)
+        self._host, self._port = url.hostname or "", url.port or port
+        self._base = f"{scheme}://{url.netloc}{url.path.rstrip('/')}"
+        self._session, self._tls = session, tls
         self._idle: list[Connection] = []
         self._closed = False
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -147,7 +155,12 @@ class NeuronClient:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._session.request(
-                method, self._base + path, data=body, headers=self.headers, timeout=timeout
+                method,
+                self._base + path,
+                data=body,
+                headers=self.headers,
+                timeout=timeout,
+                ssl=self._tls or True,
             ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -176,7 +189,9 @@ class NeuronClient:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(Connection, self._host, self._port)
+                _, connection = await loop.create_connection(
+                    Connection, self._host, self._port, ssl=self._tls
+                )
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable(
                 f"{self._base} takes no connection: {str(error) or 'timeout'}"

@@ -17,6 +17,7 @@ from time import monotonic
 import aiohttp
 import attrs
 
+from cortex import tls
 from cortex.config.schema import NeuronEntry, UpstreamEntry
 from cortex.fleet.node import Discovery, FleetNode, Health, ModelHealth, NodeModel
 from cortex.gateway.breaker import Breaker, RetryBudget
@@ -67,7 +68,8 @@ class Node:
 
     @classmethod
     def of(cls, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> Node:
-        return cls(entry=entry, client=NeuronClient(entry.endpoint, entry.token, session))
+        client = NeuronClient(entry.endpoint, entry.token, session, tls.toward(entry))
+        return cls(entry=entry, client=client)
 
     def adopt(self, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> None:
         """Go by *entry* from now on; its endpoint is the same."""

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def serve(config: NeuronConfig, where: str) -> None:
     """Run a neuron: bind first, then warm up, then serve until told to stop."""
+    from cortex import tls
     from cortex.api import Source
     from cortex.config.load import cache_dir, environment
     from cortex.fleet.model import ModelSpec
@@ -58,6 +59,7 @@ async def serve(config: NeuronConfig, where: str) -> None:
     from cortex.web import lifespans, listening, until_signal
 
     plugins, service = Plugins(config.plugins), Service(environment())
+    context = tls.listener(config.tls, f"{where}: tls.")
     host = await asyncio.to_thread(discovery.discover)
 
     def source_of(spec: ModelSpec) -> Source:
@@ -68,9 +70,12 @@ async def serve(config: NeuronConfig, where: str) -> None:
         models = Models(host.devices, tasks, events.publish, source_of)
         neuron = Neuron(config, plugins, host, models, events)
         models.harnesses = build_harnesses(config, plugins, models, where)
-        async with listening(neuron.application(), config.listen, drain_s=DRAIN_S) as address:
+        async with listening(
+            neuron.application(), config.listen, drain_s=DRAIN_S, tls=context
+        ) as address:
             gpus = ", ".join(device.name for device in host.devices)
-            print(f"cortex neuron listens on http://{address} with {gpus}", flush=True)
+            url = f"http{'s' * bool(context)}://{address}"
+            print(f"cortex neuron listens on {url} with {gpus}", flush=True)
             if not address.is_loopback and config.token is None:
                 print("no token is set: whoever reaches this address can use it", flush=True)
             background = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -64,6 +65,7 @@ class FakeNeuron:
         devices: int = 1,
         name: str = "fake",
         dialects: Mapping[str, Dialect] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.answer = "one two three"
         self.token_s = 0.0
@@ -84,6 +86,7 @@ class FakeNeuron:
         self.name = name
         self._dialects = dialects or {"openai-chat": OpenAIChat()}
         self._sizes = dict(sizes or {})
+        self._tls = tls
         self._vram_mb, self._devices = vram_mb, range(devices)
         self._address = Address("127.0.0.1", 0)
         self._open = AsyncExitStack()
@@ -101,7 +104,7 @@ class FakeNeuron:
     async def start(self) -> None:
         """Listen, again on the same port if it listened before."""
         self._began = monotonic()
-        site = listening(self._application(), self._address, drain_s=0)
+        site = listening(self._application(), self._address, drain_s=0, tls=self._tls)
         self._address = await self._open.enter_async_context(site)
 
     async def stop(self) -> None:
@@ -110,7 +113,7 @@ class FakeNeuron:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{self._address}"
+        return f"http{'s' * bool(self._tls)}://{self._address}"
 
     def becomes(self, model: str, status: str) -> None:
         """Change the status of a model, as a neuron does by itself."""

@@ -15,7 +15,7 @@ from cortex.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
 NEURON = '[[neurons]]\nname = "a"\nendpoint = "http://h:1"\n'
-KNOWN = "known: listen, metrics_listen, models_config, dialects, drain_s"
+KNOWN = "known: listen, metrics_listen, models_config, dialects, drain_s, tls"
 DIGEST = 64 * "0"
 EXPECTED = "expected http://host:port, got"
 
@@ -104,11 +104,13 @@ CORTEX = {
     "[neurons]\nname = 'x'": "neurons: expected a list, got a table",
     "neurons = [1]": "neurons[0]: expected a table, got 1 (a whole number)",
     "[[neurons]]\nname = 'a'": "neurons[0].endpoint: missing",
-    NEURON + "weight = 1": "neurons[0].weight: unknown key (known: name, endpoint, token)",
+    NEURON + "weight = 1": (
+        "neurons[0].weight: unknown key (known: name, endpoint, token, ca, client_cert, client_key)"
+    ),
     NEURON + "endpint = 1": "neurons[0].endpint: unknown key (did you mean 'endpoint'?)",
     NEURON + "token = 1": "neurons[0].token: expected a string, got 1 (a whole number)",
     NEURON * 2: "neurons[0].name: 'a' is taken by another node",
-    NEURON.replace("http:", "https:"): f"neurons[0].endpoint: {EXPECTED} 'https://h:1'",
+    NEURON.replace("http:", "ftp:"): f"neurons[0].endpoint: {EXPECTED} 'ftp://h:1'",
     NEURON.replace("http://", ""): f"neurons[0].endpoint: {EXPECTED} 'h:1'",
     NEURON.replace("h:1", "h:99999"): f"neurons[0].endpoint: {EXPECTED} 'http://h:99999'",
     NEURON.replace("h:1", "h:x"): f"neurons[0].endpoint: {EXPECTED} 'http://h:x'",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
@@ -56,10 +57,11 @@ class Running:
     gateway: Gateway
     records: list[RequestRecord]
     client: aiohttp.ClientSession
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
 
     async def ask(
         self, model: str = "m", status: int = 200, key: str | None = None, **more
@@ -130,7 +132,7 @@ def chat(model: str, *, content: str = "hi", **more) -> bytes:
 
 @asynccontextmanager
 async def running(
-    *nodes: FakeNeuron | str,
+    *nodes: FakeNeuron | NeuronEntry | str,
     models: Sequence[ModelSpec] = (ModelSpec(id="m"),),
     aliases: dict[str, str] | None = None,
     strategy: str = "least-loaded",
@@ -144,6 +146,7 @@ async def running(
     auth: AuthSection | None = None,
     ledger: LedgerSection | None = None,
     read: Read | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -151,7 +154,9 @@ async def running(
     for plugin in (recorder, *plugins):
         found.manager.register(plugin)
     entries = [
-        NeuronEntry(name=f"node{number}", endpoint=getattr(node, "endpoint", node))
+        node
+        if isinstance(node, NeuronEntry)
+        else NeuronEntry(name=f"node{number}", endpoint=getattr(node, "endpoint", node))
         for number, node in enumerate(nodes)
     ]
     config = GatewayConfig(
@@ -182,8 +187,9 @@ async def running(
         )
         try:
             await gateway.start()
-            async with listening(gateway.application(), HERE, drain_s=0.2) as address:
-                yield Running(address, gateway, recorder.records, client)
+            async with listening(gateway.application(), HERE, drain_s=0.2, tls=tls) as address:
+                scheme = "http" if tls is None else "https"
+                yield Running(address, gateway, recorder.records, client, scheme)
         finally:
             gateway.stop()
 

@@ -32,10 +32,11 @@ class Served:
     client: aiohttp.ClientSession
     neuron: Neuron | None = None
     process: asyncio.subprocess.Process | None = None
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
 
     async def get(self, path: str, status: int = 200, **headers: str):
         async with self.client.get(self.url + path, headers=headers) as response:
@@ -171,10 +172,11 @@ async def program(
     try:
         async with asyncio.timeout(15):
             line = (await process.stdout.readline()).decode()
-        assert " listens on http://" in line, (await process.stderr.read()).decode()
-        address = Address.parse(line.partition("http://")[2].split()[0])
+        assert " listens on http" in line, (await process.stderr.read()).decode()
+        scheme, _, where = line.partition(" listens on ")[2].partition("://")
+        address = Address.parse(where.split()[0])
         async with aiohttp.ClientSession() as client:
-            yield Served(address, client, process=process)
+            yield Served(address, client, process=process, scheme=scheme)
     finally:
         if process.returncode is None:
             process.kill()
