@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -53,6 +54,7 @@ class Gateway:
         tasks: asyncio.TaskGroup,
         read: Read | None = None,
         service: Service | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._plugins = plugins
@@ -66,7 +68,7 @@ class Gateway:
         self._ledger = Ledger(config.ledger.path)
         self._accounts = Accounts(self._ledger)
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
-        self.nodes = Nodes([Node.of(entry, session) for entry in config.nodes], plugins)
+        self.nodes = Nodes([Node.of(entry, session) for entry in config.nodes], plugins, clock)
         self.names = Names(catalogue, self.nodes, plugins)
         self.queues: Queues[Waiting] = Queues(config.queue.max_depth)
         self.loads = Loads(

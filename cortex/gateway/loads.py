@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from time import monotonic
+from collections.abc import Callable, Iterable
 from typing import Any
-
-import attrs
 
 from cortex.api import EvictionPolicy
 from cortex.config.schema import GatewayConfig
@@ -33,7 +29,8 @@ from cortex.fleet.node import LoadJob
 from cortex.gateway.catalogue import Names
 from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.nodes import Node, Nodes
-from cortex.gateway.placement import Nowhere, Placement, Rules, place, share_mb, state_of
+from cortex.gateway.placement import Nowhere, Placement, state_of
+from cortex.gateway.planner import WAITING, Job, Planner, drop_claim
 from cortex.gateway.poller import poll
 from cortex.gateway.queue import Queues
 
@@ -48,36 +45,6 @@ COMING = Nowhere(
     ever=True, waits=True, reasons={}
 )  # it comes by itself: hold, never a second placement
 log = logging.getLogger(__name__)
-
-
-@attrs.define(kw_only=True, eq=False)
-class Job:
-    """One load; `done` carries its end to all who wait."""
-
-    spec: ModelSpec
-    done: asyncio.Future[None]
-    wanted_on: str | None = None
-    task: asyncio.Task[None] | None = None
-    placement: Placement | None = None
-    misfits: int = 0
-    stage: str = "placing"
-    waiting: int = 0
-    began: float = attrs.field(factory=monotonic)
-    closing: Placement | None = None
-
-    def view(self, waiting: int) -> LoadJob:
-        """Return what the admin API shows; *waiting* requests wait for the model."""
-        node = self.placement.node if self.placement else None
-        model = node.models.get(self.spec.id) if node else None
-        return LoadJob(
-            model=self.spec.id,
-            node=node.name if node else None,
-            stage=(model.stage if model and self.stage == "loading" else None) or self.stage,
-            progress=model.progress if model else None,
-            eta_s=model.eta_s if model else None,
-            waiting=self.waiting + waiting,
-            evicting=self.placement.evict if self.placement else (),
-        )
 
 
 class Loads:
@@ -95,20 +62,21 @@ class Loads:
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.on_end: Callable[[str, CortexError | None], None] = lambda _model, _error: None
-        self._config = config
+        self._max_wait_s = config.queue.max_wait_s
         self._queues = queues
         self._nodes = nodes
-        self._names = names
-        self._policy = policy
         self._metrics = metrics
         self._tasks = tasks
-        self._jobs: dict[str, Job] = {}
+        self._planner = Planner(
+            config=config.eviction, nodes=nodes, names=names, policy=policy, queues=queues
+        )
+        self._jobs = self._planner.jobs
         self._failed: dict[str, tuple[float, CortexError]] = {}
-        self._needs_mb: dict[str, int] = {}
 
     def adopt(self, config: GatewayConfig, policy: EvictionPolicy) -> None:
         """Go by another configuration from now on."""
-        self._config, self._policy = config, policy
+        self._max_wait_s = config.queue.max_wait_s
+        self._planner.adopt(config.eviction, policy)
 
     def views(self) -> tuple[LoadJob, ...]:
         """Return the loads under way."""
@@ -157,8 +125,8 @@ class Loads:
 
     def would_place(self, spec: ModelSpec, nodes: Iterable[Node]) -> Placement | Nowhere:
         """Return where of *nodes* a load of *spec* would go now."""
-        job = Job(spec=spec, done=asyncio.get_running_loop().create_future())
-        return self._place(job, list(nodes), {})
+        done = asyncio.get_running_loop().create_future()
+        return self._planner.place(Job(spec=spec, done=done, began=self._nodes.clock()), nodes)
 
     def stop(self) -> None:
         """Let go of the loads under way; the neurons go on with them."""
@@ -167,11 +135,12 @@ class Loads:
                 job.task.cancel()
 
     def _start(self, spec: ModelSpec, node: str | None, again: bool) -> Job:
-        now = monotonic()
+        now = self._nodes.clock()
         self._failed = {name: row for name, row in self._failed.items() if now < row[0]}
         if spec.id in self._failed and not again:
             raise self._failed[spec.id][1].with_traceback(None)  # it would hold every request
-        job = Job(spec=spec, done=asyncio.get_running_loop().create_future(), wanted_on=node)
+        done = asyncio.get_running_loop().create_future()
+        job = Job(spec=spec, done=done, began=now, wanted_on=node)
         job.done.add_done_callback(lambda done: done.exception())  # it may have no waiter
         self._jobs[spec.id] = job
         job.task = self._tasks.create_task(self._run(job), name=f"load {spec.id}")
@@ -186,7 +155,7 @@ class Loads:
             await self._load(job)
         except CortexError as error:
             if isinstance(error, LoadFailed) and job.wanted_on is None:
-                self._failed[job.spec.id] = monotonic() + FORGET_S, error
+                self._failed[job.spec.id] = self._nodes.clock() + FORGET_S, error
             self._end(job, error)
         except asyncio.CancelledError:
             self._end(job, ShuttingDown("the gateway is about to stop"))
@@ -199,8 +168,7 @@ class Loads:
 
     def _end(self, job: Job, error: CortexError | None) -> None:
         del self._jobs[job.spec.id]
-        if job.closing is not None:
-            job.closing.node.closing.difference_update(job.closing.evict)
+        drop_claim(job)
         if error is None:
             job.done.set_result(None)
         else:
@@ -209,32 +177,29 @@ class Loads:
         self._nodes.wake()
 
     async def _load(self, job: Job) -> None:
-        model, tried = job.spec.id, dict[str, CortexError]()
-        deadline = monotonic() + self._config.queue.max_wait_s
-        while True:
-            nodes = [node for node in self._nodes if job.wanted_on in (None, node.name)]
-            if (state := state_of(model, nodes)) == "loaded":
-                return
-            found = self._place(job, nodes, tried) if state == "absent" else COMING
+        model = job.spec.id
+        deadline = self._nodes.clock() + self._max_wait_s
+        while (state := state_of(model, self._planner.nodes_for(job))) != "loaded":
+            found = self._planner.place(job) if state == "absent" else COMING
             if isinstance(found, Placement):
-                await self._try(job, found, tried)
+                await self._try(job, found)
                 continue
-            if tried:
-                raise failure(tried)
+            if job.tried:
+                raise failure(job.tried)
             if not found.ever:
                 raise ModelNotFeasible(f"no node can hold {model}: {found}")
-            if monotonic() > deadline or not found.waits:
+            if self._nodes.clock() > deadline or not found.waits:
                 raise NoNodeAvailable(f"no node can load {model} now: {found}")
-            job.placement = None
-            job.stage = "waiting for room" if state == "absent" else "waiting for its node"
-            if state == "absent" and job.closing is None:
-                self._take_turn(job, nodes, tried)
+            job.stage = WAITING if state == "absent" else "waiting for its node"
+            self._planner.give_turns()
             await self._nodes.changed(1.0)
 
-    async def _try(self, job: Job, placement: Placement, tried: dict[str, CortexError]) -> None:
-        """Load there; what goes wrong is remembered in *tried*, and raised once that is enough."""
+    async def _try(self, job: Job, placement: Placement) -> None:
+        """Load there; what goes wrong is remembered, and raised once that is enough."""
         job.placement = placement
         node = placement.node
+        if job.claim is not None and job.claim.node is not node:
+            drop_claim(job)
         try:
             await self._load_there(job, placement)
         except RoomMissing:
@@ -243,65 +208,24 @@ class Loads:
             await poll(node, self._nodes)
         except CortexError as error:
             log.warning("load of %s on %s: %s", job.spec.id, node.name, error)
-            tried[node.name] = error
+            job.tried[node.name] = error
             job.placement = None
-            if len(tried) >= NODES_TO_TRY:
-                raise failure(tried) from None
-
-    def _take_turn(self, job: Job, nodes: list[Node], tried: dict[str, CortexError]) -> None:
-        """Once a job has waited long enough, let models in use finish and make room for it."""
-        if monotonic() - job.began < self._config.eviction.max_turn_s:
-            return
-        found = self._place(job, nodes, tried, polite=False)
-        if isinstance(found, Placement):
-            log.info("%s takes its turn from %s", job.spec.id, ", ".join(found.evict))
-            found.node.closing.update(found.evict)
-            job.closing = found
-
-    def _place(
-        self, job: Job, nodes: list[Node], tried: dict[str, CortexError], polite: bool = True
-    ) -> Placement | Nowhere:
-        others = list(self._placed_besides(job))
-        rules = Rules(
-            policy=self._policy,
-            min_residency_s=self._config.eviction.min_residency_s,
-            needs_mb=self._needs_mb,
-            specs=self._names.specs,
-            now=monotonic(),
-            reserved_mb=self._reserved_mb(others),
-            making_room={at.node.name for other, at in others if other.stage.startswith("evict")},
-            wanted=self._queues,
-            polite=polite,
-        )
-        return place(job.spec, nodes, tried, rules)
-
-    def _placed_besides(self, job: Job) -> Iterator[tuple[Job, Placement]]:
-        for other in self._jobs.values():
-            if other is not job and other.placement is not None:
-                yield other, other.placement
-
-    def _reserved_mb(self, placed: list[tuple[Job, Placement]]) -> Counter[tuple[str, int]]:
-        """Return what loads under way will yet take, by node and device."""
-        reserved: Counter[tuple[str, int]] = Counter()
-        for job, at in placed:
-            shown = at.node.models.get(job.spec.id)
-            taken_mb = shown.vram_used_mb // job.spec.min_devices if shown else 0
-            for device in at.devices:
-                more_mb = share_mb(job.spec, self._needs_mb) - taken_mb
-                reserved[at.node.name, device] += max(0, more_mb)
-        return reserved
+            if len(job.tried) >= NODES_TO_TRY:
+                raise failure(job.tried) from None
 
     async def _load_there(self, job: Job, placement: Placement) -> None:
         node, spec = placement.node, job.spec
-        for victim in placement.evict:
-            node.unloading(victim)  # from now on no request goes to it
-        for victim in placement.evict:
-            job.stage = f"evicting {victim}"
-            log.info("evict %s from %s for %s", victim, node.name, spec.id)
-            await self._evict(node, victim)
+        node.closing.update(placement.evict)  # from now on no request goes there
+        try:
+            for victim in placement.evict:
+                job.stage = f"evicting {victim}"
+                log.info("evict %s from %s for %s", victim, node.name, spec.id)
+                await self._evict(node, victim)
+        finally:
+            node.closing.difference_update(placement.evict)
         job.stage = "loading"
         log.info("load %s on %s", spec.id, node.name)
-        need_gib = (self._needs_mb.get(spec.id) or spec.vram_mb or 0) / 1024
+        need_gib = (self._planner.needs_mb.get(spec.id) or spec.vram_mb or 0) / 1024
         body = {**load_body(spec), "devices": list(placement.devices)}
         timeout_s = LOAD_TIMEOUT_S + LOAD_TIMEOUT_S_PER_GIB * need_gib
         try:
@@ -311,7 +235,7 @@ class Loads:
                 await self._learn(job, error)
             raise
         if used_mb := answer.get("vram_used_mb"):
-            self._needs_mb[spec.id] = int(used_mb)
+            self._planner.needs_mb[spec.id] = int(used_mb)
         self._metrics.cold_starts(spec.id, node.name).inc()
         await poll(node, self._nodes)
 
@@ -328,9 +252,12 @@ class Loads:
 
     async def _learn(self, job: Job, error: RemoteError) -> None:
         """Take in that a node has too little room after all; raises `RoomMissing` to look again."""
-        needed_mb, before_mb = error.details.get("needed_mb"), self._needs_mb.get(job.spec.id, 0)
+        needed_mb, before_mb = (
+            error.details.get("needed_mb"),
+            self._planner.needs_mb.get(job.spec.id, 0),
+        )
         if isinstance(needed_mb, int) and needed_mb > before_mb:
-            self._needs_mb[job.spec.id] = needed_mb
+            self._planner.needs_mb[job.spec.id] = needed_mb
             raise RoomMissing
         job.misfits += 1
         if job.misfits <= MISFITS:

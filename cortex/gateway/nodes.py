@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -132,6 +132,10 @@ class Node:
         elsewhere = any(row.in_flight + row.queue_depth for row in self._rows() if row.id == model)
         return self.in_flight[model] > 0 or elsewhere
 
+    def age_s(self, model: str, now: float) -> float:
+        """Return for how long *model* has been loaded here."""
+        return now - self.loaded_at.get(model, now)
+
     def view(self) -> FleetNode:
         """Return what the admin API shows."""
         return FleetNode(
@@ -148,9 +152,18 @@ class Node:
 
 
 class Nodes:
-    """All nodes, by name; *retries* is what may be spent on trying again."""
+    """
+    All nodes, by name.
 
-    def __init__(self, nodes: Sequence[Node], plugins: Plugins) -> None:
+    Attributes:
+        clock: What loads and queues go by.
+        retries: What may be spent on trying again.
+    """
+
+    def __init__(
+        self, nodes: Sequence[Node], plugins: Plugins, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.clock = clock
         self._nodes = {node.name: node for node in nodes}
         self._plugins = plugins
         self._change: asyncio.Event = asyncio.Event()
@@ -202,7 +215,7 @@ class Nodes:
 
     def answered(self, node: Node, health: Health, models: Sequence[NodeModel]) -> None:
         """Take in what a node said."""
-        before, now = node.models, monotonic()
+        before, now = node.models, self.clock()
         node.misses, node.error, node.health = 0, None, health
         node.models = {model.id: model for model in models}
         for model in models:

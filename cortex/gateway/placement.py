@@ -57,6 +57,7 @@ class Rules:
         now: Monotonic seconds.
         reserved_mb: What loads under way will yet take, by node and device.
         making_room: Names of nodes where a load evicts right now.
+        claimed: Devices that another model takes its turn on, with their node.
         wanted: Models that requests wait for.
         polite: Models in use, or waited for, stay.
     """
@@ -68,6 +69,7 @@ class Rules:
     now: float
     reserved_mb: Mapping[tuple[str, int], int] = attrs.field(factory=dict)
     making_room: Container[str] = ()
+    claimed: Container[tuple[str, int]] = ()
     wanted: Container[str] = ()
     polite: bool = True
 
@@ -159,6 +161,8 @@ def _on(spec: ModelSpec, node: Node, rules: Rules) -> Placement | None:
     need_mb = share_mb(spec, rules.needs_mb)
     options: list[tuple[int, int, Device, tuple[str, ...]]] = []
     for device in usable(spec, node):
+        if (node.name, device.index) in rules.claimed:
+            continue
         free_mb = device.vram_free_mb - rules.reserved_mb.get((node.name, device.index), 0)
         missing_mb = need_mb - free_mb
         victims: tuple[str, ...] = ()
@@ -182,19 +186,22 @@ def evictable(node: Node, device: int, rules: Rules) -> list[LoadedModel]:
     """Return what may be unloaded from a device: not in use, not pinned, resident long enough."""
     movable = []
     for model in node.models.values():
-        spec = rules.specs.get(model.id, ModelSpec(id=model.id))
-        young = rules.now - node.loaded_at.get(model.id, rules.now) < rules.min_residency_s
+        if not model.routable or device not in model.devices:
+            continue
+        spec = rules.specs.get(model.id)
+        if spec is not None and node.name in spec.pinned_on:
+            continue
+        if node.age_s(model.id, rules.now) < rules.min_residency_s:
+            continue
         wanted = model.id in rules.wanted and model.id not in node.closing
-        in_use = rules.polite and (node.busy(model.id) or wanted)
-        there = model.routable and device in model.devices
-        if not there or node.name in spec.pinned_on or in_use or young:
+        if rules.polite and (wanted or node.busy(model.id)):
             continue
         movable.append(
             LoadedModel(
                 id=model.id,
                 used_bytes=model.vram_used_mb * MIB // max(len(model.devices), 1),
                 last_used=node.last_used.get(model.id, 0.0),
-                priority=spec.priority,
+                priority=spec.priority if spec else 0,
             )
         )
     return movable

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from copy import deepcopy
-from time import monotonic
 
 import attrs
 
@@ -114,7 +113,7 @@ class Router:
             principal=head.principal,
             priority=head.priority,
             weight=head.weight,
-            since=monotonic(),
+            since=self._nodes.clock(),
             head=head,
             avoid=avoid,
             seat=asyncio.get_running_loop().create_future(),
@@ -136,7 +135,7 @@ class Router:
     def leave(self, node: Node, model: str) -> None:
         """Give back the seat that `route` took."""
         node.in_flight[model] -= 1
-        node.last_used[model] = monotonic()
+        node.last_used[model] = self._nodes.clock()
         if (queue := self._queues.get(model)) is not None:
             self._seat(queue)
         if model in node.closing and not node.in_flight[model]:
@@ -169,7 +168,7 @@ class Router:
 
     def _take(self, node: Node, model: str) -> Node:
         node.in_flight[model] += 1
-        node.last_used[model] = monotonic()
+        node.last_used[model] = self._nodes.clock()
         return node
 
     def _tend(self, queue: Queue[Waiting]) -> None:
@@ -182,7 +181,7 @@ class Router:
 
     def _seat(self, queue: Queue[Waiting]) -> None:
         """Give seats to whose turn it is, as long as there are seats."""
-        while (ticket := queue.next(monotonic())) is not None:
+        while (ticket := queue.next(self._nodes.clock())) is not None:
             if (node := self._choose(ticket.head, ticket.avoid)) is None:
                 return
             self._queues.take(queue, ticket)
@@ -255,7 +254,7 @@ class Router:
 
     def _too_slow(self, queue: Queue[Waiting], ticket: Waiting) -> CortexError:
         model = queue.spec.id
-        details: dict[str, object] = {"position": queue.position(ticket, monotonic())}
+        details: dict[str, object] = {"position": queue.position(ticket, self._nodes.clock())}
         if state_of(model, self._nodes) == "loaded":
             return QueueTimeout(
                 f"no turn on {model} came in {self._max_wait_s:g} s", details=details

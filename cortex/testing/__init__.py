@@ -10,10 +10,13 @@ from cortex.testing.dialects import dialect_contract, embedding_contract
 from cortex.testing.expecting import expect, until
 from cortex.testing.harnesses import FakeHost, harness_contract
 from cortex.testing.neuron import FakeNeuron
+from cortex.testing.virtual import VirtualLoop, VirtualNeuron
 
 __all__ = [
     "FakeHost",
     "FakeNeuron",
+    "VirtualLoop",
+    "VirtualNeuron",
     "dialect_contract",
     "embedding_contract",
     "expect",

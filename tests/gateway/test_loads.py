@@ -113,7 +113,7 @@ async def test_a_failure_is_remembered_for_a_while_and_not_asked_for_again(monke
             await gateway.refused(503, "load_failed")
         assert node.counts["load"] == 1
 
-        monkeypatch.setattr("cortex.gateway.loads.monotonic", lambda: monotonic() + 11)
+        monkeypatch.setattr(gateway.gateway.nodes, "clock", lambda: monotonic() + 11)
         node.load_error = None
         await gateway.ask()
         assert node.counts["load"] == 2

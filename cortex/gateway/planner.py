@@ -1,0 +1,161 @@
+"""
+Which load goes where and when: decided in one synchronous stretch, on what is known now.
+
+What a load is about to take counts as taken, and while one makes room on a node nothing else is
+placed there.  A load that waits long claims room, the longest waiting first: nothing else is placed
+there, and what is to go closes once it has been there long enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import attrs
+
+from cortex.api import EvictionPolicy
+from cortex.config.schema import EvictionSection
+from cortex.errors import CortexError
+from cortex.fleet.model import ModelSpec
+from cortex.fleet.node import LoadJob
+from cortex.gateway.catalogue import Names
+from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.placement import Nowhere, Placement, Rules, place, share_mb
+from cortex.gateway.queue import Queues
+
+WAITING = "waiting for room"
+log = logging.getLogger(__name__)
+
+
+@attrs.define(kw_only=True, eq=False)
+class Job:
+    """
+    One load; `done` carries its end to all who wait.
+
+    Attributes:
+        tried: What went wrong, by node.
+        claim: Where it takes its turn.
+    """
+
+    spec: ModelSpec
+    done: asyncio.Future[None]
+    wanted_on: str | None = None
+    task: asyncio.Task[None] | None = None
+    placement: Placement | None = None
+    misfits: int = 0
+    stage: str = "placing"
+    waiting: int = 0
+    began: float
+    tried: dict[str, CortexError] = attrs.field(factory=dict)
+    claim: Placement | None = None
+
+    def view(self, waiting: int) -> LoadJob:
+        """Return what the admin API shows; *waiting* requests wait for the model."""
+        node = self.placement.node if self.placement else None
+        model = node.models.get(self.spec.id) if node else None
+        return LoadJob(
+            model=self.spec.id,
+            node=node.name if node else None,
+            stage=(model.stage if model and self.stage == "loading" else None) or self.stage,
+            progress=model.progress if model else None,
+            eta_s=model.eta_s if model else None,
+            waiting=self.waiting + waiting,
+            evicting=self.placement.evict if self.placement else (),
+        )
+
+
+class Planner:
+    """Places loads; *jobs* are those under way, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        config: EvictionSection,
+        nodes: Nodes,
+        names: Names,
+        policy: EvictionPolicy,
+        queues: Queues[Any],
+    ) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.needs_mb: dict[str, int] = {}
+        self._config = config
+        self._nodes = nodes
+        self._names = names
+        self._policy = policy
+        self._queues = queues
+
+    def adopt(self, config: EvictionSection, policy: EvictionPolicy) -> None:
+        """Go by another configuration from now on."""
+        self._config, self._policy = config, policy
+
+    def nodes_for(self, job: Job) -> list[Node]:
+        """Return the nodes where *job* may go."""
+        return [node for node in self._nodes if job.wanted_on in (None, node.name)]
+
+    def place(
+        self, job: Job, nodes: Iterable[Node] | None = None, polite: bool = True
+    ) -> Placement | Nowhere:
+        """Return where *job* goes now; unless *polite*, where it would if nobody used anything."""
+        others = list(self._placed_besides(job))
+        claims = [o.claim for o in self.jobs.values() if o is not job and o.claim is not None]
+        rules = Rules(
+            policy=self._policy,
+            min_residency_s=self._config.min_residency_s if polite else 0.0,
+            needs_mb=self.needs_mb,
+            specs=self._names.specs,
+            now=self._nodes.clock(),
+            reserved_mb=self._reserved_mb(others),
+            making_room={at.node.name for other, at in others if other.stage.startswith("evict")},
+            claimed={(claim.node.name, device) for claim in claims for device in claim.devices},
+            wanted=self._queues,
+            polite=polite,
+        )
+        return place(job.spec, self.nodes_for(job) if nodes is None else nodes, job.tried, rules)
+
+    def give_turns(self) -> None:
+        """Let those who have waited long enough for room claim it, the longest waiting first."""
+        now, config = self._nodes.clock(), self._config
+        for job in self.jobs.values():
+            if job.stage != WAITING or now - job.began < config.max_turn_s:
+                continue
+            if job.claim is not None and is_stale(job.claim):
+                drop_claim(job)
+            if job.claim is None and isinstance(found := self.place(job, polite=False), Placement):
+                log.info("%s takes its turn from %s", job.spec.id, ", ".join(found.evict))
+                job.claim = found
+            if job.claim is not None:
+                node = job.claim.node
+                old = (m for m in job.claim.evict if node.age_s(m, now) >= config.min_residency_s)
+                node.closing.update(old)
+
+    def _placed_besides(self, job: Job) -> Iterator[tuple[Job, Placement]]:
+        for other in self.jobs.values():
+            if other is not job and other.placement is not None:
+                yield other, other.placement
+
+    def _reserved_mb(self, placed: list[tuple[Job, Placement]]) -> Counter[tuple[str, int]]:
+        """Return what loads under way will yet take, by node and device."""
+        reserved: Counter[tuple[str, int]] = Counter()
+        for job, at in placed:
+            shown = at.node.models.get(job.spec.id)
+            taken_mb = shown.vram_used_mb // job.spec.min_devices if shown else 0
+            for device in at.devices:
+                more_mb = share_mb(job.spec, self.needs_mb) - taken_mb
+                reserved[at.node.name, device] += max(0, more_mb)
+        return reserved
+
+
+def is_stale(claim: Placement) -> bool:
+    """Tell whether waiting for *claim* is in vain: its node is gone, or all that was to go is."""
+    node = claim.node
+    return not (node.healthy and any(model in node.models for model in claim.evict))
+
+
+def drop_claim(job: Job) -> None:
+    """Let what was to go for *job* be asked again."""
+    if job.claim is not None:
+        job.claim.node.closing.difference_update(job.claim.evict)
+        job.claim = None
