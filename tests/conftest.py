@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.sources.package import PackageOptions, PackageSource
 from tests.zipapp.builds import ROOT, Built, build, copy_sources
 
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")  # a machine that is busy makes no test fail
 

@@ -100,7 +100,6 @@ class Node:
             and found is not None
             and found.routable
             and model not in self.closing
-            and self.resting.get(model, 0.0) <= now
             and not self.breaker.is_open(now)
         )
 
@@ -114,9 +113,13 @@ class Node:
         return self.health.models if self.health else ()
 
     def rest(self, model: str, seconds: float) -> None:
-        """Ask no more of *model* here for a while: the node said so."""
+        """Ask other nodes for *model* for a while, if there are any: this one said so."""
         if seconds:
             self.resting[model] = monotonic() + min(seconds, LONGEST_REST_S)
+
+    def rests(self, model: str) -> bool:
+        """Tell whether the node wants no more requests for *model* now."""
+        return model in self.resting and self.resting[model] > monotonic()
 
     def unloading(self, model: str) -> None:
         """Note that *model* is about to go; the next poll knows better."""

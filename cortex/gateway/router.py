@@ -211,6 +211,8 @@ class Router:
     def _able(self, head: RequestHead) -> list[Node]:
         """Return the nodes that can answer now, only those that need no translation if any do."""
         serving = [node for node in self._nodes if node.serves(head.model)]
+        if awake := [node for node in serving if not node.rests(head.model)]:
+            serving = awake
         ways = [self._translators.spoken(node, head) for node in serving]
         wanted = {head.dialect} if head.dialect in ways else {*ways} - {None}
         return [node for node, way in zip(serving, ways, strict=True) if way in wanted]

@@ -84,15 +84,15 @@ async def test_a_client_that_leaves_the_queue_gives_up_its_place():
             assert node.counts["chat"] == 1
 
 
-async def test_a_node_that_wants_a_rest_is_left_alone_for_as_long():
-    async with FakeNeuron(["m"]) as node, running(node) as gateway:
-        node.refusal = DeviceUnavailable("the device recovers", retry_after_s=1)
-        error = await gateway.refused(503, "device_unavailable")
-        assert error["headers"]["retry-after"] == "1"
-        asked = node.counts["chat"]
-        node.refusal = None
+async def test_a_node_that_wants_a_rest_is_left_alone_while_another_can_answer():
+    async with FakeNeuron(["m"]) as tired, FakeNeuron(["m"]) as fresh:
+        async with running(tired, fresh) as gateway:
+            tired.refusal = DeviceUnavailable("the device recovers", retry_after_s=30)
+            answers = [await gateway.ask() for _ in range(4)]
+            assert {answer["headers"]["x-cortex-node"] for answer in answers} == {"node1"}
+            assert tired.counts["chat"] == 1
 
-        answer = await gateway.ask()
-
-        assert answer["headers"]["x-cortex-route"] == "queued"
-        assert node.counts["chat"] == asked + 1
+            fresh.refusal = DeviceUnavailable("this one, too", retry_after_s=30)
+            await gateway.refused(503, "device_unavailable")
+            tired.refusal = None
+            await gateway.ask()  # nobody else is left

@@ -85,7 +85,7 @@ def test_thinking_stands_beside_the_answer(client, fleet, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_turn_of_two_tools_and_the_turn_after_it(client, fleet, stream):
-    messages = [{"role": "user", "content": "weather"}]
+    messages = [{"role": "user", "content": "weather please"}]
     answer = client.chat("scripted", messages, tools=[get_weather], stream=stream)
     parts = list(answer) if stream else [answer]
     calls = [call for part in parts for call in part.message.tool_calls or ()]

@@ -73,7 +73,7 @@ async def before_an_ollama():
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_neuron_without_the_plugin_answers_a_chat(stream):
     async with before_a_plain_neuron() as client:
-        answer = await client.chat("scripted", hi("weather"), tools=[TOOL], stream=stream)
+        answer = await client.chat("scripted", hi("weather please"), tools=[TOOL], stream=stream)
         parts = [part async for part in answer] if stream else [answer]
 
     said = [part.message for part in parts]
@@ -117,7 +117,7 @@ async def test_an_ollama_answers_a_client_of_openai(stream):
     async with before_an_ollama() as client:
         answer = await client.chat.completions.create(
             model="scripted",
-            messages=hi("weather"),
+            messages=hi("weather please"),
             tools=[TOOL],
             stream=stream,
             **({"stream_options": {"include_usage": True}} if stream else {}),
