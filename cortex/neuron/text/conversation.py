@@ -224,6 +224,17 @@ def history_id(call: ToolCall, number: int, kind: str) -> str:
     return call.id
 
 
+def with_schemas(tools: Iterable[Tool]) -> tuple[Tool, ...]:
+    """Return tools with a schema each: one for free text has a text, another has nothing."""
+    free, empty = FREE_TEXT, {"type": "object", "properties": {}}
+    return tuple(
+        attrs.evolve(tool, parameters=free if tool.kind == "custom" else empty)
+        if not tool.parameters
+        else tool
+        for tool in tools
+    )
+
+
 def written_tools(tools: Iterable[Tool]) -> list[dict[str, Any]]:
     """Return tools in the words of transformers."""
     return [
@@ -232,7 +243,7 @@ def written_tools(tools: Iterable[Tool]) -> list[dict[str, Any]]:
             "function": {
                 "name": tool.name,
                 "description": tool.description,
-                "parameters": parameters(tool),
+                "parameters": dict(tool.parameters),
             },
         }
         for tool in tools
@@ -246,13 +257,6 @@ def with_tools(turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list
         system, rest = turns[0], turns[1:]
     functions = [tool["function"] for tool in tools]
     return [{**system, "tools": json.dumps(functions, ensure_ascii=False)}, *rest]
-
-
-def parameters(tool: Tool) -> dict[str, Any]:
-    """Return the schema of a tool's arguments."""
-    if tool.parameters:
-        return dict(tool.parameters)
-    return FREE_TEXT if tool.kind == "custom" else {"type": "object", "properties": {}}
 
 
 def thinking_arguments(reasoning: Reasoning) -> dict[str, Any]:

@@ -17,7 +17,13 @@ from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine.jobs import TextFiles
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.begun import Begun, blanks_of, split, written
-from cortex.neuron.text.conversation import thinking_arguments, turns_of, with_tools, written_tools
+from cortex.neuron.text.conversation import (
+    thinking_arguments,
+    turns_of,
+    with_schemas,
+    with_tools,
+    written_tools,
+)
 from cortex.neuron.text.families import HARMONY, detect
 from cortex.neuron.text.parser import Parser
 from cortex.neuron.text.syntaxes import Syntax
@@ -158,7 +164,7 @@ class Text:
                 )
 
     def _chat(self, request: ChatRequest) -> Prompt:
-        tools = request.tools if request.tool_choice.mode != "none" else ()
+        tools = with_schemas(request.tools) if request.tool_choice.mode != "none" else ()
         if request.tool_choice.mode == "required" and not tools:
             raise InvalidRequest("tool_choice: there are no tools", param="tool_choice")
         template = self._tool_template if tools else self._template

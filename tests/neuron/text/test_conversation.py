@@ -7,7 +7,12 @@ import pytest
 
 from cortex.chat.request import Image, Reasoning, Text, Thinking, Tool, ToolCall, ToolResult
 from cortex.errors import VisionUnsupported
-from cortex.neuron.text.conversation import thinking_arguments, turns_of, written_tools
+from cortex.neuron.text.conversation import (
+    thinking_arguments,
+    turns_of,
+    with_schemas,
+    written_tools,
+)
 from cortex.neuron.text.families import detect
 from cortex.neuron.text.template import Abilities
 from tests.chat.test_turns import assistant, results, system, turn, user
@@ -203,7 +208,7 @@ def test_tools_are_written_with_a_schema_whatever_they_came_with():
         Tool(name="b"),
         Tool(name="c", kind="custom"),
     ]
-    a, b, c = (one["function"] for one in written_tools(tools))
+    a, b, c = (one["function"] for one in written_tools(with_schemas(tools)))
     assert a == {"name": "a", "description": "A.", "parameters": schema}
     assert b["parameters"] == {"type": "object", "properties": {}}
     assert c["parameters"]["required"] == ["input"]
