@@ -333,7 +333,7 @@ def trial(agent: Agent, speaks: str | None, prefix: Path) -> int:
         print(f"{agent.name} ({version}), {agent.dialect}{over}", flush=True)
         for turn in asked.turns():
             asked.prepare()
-            servers.harness.forget()
+            servers.forget()
             began, cause = time.monotonic(), ""
             try:
                 turn()

@@ -37,7 +37,7 @@ def servers(speaks: str | None) -> Iterator[Fleet]:
 @pytest.fixture
 def fleet(servers: Fleet) -> Fleet:
     """Return the servers of this module, as if nothing had been asked of them."""
-    servers.harness.forget()
+    servers.forget()
     return servers
 
 

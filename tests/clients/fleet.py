@@ -44,6 +44,12 @@ class Fleet:
         """The last request that arrived."""
         return self.harness.requests[-1]
 
+    def forget(self) -> None:
+        """Forget what was asked, and for how long a node wanted to be left alone."""
+        self.harness.forget()
+        for node in self.gateway.gateway.nodes:
+            node.resting.clear()
+
     def until(self, condition) -> None:
         """Wait, on the servers' thread, for *condition*; it must come true within seconds."""
         asyncio.run_coroutine_threadsafe(until(condition), self.loop).result(10)

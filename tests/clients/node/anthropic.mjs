@@ -43,11 +43,12 @@ const cases = {
     return ids;
   },
   busy: (ai) => ai.messages.create({ ...asked, messages: [user("busy")] }),
-  loading: (ai) => ai.messages.create({ ...asked, messages: [user("loading")] }),
   unknown: (ai) => ai.messages.create({ ...asked, model: "nobody", messages: [user("hello")] }),
   overflow: (ai) =>
     ai.messages.create({ ...asked, model: "small", messages: [user("hello ".repeat(9))] }),
   die: (ai) => ai.messages.stream({ ...asked, messages: [user("die")] }).finalMessage(),
+  // the last: the gateway leaves the model alone for as long as this asks it to
+  loading: (ai) => ai.messages.create({ ...asked, messages: [user("loading")] }),
 };
 
 await run(cases, (baseURL) => new Anthropic({ baseURL, apiKey: "none", maxRetries: 0 }));
