@@ -147,7 +147,16 @@ class ModelCard:
 
 @attrs.frozen(kw_only=True)
 class RequestRecord:
-    """One finished request; exactly one each, also for a client that left."""
+    """
+    One finished request; exactly one each, also for a client that left.
+
+    Attributes:
+        ttft_s: From its arrival to the first byte of the answer, seconds.
+        queued_s: How long it waited for a node to ask; None if it never got to that.
+        decode_s: What the answer took after its first token, where that is known.
+        cached_tokens: Those of `prompt_tokens` that were not computed again.
+        retried: Nodes that were asked before, and had it sent elsewhere.
+    """
 
     id: str
     model: str
@@ -157,7 +166,12 @@ class RequestRecord:
     principal: str = ""
     status: int
     outcome: Literal["ok", "error", "cancelled"]
+    stream: bool = False
     ttft_s: float | None
+    queued_s: float | None = None
+    decode_s: float | None = None
     duration_s: float
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    retried: tuple[str, ...] = ()

@@ -21,8 +21,10 @@ from cortex.gateway.accounts import Accounts
 from cortex.gateway.admin import Admin
 from cortex.gateway.auth import PRINCIPAL, Auth
 from cortex.gateway.catalogue import Names
+from cortex.gateway.gauges import FleetCollector
 from cortex.gateway.ledger import Ledger
 from cortex.gateway.loads import Loads
+from cortex.gateway.loop_delay import measure_forever
 from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import first_round, poll_forever
@@ -94,6 +96,7 @@ class Gateway:
             read or self.current, self.current, self.adopt, service or Service({})
         )
         self.requests = Requests(self.loads)
+        self.metrics.registry.register(FleetCollector(self.nodes, self.queues))
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
 
     def application(self) -> web.Application:
@@ -123,7 +126,10 @@ class Gateway:
         await first_round(self.nodes, self.nodes)
         self._poll(self.nodes)
         tending = self._tasks.create_task(self._router.tend_forever(), name="queues")
-        self._background.append(tending)
+        measuring = self._tasks.create_task(
+            measure_forever(self.metrics.loop_is_late), name="loop delay"
+        )
+        self._background += [tending, measuring]
 
     def _poll(self, nodes: Iterable[Node]) -> None:
         self._background = [task for task in self._background if not task.done()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from time import perf_counter
 from typing import Annotated, cast
 
 import attrs
@@ -126,8 +127,8 @@ async def ask(
     node: Node | None = None
     nodes.retries.request()
     for attempt in range(1, ATTEMPTS + 1):
-        node, how = await router.route(head, spec, asked.hold, avoid=node)
-        recording.node, is_last = node.name, attempt == ATTEMPTS
+        node, how = await route(asked, recording, router, avoid=node)
+        is_last = attempt == ATTEMPTS
         how = how if attempt == 1 else "retried"
         try:
             exchange, sent = prepare(asked, node, how, translators, is_last)
@@ -157,6 +158,19 @@ async def ask(
         finally:
             router.leave(node, spec.id)
     return concluded(exchange, asked.dialect, recording)
+
+
+async def route(
+    asked: Asked, recording: Recording, router: Router, avoid: Node | None
+) -> tuple[Node, str]:
+    """Do as `Router.route`, and record where the request goes and how long it waited for that."""
+    since = perf_counter()
+    try:
+        node, how = await router.route(asked.head, asked.spec, asked.hold, avoid)
+    finally:
+        recording.waited(since)
+    recording.goes_to(node.name)
+    return node, how
 
 
 def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web.StreamResponse:

@@ -97,7 +97,7 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
     from cortex import tls
     from cortex.config.load import environment
     from cortex.gateway.app import Gateway
-    from cortex.gateway.metrics import MetricsServer
+    from cortex.gateway.metrics_server import MetricsServer
     from cortex.plugins import Plugins
     from cortex.systemd import Service
     from cortex.web import lifespans, listening, until_signal

@@ -208,6 +208,7 @@ class Loads:
             await poll(node, self._nodes)
         except CortexError as error:
             log.warning("load of %s on %s: %s", job.spec.id, node.name, error)
+            self._metrics.load_failures(job.spec.id, node.name).inc()
             job.tried[node.name] = error
             job.placement = None
             if len(job.tried) >= NODES_TO_TRY:
@@ -227,6 +228,7 @@ class Loads:
         log.info("load %s on %s", spec.id, node.name)
         need_gib = (self._planner.needs_mb.get(spec.id) or spec.vram_mb or 0) / 1024
         body = {**load_body(spec), "devices": list(placement.devices)}
+        began = self._nodes.clock()
         timeout_s = LOAD_TIMEOUT_S + LOAD_TIMEOUT_S_PER_GIB * need_gib
         try:
             answer = await node.client.post("/models/load", body, timeout_s)
@@ -237,6 +239,7 @@ class Loads:
         if used_mb := answer.get("vram_used_mb"):
             self._planner.needs_mb[spec.id] = int(used_mb)
         self._metrics.cold_starts(spec.id, node.name).inc()
+        self._metrics.load_seconds(spec.id, node.name).observe(self._nodes.clock() - began)
         await poll(node, self._nodes)
 
     async def _evict(self, node: Node, victim: str) -> None:

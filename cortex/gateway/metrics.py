@@ -1,140 +1,143 @@
 """
-What the gateway counts, and the thread that serves it.
+What the gateway counts.
 
-Children are bound once per model and node.  ``/metrics`` and ``/healthz`` have a thread and a port
-of their own, so that a busy event loop never looks dead.
+Labels are what there is a bounded number of: models, nodes, dialects, outcomes and statuses; never
+a key, a request's id, or a name a client made up.  Children are bound once.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+import platform
+from collections.abc import Callable
+from functools import partial
 
 import attrs
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    make_wsgi_app,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from cortex.config.schema import Address
-from cortex.errors import ConfigError
+from cortex import __version__
 from cortex.fleet.model import RequestRecord
 
 WHERE = ("model", "node")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+LOAD_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
+DELAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
 @attrs.frozen
 class Bound:
-    """The metrics of one model on one node."""
+    """What is counted of one model on one node in one dialect."""
 
-    outcomes: Callable[[str, str], Counter]
+    outcomes: Callable[[str], Counter]
+    errors: Callable[[str], Counter]
+    cancels: Callable[[str], Counter]
     prompt_tokens: Counter
     completion_tokens: Counter
+    cached_tokens: Counter
+    duration: Histogram
+    queue_wait: Histogram
     ttft: Histogram
     rate: Histogram
-    latency: Histogram
 
 
 class GatewayMetrics:
-    """Counts finished requests, cold starts and evictions."""
+    """Counts finished requests, and what the gateway does by itself."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
         disable_created_metrics()  # type: ignore[no-untyped-call]
-
-        def make(kind: Any, name: str, meaning: str, *labels: str, **more: Any) -> Any:
-            return kind(f"cortex_{name}", meaning, labels, registry=self.registry, **more)
-
-        self._requests = make(Counter, "requests", "finished requests", *WHERE, "status", "outcome")
-        self._tokens = make(Counter, "tokens", "tokens of finished requests", *WHERE, "kind")
-        self._ttft = make(
-            Histogram, "ttft_seconds", "time to the first byte", *WHERE, buckets=SECONDS
+        self.registry = CollectorRegistry(auto_describe=False)
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        by_dialect = (*WHERE, "dialect")
+        self._requests = counter("cortex_requests", "finished requests", (*by_dialect, "outcome"))
+        self._errors = counter(
+            "cortex_request_errors", "requests that failed", (*by_dialect, "status")
         )
-        self._rate = make(Histogram, "tokens_per_second", "after the first", *WHERE, buckets=RATES)
-        self._latency = make(
-            Histogram, "request_seconds", "whole requests", *WHERE, buckets=SECONDS
+        self._cancels = counter(
+            "cortex_request_cancels", "requests whose client left", (*by_dialect, "phase")
         )
-        self._cold_starts = make(Counter, "cold_starts", "loads for a request", *WHERE)
-        self._evictions = make(Counter, "evictions", "unloads to make room", *WHERE)
-        self._bind = functools.cache(self._bind_now)
+        self._retries = counter("cortex_retries", "requests sent elsewhere after this node", WHERE)
+        self._prompt = counter("cortex_prompt_tokens", "tokens of prompts", WHERE)
+        self._completion = counter("cortex_completion_tokens", "tokens of answers", WHERE)
+        self._cached = counter("cortex_cached_prompt_tokens", "not computed again", WHERE)
+        self._cold_starts = counter("cortex_cold_starts", "loads that were done", WHERE)
+        self._load_failures = counter("cortex_load_failures", "loads that failed", WHERE)
+        self._evictions = counter("cortex_evictions", "unloads to make room", WHERE)
+        self._duration = histogram(
+            "cortex_request_duration_seconds", "whole requests", WHERE, buckets=SECONDS
+        )
+        self._ttft = histogram(
+            "cortex_time_to_first_token_seconds", "of streams", WHERE, buckets=SECONDS
+        )
+        self._rate = histogram(
+            "cortex_tokens_per_second", "of an answer after its first", WHERE, buckets=RATES
+        )
+        self._queue_wait = histogram(
+            "cortex_queue_wait_seconds", "for a node to ask", ("model",), buckets=SECONDS
+        )
+        self._loads = histogram("cortex_load_seconds", "loads done", WHERE, buckets=LOAD_SECONDS)
+        self._delay = histogram(
+            "cortex_event_loop_delay_seconds", "how late the loop is", buckets=DELAY_SECONDS
+        )
+        self._build = Gauge(
+            "cortex_build_info", "always 1", ("version", "python"), registry=self.registry
+        )
+        self._build.labels(__version__, platform.python_version()).set(1)
         self.cold_starts = functools.cache(self._cold_starts.labels)
+        self.load_failures = functools.cache(self._load_failures.labels)
+        self.load_seconds = functools.cache(self._loads.labels)
         self.evictions = functools.cache(self._evictions.labels)
+        self.loop_is_late = self._delay.observe
+        self._bind = functools.cache(self._bind_now)
 
-    def _bind_now(self, model: str, node: str) -> Bound:
+    def _bind_now(self, model: str, node: str, dialect: str) -> Bound:
+        def each(metric: Counter) -> Callable[[str], Counter]:
+            return functools.cache(partial(metric.labels, model, node, dialect))
+
         return Bound(
-            functools.cache(functools.partial(self._requests.labels, model, node)),
-            self._tokens.labels(model, node, "prompt"),
-            self._tokens.labels(model, node, "completion"),
-            self._ttft.labels(model, node),
-            self._rate.labels(model, node),
-            self._latency.labels(model, node),
+            outcomes=each(self._requests),
+            errors=each(self._errors),
+            cancels=each(self._cancels),
+            prompt_tokens=self._prompt.labels(model, node),
+            completion_tokens=self._completion.labels(model, node),
+            cached_tokens=self._cached.labels(model, node),
+            duration=self._duration.labels(model, node),
+            queue_wait=self._queue_wait.labels(model),
+            ttft=self._ttft.labels(model, node),
+            rate=self._rate.labels(model, node),
         )
 
     def count(self, record: RequestRecord) -> None:
         """Count one finished request."""
-        bound = self._bind(record.model, record.node)
-        bound.outcomes(str(record.status), record.outcome).inc()
-        bound.latency.observe(record.duration_s)
+        bound = self._bind(record.model, record.node, record.dialect)
+        bound.outcomes(record.outcome).inc()
+        match record.outcome:
+            case "error":
+                bound.errors(str(record.status)).inc()
+            case "cancelled":
+                bound.cancels(phase(record)).inc()
+        for node in record.retried:
+            self._retries.labels(record.model, node).inc()
+        bound.duration.observe(record.duration_s)
+        if record.queued_s is not None:
+            bound.queue_wait.observe(record.queued_s)
+        if record.operation != "count":  # tokens counted are not tokens computed
+            self._count_tokens(bound, record)
+
+    def _count_tokens(self, bound: Bound, record: RequestRecord) -> None:
         bound.prompt_tokens.inc(record.prompt_tokens)
         bound.completion_tokens.inc(record.completion_tokens)
-        if record.ttft_s is not None:
+        if record.cached_tokens:
+            bound.cached_tokens.inc(record.cached_tokens)
+        if record.stream and record.ttft_s is not None:
             bound.ttft.observe(record.ttft_s)
-            decode_s = record.duration_s - record.ttft_s
-            if record.completion_tokens > 1 and decode_s > 0:
-                bound.rate.observe((record.completion_tokens - 1) / decode_s)
+        if record.decode_s and record.completion_tokens > 1:
+            bound.rate.observe((record.completion_tokens - 1) / record.decode_s)
 
 
-class MetricsServer:
-    """Serves ``/metrics`` and ``/healthz`` from a thread of its own."""
-
-    def __init__(self, registry: CollectorRegistry, address: Address) -> None:
-        prometheus = make_wsgi_app(registry)
-
-        def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            match environ["PATH_INFO"]:
-                case "/metrics":
-                    return prometheus(environ, start_response)  # type: ignore[no-any-return]
-                case "/healthz":
-                    start_response("200 OK", [("Content-Type", "text/plain")])
-                    return [b"ok\n"]
-                case _:
-                    start_response("404 Not Found", [("Content-Type", "text/plain")])
-                    return [b"/metrics or /healthz\n"]
-
-        try:
-            self._server = make_server(
-                address.host, address.port, app, server_class=_Server, handler_class=_Quiet
-            )
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise ConfigError(
-                f"cannot listen on {address}: {cause}", hint="see gateway.metrics_listen"
-            ) from None
-        self.address = Address(address.host, self._server.server_port)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
-        pass
+def phase(record: RequestRecord) -> str:
+    """Return how far a request was when it ended."""
+    if record.ttft_s is not None:
+        return "answering"
+    return "sent" if record.node else "queued"

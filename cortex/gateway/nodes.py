@@ -38,6 +38,7 @@ class Node:
     Attributes:
         breaker: Holds against it the requests that it took and did not answer.
         resting: Until when it wants no more requests, by model, monotonic seconds.
+        ejections: Times it went out of service.
         healthy: It answered its last polls; only then its models are routable.
         gone: It is no part of the fleet any more; what runs there ends by itself.
         drained: An operator wants nothing new to go there; what runs there ends by itself.
@@ -57,6 +58,7 @@ class Node:
     misses: int = 0
     breaker: Breaker = attrs.field(factory=Breaker)
     resting: dict[str, float] = attrs.field(factory=dict)
+    ejections: int = 0
     health: Health | None = None
     discovery: Discovery | None = None
     models: dict[str, NodeModel] = attrs.field(factory=dict)
@@ -260,6 +262,7 @@ class Nodes:
         if node.healthy == healthy:
             return
         node.healthy = healthy
+        node.ejections += not healthy
         log.log(
             logging.INFO if healthy else logging.WARNING,
             "node %s: %s",

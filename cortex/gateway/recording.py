@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from time import perf_counter
 from typing import Literal
 
@@ -31,9 +32,13 @@ class Recording:
     outcome: Literal["ok", "error", "cancelled"] = "error"
     exchange: Exchange | None = None
     hold: Hold | None = None
+    stream: bool = False
+    queued_s: float | None = None
+    retried: tuple[str, ...] = ()
 
     def head(self, stream: bool) -> RequestHead:
         """Return what the request is routed by; its model is resolved."""
+        self.stream = stream
         return RequestHead(
             id=self.id,
             model=self.model,
@@ -45,14 +50,25 @@ class Recording:
             weight=self.principal.weight,
         )
 
+    def waited(self, since: float) -> None:
+        """Add a wait for a node, which began at *since* and is over."""
+        self.queued_s = (self.queued_s or 0.0) + perf_counter() - since
+
+    def goes_to(self, node: str) -> None:
+        """Note where it is sent, after where it was sent before."""
+        if self.node:
+            self.retried += (self.node,)
+        self.node = node
+
     def close(self) -> RequestRecord:
         """Return the record; the request is over now."""
         now, exchange = perf_counter(), self.exchange
-        usage, ttft_s = Usage(), None
+        usage, ttft_s, decode_s = Usage(), None, None
         if exchange is not None:
             usage = exchange.usage() or Usage(completion_tokens=exchange.events)
-            if exchange.first_byte_s:
+            if exchange.first_byte_s and exchange.status < HTTPStatus.BAD_REQUEST:
                 ttft_s = exchange.first_byte_s - self.began
+                decode_s = now - exchange.first_byte_s if self.stream else None
         return RequestRecord(
             id=self.id,
             model=self.model,
@@ -62,8 +78,13 @@ class Recording:
             principal=self.principal.name,
             status=self.status,
             outcome=self.outcome,
+            stream=self.stream,
             ttft_s=ttft_s,
+            queued_s=self.queued_s,
+            decode_s=usage.decode_ms / 1e3 or decode_s,
             duration_s=now - self.began,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            retried=self.retried,
         )

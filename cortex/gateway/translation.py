@@ -147,6 +147,7 @@ class Translated(Exchange):
         prompts = [usage for choice, usage in self._usages.items() if choice % per_prompt == 0]
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+            cached_tokens=sum(usage.cached_tokens for usage in prompts),
             completion_tokens=sum(usage.completion_tokens for usage in self._usages.values()),
         )
 

@@ -1,4 +1,8 @@
-"""What a neuron counts, for Prometheus; read from its state when asked."""
+"""
+What a neuron counts, for Prometheus; read from its state when asked.
+
+The names are not those of the gateway, so that who scrapes both counts nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,11 @@ class NeuronCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         health = self._health()
-        used = GaugeMetricFamily("cortex_device_memory_used_mb", "in MiB", labels=["device"])
-        total = GaugeMetricFamily("cortex_device_memory_total_mb", "in MiB", labels=["device"])
-        state = GaugeMetricFamily("cortex_device_ok", "1 if it can be used", labels=["device"])
+        used = GaugeMetricFamily("cortex_neuron_device_vram_used_mb", "in MiB", labels=["device"])
+        total = GaugeMetricFamily("cortex_neuron_device_vram_total_mb", "in MiB", labels=["device"])
+        state = GaugeMetricFamily(
+            "cortex_neuron_device_ok", "1 if it can be used", labels=["device"]
+        )
         for device in health.devices:
             label = [str(device.index)]
             used.add_metric(label, device.vram_used_mb)
@@ -35,12 +41,14 @@ class NeuronCollector(Collector):
             state.add_metric(label, device.state == "ok")
         yield from (used, total, state)
         for name, meaning in GAUGES.items():
-            gauge = GaugeMetricFamily(f"cortex_model_{name}", meaning, labels=["model"])
+            gauge = GaugeMetricFamily(f"cortex_neuron_model_{name}", meaning, labels=["model"])
             for model in health.models:
                 gauge.add_metric([model.id], getattr(model, name))
             yield gauge
         tokens = CounterMetricFamily(
-            "cortex_model_generated_tokens", "also those whose client had left", labels=["model"]
+            "cortex_neuron_model_generated_tokens",
+            "also those whose client had left",
+            labels=["model"],
         )
         for model in health.models:
             tokens.add_metric([model.id], model.tokens_total)

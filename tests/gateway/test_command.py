@@ -35,9 +35,12 @@ async def test_it_serves_and_shows_its_metrics(tmp_path):
 
         async with gateway.client.get(metrics) as response:
             said = await response.text()
-        assert 'cortex_requests_total{model="m",node="n0",outcome="ok",status="200"} 1.0' in said
+        assert (
+            'cortex_requests_total{dialect="openai-chat",model="m",node="n0",outcome="ok"} 1.0'
+            in said
+        )
         assert 'cortex_cold_starts_total{model="m",node="n0"} 1.0' in said
-        assert 'cortex_tokens_total{kind="completion",model="m",node="n0"} 3.0' in said
+        assert 'cortex_completion_tokens_total{model="m",node="n0"} 3.0' in said
         async with gateway.client.get(metrics.replace("/metrics", "/healthz")) as response:
             assert (response.status, await response.text()) == (200, "ok\n")
         async with gateway.client.get(metrics.replace("/metrics", "/x")) as response:

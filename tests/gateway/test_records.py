@@ -38,13 +38,14 @@ async def test_counters_add_up():
         await until(lambda: len(gateway.records) == 6)
         count = gateway.counted
         assert count("cortex_requests_total") == 6
-        assert count("cortex_requests_total", status="200", outcome="ok", model="m") == 4
-        assert count("cortex_requests_total", status="404", model="") == 1
-        assert count("cortex_requests_total", status="503", node="node0") == 1
-        assert count("cortex_tokens_total", kind="completion") == 4 * 3
-        assert count("cortex_tokens_total", kind="prompt") == 4 * 7
-        assert count("cortex_ttft_seconds_count") == 4
-        assert count("cortex_request_seconds_count") == 6
+        assert count("cortex_requests_total", outcome="ok", model="m") == 4
+        assert count("cortex_request_errors_total", status="404", model="") == 1
+        assert count("cortex_request_errors_total", status="503", node="node0") == 1
+        assert count("cortex_completion_tokens_total") == 4 * 3
+        assert count("cortex_prompt_tokens_total") == 4 * 7
+        assert count("cortex_time_to_first_token_seconds_count") == 1  # streams have one
+        assert count("cortex_request_duration_seconds_count") == 6
+        assert count("cortex_queue_wait_seconds_count") == 5
         assert len({record.id for record in gateway.records}) == 6
 
 

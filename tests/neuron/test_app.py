@@ -419,8 +419,8 @@ async def test_metrics_are_exposed():
         async with node.client.get(node.url + "/metrics") as response:
             said = await response.text()
 
-    assert 'cortex_model_generated_tokens_total{model="m"} 3.0' in said
-    assert 'cortex_device_ok{device="0"} 1.0' in said
+    assert 'cortex_neuron_model_generated_tokens_total{model="m"} 3.0' in said
+    assert 'cortex_neuron_device_ok{device="0"} 1.0' in said
 
 
 async def test_room_is_judged_by_what_is_free_now(monkeypatch):

@@ -1,0 +1,65 @@
+"""
+The thread that serves ``/metrics`` and ``/healthz``.
+
+It has a port of its own, so that a busy event loop never looks dead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from cortex.config.schema import Address
+from cortex.errors import ConfigError
+
+
+class MetricsServer:
+    """Serves ``/metrics`` and ``/healthz`` from a thread of its own."""
+
+    def __init__(self, registry: CollectorRegistry, address: Address) -> None:
+        prometheus = make_wsgi_app(registry)
+
+        def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            match environ["PATH_INFO"]:
+                case "/metrics":
+                    return prometheus(environ, start_response)  # type: ignore[no-any-return]
+                case "/healthz":
+                    start_response("200 OK", [("Content-Type", "text/plain")])
+                    return [b"ok\n"]
+                case _:
+                    start_response("404 Not Found", [("Content-Type", "text/plain")])
+                    return [b"/metrics or /healthz\n"]
+
+        try:
+            self._server = make_server(
+                address.host, address.port, app, server_class=_Server, handler_class=_Quiet
+            )
+        except OSError as error:
+            cause = error.strerror or str(error)
+            raise ConfigError(
+                f"cannot listen on {address}: {cause}", hint="see gateway.metrics_listen"
+            ) from None
+        self.address = Address(address.host, self._server.server_port)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
+        pass
