@@ -31,6 +31,18 @@ def listener(section: TlsSection | None, where: str) -> ssl.SSLContext | None:
     return context
 
 
+def renew(context: ssl.SSLContext | None, section: TlsSection | None, where: str) -> None:
+    """
+    Have a listener show its certificate as the file has it now, from the next connection on.
+
+    Raises:
+        ConfigError: As `listener` does; it then goes on with the one it has.
+    """
+    if context is not None and section is not None:
+        listener(section, where)
+        context.load_cert_chain(section.cert, section.key)
+
+
 def toward(entry: NeuronEntry | UpstreamEntry) -> ssl.SSLContext | None:
     """
     Return what connections to a node need for TLS, or None if its endpoint is plain HTTP.
@@ -39,9 +51,8 @@ def toward(entry: NeuronEntry | UpstreamEntry) -> ssl.SSLContext | None:
         ConfigError: Names the key of the file that cannot be used, or is of no use.
     """
     where = f"node {entry.name}: "
-    given = {"ca": entry.ca, "client_cert": entry.client_cert, "client_key": entry.client_key}
     if not entry.endpoint.startswith("https:"):
-        for name, path in given.items():
+        for name, path in files(entry).items():
             if path is not None:
                 raise ConfigError(f"{where}{name}: {entry.endpoint} is not https")
         return None
@@ -55,6 +66,11 @@ def toward(entry: NeuronEntry | UpstreamEntry) -> ssl.SSLContext | None:
     elif entry.client_key is not None:
         raise ConfigError(f"{where}client_key: it is of no use without client_cert")
     return context
+
+
+def files(entry: NeuronEntry | UpstreamEntry) -> dict[str, Path | None]:
+    """Return the files TLS toward a node takes, by key."""
+    return {"ca": entry.ca, "client_cert": entry.client_cert, "client_key": entry.client_key}
 
 
 def _load_chain(

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from cortex import __version__
+from cortex import __version__, tls
 from cortex.api import Dialect, EvictionPolicy, Operation, RoutingStrategy
 from cortex.config.schema import Catalogue, GatewayConfig
 from cortex.errors import ConfigError, CortexError, ShuttingDown
@@ -66,6 +66,7 @@ class Gateway:
         self._where, self._session = where, session
         self._strategy = build_strategy(config, plugins, where)
         self._policy = build_policy(config, plugins, where)
+        self.tls = tls.listener(config.gateway.tls, f"{where}: gateway.tls.")
         self.auth = Auth.of(config.auth, plugins, where)
         self._ledger = Ledger(config.ledger.path)
         self._accounts = Accounts(self._ledger)
@@ -155,11 +156,13 @@ class Gateway:
         nodes = [self.nodes.kept(e) or Node.of(e, self._session) for e in config.nodes]
         new = [node for node in nodes if self.nodes.get(node.name) is not node]
         await first_round(new, self.nodes)  # so that what they have loaded is not loaded again
+        contexts = await asyncio.to_thread(lambda: [*map(tls.toward, config.nodes)])
+        tls.renew(self.tls, config.gateway.tls, f"{where}: gateway.tls.")
         # From here on nothing waits and nothing raises.
         self.config, self.catalogue = config, catalogue
         self.auth, self._strategy, self._policy = auth, strategy, policy
-        for node, entry in zip(nodes, config.nodes, strict=True):
-            node.adopt(entry, self._session)
+        for node, entry, context in zip(nodes, config.nodes, contexts, strict=True):
+            node.adopt(entry, self._session, context)
         self.nodes.adopt(nodes)
         self.names.adopt(catalogue)
         self.queues.max_depth = config.queue.max_depth

@@ -94,7 +94,6 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
 
     import aiohttp
 
-    from cortex import tls
     from cortex.config.load import environment
     from cortex.gateway.app import Gateway
     from cortex.gateway.metrics_server import MetricsServer
@@ -103,7 +102,6 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
     from cortex.web import lifespans, listening, until_signal
 
     plugins, service = Plugins(config.plugins), Service(environment())
-    context = tls.listener(config.gateway.tls, f"{where}: gateway.tls.")
     async with (
         asyncio.TaskGroup() as tasks,
         aiohttp.ClientSession() as session,
@@ -123,9 +121,9 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
         try:
             await gateway.start()
             async with listening(
-                gateway.application(), config.gateway.listen, drain_s=CLOSE_S, tls=context
+                gateway.application(), config.gateway.listen, drain_s=CLOSE_S, tls=gateway.tls
             ) as address:
-                url = f"http{'s' * bool(context)}://{address}"
+                url = f"http{'s' * bool(gateway.tls)}://{address}"
                 print(f"cortex gateway listens on {url}", flush=True)
                 print(f"metrics on http://{metrics.address}/metrics", flush=True)
                 for line in posture(config):

@@ -125,7 +125,7 @@ class NeuronClient:
         scheme, port = ("http", 80) if tls is None else ("https", 443)
         self._host, self._port = url.hostname or "", url.port or port
         self._base = f"{scheme}://{url.netloc}{url.path.rstrip('/')}"
-        self._session, self._tls = session, tls
+        self._session, self.tls = session, tls
         self._idle: list[Connection] = []
         self._closed = False
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -160,7 +160,7 @@ class NeuronClient:
                 data=body,
                 headers=self.headers,
                 timeout=timeout,
-                ssl=self._tls or True,
+                ssl=self.tls or True,
             ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -190,7 +190,7 @@ class NeuronClient:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
                 _, connection = await loop.create_connection(
-                    Connection, self._host, self._port, ssl=self._tls
+                    Connection, self._host, self._port, ssl=self.tls
                 )
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable(

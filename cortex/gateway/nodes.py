@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -73,11 +74,17 @@ class Node:
         client = NeuronClient(entry.endpoint, entry.token, session, tls.toward(entry))
         return cls(entry=entry, client=client)
 
-    def adopt(self, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> None:
-        """Go by *entry* from now on; its endpoint is the same."""
-        if entry.token != self.entry.token:
+    def adopt(
+        self,
+        entry: NeuronEntry | UpstreamEntry,
+        session: aiohttp.ClientSession,
+        context: ssl.SSLContext | None,
+    ) -> None:
+        """Go by *entry* from now on, and by *context* for TLS; its endpoint is the same."""
+        if entry.token != self.entry.token or tls.files(entry) != tls.files(self.entry):
             self.client.close()
-            self.client = NeuronClient(entry.endpoint, entry.token, session)
+            self.client = NeuronClient(entry.endpoint, entry.token, session, context)
+        self.client.tls = context  # its files may have been renewed
         self.entry = entry
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
@@ -20,12 +19,14 @@ from cortex.config.schema import (
     Catalogue,
     EvictionSection,
     GatewayConfig,
+    GatewaySection,
     LedgerSection,
     NeuronEntry,
     PluginSettings,
     QueueSection,
     RepliesSection,
     RoutingSection,
+    TlsSection,
     UpstreamEntry,
 )
 from cortex.fleet.model import ModelSpec, RequestRecord
@@ -146,7 +147,7 @@ async def running(
     auth: AuthSection | None = None,
     ledger: LedgerSection | None = None,
     read: Read | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: TlsSection | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -160,6 +161,7 @@ async def running(
         for number, node in enumerate(nodes)
     ]
     config = GatewayConfig(
+        gateway=GatewaySection(tls=tls),
         neurons=tuple(entries),
         upstreams=tuple(upstreams),
         routing=RoutingSection(strategy=strategy),
@@ -187,7 +189,9 @@ async def running(
         )
         try:
             await gateway.start()
-            async with listening(gateway.application(), HERE, drain_s=0.2, tls=tls) as address:
+            async with listening(
+                gateway.application(), HERE, drain_s=0.2, tls=gateway.tls
+            ) as address:
                 scheme = "http" if tls is None else "https"
                 yield Running(address, gateway, recorder.records, client, scheme)
         finally:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import attrs
 import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import (
@@ -21,10 +22,18 @@ from cryptography.hazmat.primitives.serialization import (
 
 from cortex import tls
 from cortex.config.load import load_gateway, load_neuron
-from cortex.config.schema import NeuronEntry, TlsSection, UpstreamEntry
+from cortex.config.schema import (
+    Catalogue,
+    GatewayConfig,
+    GatewaySection,
+    NeuronEntry,
+    TlsSection,
+    UpstreamEntry,
+)
 from cortex.errors import ConfigError
+from cortex.fleet.model import ModelSpec
 from cortex.testing import FakeNeuron, until
-from tests.gateway.running import Wire, chat, running
+from tests.gateway.running import Running, Wire, chat, running
 from tests.neuron.serving import REPOSITORY, program
 
 
@@ -40,8 +49,11 @@ class Party:
         for pem in given.cert_chain_pems:
             pem.write_to_path(self.cert, append=True)
 
+    def section(self, client_ca: Path | None = None) -> TlsSection:
+        return TlsSection(cert=self.cert, key=self.key, client_ca=client_ca)
+
     def context(self, client_ca: Path | None = None) -> ssl.SSLContext:
-        return tls.listener(TlsSection(cert=self.cert, key=self.key, client_ca=client_ca), "")
+        return tls.listener(self.section(client_ca), "")
 
     def trusting(self) -> ssl.SSLContext:
         """Return what a client needs that trusts this authority and has no certificate."""
@@ -76,7 +88,7 @@ async def test_answers_are_the_same_with_tls_on_both_sides(ours, theirs, stream)
     async with FakeNeuron(["m"], tls=theirs.context(ours.ca)) as node:
         node.answer = " ".join(f"word{number}" for number in range(5_000))
         known = entry(node, ca=theirs.ca, client_cert=ours.cert, client_key=ours.key)
-        async with running(known, tls=ours.context()) as gateway:
+        async with running(known, tls=ours.section()) as gateway:
             for _ in range(2):  # the second goes over a kept connection
                 said = await ask(gateway.url, ours.trusting(), stream=stream)
                 if stream:
@@ -93,7 +105,7 @@ async def test_answers_are_the_same_with_tls_on_both_sides(ours, theirs, stream)
 
 async def test_who_leaves_is_gone_from_a_node_behind_tls(ours):
     async with FakeNeuron(["m"], tls=ours.context()) as node:
-        async with running(entry(node, ca=ours.ca), tls=ours.context()) as gateway:
+        async with running(entry(node, ca=ours.ca), tls=ours.section()) as gateway:
             node.ending = "hang"
             async with await Wire.to(gateway.address, ssl=ours.trusting()) as client:
                 client.post(chat("m"))
@@ -103,7 +115,7 @@ async def test_who_leaves_is_gone_from_a_node_behind_tls(ours):
 
 
 async def test_a_client_has_to_trust_the_listener_and_to_speak_tls(ours, theirs):
-    async with FakeNeuron(["m"]) as node, running(node, tls=ours.context()) as gateway:
+    async with FakeNeuron(["m"]) as node, running(node, tls=ours.section()) as gateway:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await ask(gateway.url, theirs.trusting())
         with pytest.raises(aiohttp.ClientConnectionError):
@@ -112,7 +124,7 @@ async def test_a_client_has_to_trust_the_listener_and_to_speak_tls(ours, theirs)
 
 
 async def test_a_listener_that_wants_certificates_takes_only_those_of_its_authority(ours, theirs):
-    async with FakeNeuron(["m"]) as node, running(node, tls=ours.context(theirs.ca)) as gateway:
+    async with FakeNeuron(["m"]) as node, running(node, tls=ours.section(theirs.ca)) as gateway:
         for shown in (None, ours):
             context = ours.trusting()
             if shown is not None:
@@ -189,6 +201,46 @@ async def test_the_programs_speak_tls_as_their_files_say(ours, theirs, tmp_path)
                 async with asyncio.timeout(20):
                     out, err = await command.communicate()
                 assert command.returncode == code, (out, err)
+
+
+async def test_renewed_certificates_are_shown_and_trusted_after_a_reload(tmp_path):
+    old, new, node_now = (Party(tmp_path, name) for name in ("old", "new", "node"))
+    for part in ("crt", "key", "ca"):
+        (tmp_path / f"now.{part}").write_bytes((tmp_path / f"old.{part}").read_bytes())
+    now = TlsSection(cert=tmp_path / "now.crt", key=tmp_path / "now.key")
+
+    def renew(party: Party) -> None:
+        now.cert.write_bytes(party.cert.read_bytes())
+        now.key.write_bytes(party.key.read_bytes())
+
+    async with FakeNeuron(["m"], tls=node_now.context()) as node:
+        known = entry(node, ca=tmp_path / "now.ca", token="t")
+        later = attrs.evolve(known, token="another")
+        config = GatewayConfig(gateway=GatewaySection(tls=now), neurons=(later,))
+        catalogue = Catalogue(models=(ModelSpec(id="m"),))
+        async with running(known, tls=now, read=lambda: (config, catalogue)) as gateway:
+            assert await status(gateway, old, "/health") == 200
+            (tmp_path / "now.ca").write_bytes(node_now.ca.read_bytes())
+            renew(new)
+            assert await status(gateway, old, "/api/v1/reload", "POST") == 200
+            assert await status(gateway, new, "/health") == 200
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await status(gateway, old, "/health")
+            await until(lambda: gateway.gateway.nodes.get("node0").healthy)
+            assert await ask(gateway.url, new.trusting())
+            assert node.headers[-1]["authorization"] == "Bearer another"
+
+            now.cert.write_text("half a certificate")
+            assert await status(gateway, new, "/api/v1/reload", "POST") == 422
+            assert await status(gateway, new, "/health") == 200
+
+
+async def status(gateway: Running, trusted: Party, path: str, method: str = "GET") -> int:
+    """Ask over a connection of its own."""
+    connector = aiohttp.TCPConnector(ssl=trusted.trusting())
+    async with aiohttp.ClientSession(connector=connector) as client:
+        async with client.request(method, gateway.url + path) as response:
+            return response.status
 
 
 def test_paths_are_relative_to_the_file(tmp_path):
