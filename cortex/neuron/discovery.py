@@ -67,9 +67,9 @@ def read_cpu(name: str) -> Device:
     """Return the host's CPU, called *name*, and its memory as a device."""
     memory = {"MemTotal": 0, "MemAvailable": 0}
     for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name in memory:
-            memory[name] = int(rest.split()[0]) >> 10  # kB
+        field, _, rest = line.partition(":")
+        if field in memory:
+            memory[field] = int(rest.split()[0]) >> 10  # kB
     total, free = memory["MemTotal"], memory["MemAvailable"]
     return Device(
         index=0,
