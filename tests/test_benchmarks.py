@@ -20,6 +20,16 @@ def chats() -> dict[str, object]:
     return {n: d for n, d in built.items() if any(e.operation == "chat" for e in d.endpoints)}
 
 
+def test_health_is_measured_with_streams_and_without():
+    command = [sys.executable, ROOT / "benchmarks/health.py", "--json"]
+    done = subprocess.run(
+        [*command, "--streams=5", "--seconds=0.4"], capture_output=True, check=True, timeout=30
+    )
+    rows = json.loads(done.stdout)
+    assert rows.keys() == {"idle", "5 streams", "never rests"}
+    assert all(row[path]["n"] > 0 for row in rows.values() for path in ("/healthz", "/metrics"))
+
+
 def test_every_dialect_is_measured_alone_and_against_every_other():
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks/dialects.py", "--json", "--rounds=1", "--chunks=4"],

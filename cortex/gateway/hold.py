@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from cortex.api import ChatDialect, ReplyEncoder
+from cortex.chat.events import Started, TextDelta
+from cortex.chat.request import ChatRequest
 from cortex.errors import CortexError
 from cortex.web import id_headers, request_id
 
@@ -78,10 +80,8 @@ class Hold:
             return
         self._due = perf_counter() + KEEP_ALIVE_S
         if self._encoder is None:
-            try:
-                chat = self._dialect.parse_request(self._body, request_id(self._request))
-            except CortexError:
-                return  # it will be refused when its turn comes
+            if (chat := self._chat()) is None:
+                return
             self._encoder = self._dialect.encoder(chat, int(time()))
         data = self._encoder.keep_alive()
         if data and (transport := self._request.transport) is not None:
@@ -89,6 +89,19 @@ class Hold:
             self.is_open = True
             self._request.writer.output_size += len(head)  # see `cortex.web.answer_errors`
             transport.write(head + self.frame(data))
+
+    def beginning(self) -> bytes:
+        """Return how a stream begins that has one token so far."""
+        if (chat := self._chat()) is None:
+            return b""
+        encoder = self._dialect.encoder(chat, 0)
+        return encoder.feed(Started(prompt_tokens=0)) + encoder.feed(TextDelta("x"))
+
+    def _chat(self) -> ChatRequest | None:
+        try:
+            return self._dialect.parse_request(self._body, request_id(self._request))
+        except CortexError:
+            return None  # it will be refused when its turn comes
 
     def frame(self, data: bytes) -> bytes:
         """Return *data* as it goes over the wire."""

@@ -6,6 +6,7 @@ It has a port of its own, so that a busy event loop never looks dead.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable
 from socketserver import ThreadingMixIn
@@ -17,12 +18,15 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from cortex.config.schema import Address
 from cortex.errors import ConfigError
 
+SWITCH_S = 0.001  # an answer takes about ten turns with a loop that never rests
+
 
 class MetricsServer:
     """Serves ``/metrics`` and ``/healthz`` from a thread of its own."""
 
     def __init__(self, registry: CollectorRegistry, address: Address) -> None:
         prometheus = make_wsgi_app(registry)
+        sys.setswitchinterval(SWITCH_S)
 
         def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             match environ["PATH_INFO"]:

@@ -65,7 +65,7 @@ class Recording:
         now, exchange = perf_counter(), self.exchange
         usage, ttft_s, decode_s = Usage(), None, None
         if exchange is not None:
-            usage = exchange.usage() or Usage(completion_tokens=exchange.events)
+            usage = exchange.usage() or Usage(completion_tokens=exchange.tokens())
             if exchange.first_byte_s and exchange.status < HTTPStatus.BAD_REQUEST:
                 ttft_s = exchange.first_byte_s - self.began
                 decode_s = now - exchange.first_byte_s if self.stream else None

@@ -309,6 +309,13 @@ class Exchange:
         self._client.close()
         return Relayed(self.status, keep_alive=False)
 
+    def tokens(self) -> int:
+        """Return how many tokens of a stream went by, as far as its events tell."""
+        if self._hold is None or not self.events:
+            return 0
+        others = self._hold.beginning().count(self._mark) - 1
+        return max(0, self.events - others)
+
     def usage(self) -> Usage | None:
         """Return the neuron's count of tokens, if the answer got that far."""
         try:

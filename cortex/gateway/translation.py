@@ -17,7 +17,15 @@ import attrs
 from aiohttp import web
 
 from cortex.api import ChatClient, ChatDialect, Dialect
-from cortex.chat.events import Failed, Finished, Started, Usage
+from cortex.chat.events import (
+    Failed,
+    Finished,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+)
 from cortex.chat.request import ChatRequest, RequestHead
 from cortex.errors import CortexError
 from cortex.gateway.hold import KEEP_ALIVE_S, Hold
@@ -140,6 +148,9 @@ class Translated(Exchange):
     def is_success(self) -> bool:
         return super().is_success and self._error is None
 
+    def tokens(self) -> int:
+        return self.events
+
     def usage(self) -> Usage | None:
         if not self._usages:
             return None
@@ -236,13 +247,14 @@ class Translated(Exchange):
         written = b""
         for choice, event in came:
             match event:
+                case TextDelta() | ThinkingDelta() | ToolCallDelta():
+                    self.events += 1
                 case Finished(usage=usage):
                     self._usages[choice] = usage
                 case Failed(error):
                     self._error = error
             if not isinstance(event, Failed) or self._is_stream:
                 written += self._encoder.feed(event, choice)
-        self.events += len(came)
         if self._is_stream:
             self._put(written)
         else:

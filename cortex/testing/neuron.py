@@ -41,6 +41,7 @@ class FakeNeuron:
     Attributes:
         answer: What every request is answered with, a word a token.
         token_s: Pause before each token, in seconds.
+        cached_tokens: Tokens of each prompt it says it had already.
         max_in_flight: Requests it says a model takes at once; 0 is any number.
         ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
             byte), ``midway`` (it breaks in the middle), ``hang`` (nothing comes, ever),
@@ -69,6 +70,7 @@ class FakeNeuron:
     ) -> None:
         self.answer = "one two three"
         self.token_s = 0.0
+        self.cached_tokens = 0
         self.max_in_flight = 0
         self.ending: Literal["whole", "silent", "midway", "hang", "late"] = "whole"
         self.refusal: CortexError | None = None
@@ -283,7 +285,11 @@ class FakeNeuron:
         return response
 
     def _usage(self) -> Usage:
-        return Usage(prompt_tokens=7, completion_tokens=len(self.answer.split()))
+        return Usage(
+            prompt_tokens=7,
+            completion_tokens=len(self.answer.split()),
+            cached_tokens=self.cached_tokens,
+        )
 
     async def _events(self) -> AsyncIterator[ChatEvent]:
         yield Started(prompt_tokens=7)
