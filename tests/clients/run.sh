@@ -24,9 +24,10 @@ echo "== install in $prefix"
 "$python" -m pip install --quiet --editable .
 npm_install node node@24  # agents want a newer node than many hosts have, and so the newest of them
 PATH=$prefix/node/node_modules/node/bin:$PATH
-npm_install agents @anthropic-ai/claude-code@latest @openai/codex@latest opencode-ai@latest
+npm_install agents @anthropic-ai/claude-code@latest @openai/codex@latest opencode-ai@latest \
+  @qwen-code/qwen-code@latest @mariozechner/pi-coding-agent@latest
 [ -x "$prefix/aider/bin/python" ] || python3 -m venv "$prefix/aider"
 "$prefix/aider/bin/python" -m pip install --quiet --upgrade aider-chat
 
 echo "== agents"
-exec "$python" -m tests.clients.agents "$prefix" "$@"
+exec "$python" -m tests.clients.trials "$prefix" "$@"
