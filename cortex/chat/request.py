@@ -198,6 +198,7 @@ class ChatRequest:
         reasoning: How much to think.
         template_args: What the client hands to the chat template.
         include_usage: A streaming client asked for the token counts.
+        resumes: The last turn is the beginning of this very answer: its tokens are the answer's.
         private: The dialect's own, for its encoder; nobody else looks at it.
     """
 
@@ -214,6 +215,7 @@ class ChatRequest:
     template_args: Mapping[str, Any] = attrs.field(factory=dict)
     stream: bool = False
     include_usage: bool = False
+    resumes: bool = False
     private: Any = None
 
     def choices(self) -> tuple[ChatRequest, ...]:

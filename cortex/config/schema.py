@@ -113,9 +113,15 @@ class GatewaySection:
 
 @attrs.frozen(kw_only=True)
 class RoutingSection:
-    """``[routing]``."""
+    """
+    ``[routing]``.
+
+    Attributes:
+        resume: A stream whose node dies goes on from another that has the model.
+    """
 
     strategy: str = "least-loaded"
+    resume: bool = True
 
 
 @attrs.frozen(kw_only=True)

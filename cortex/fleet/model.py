@@ -156,6 +156,7 @@ class RequestRecord:
         decode_s: What the answer took after its first token, where that is known.
         cached_tokens: Those of `prompt_tokens` that were not computed again.
         retried: Nodes that were asked before, and had it sent elsewhere.
+        resumed: A node died while it answered, and another, `node`, went on.
     """
 
     id: str
@@ -175,3 +176,4 @@ class RequestRecord:
     completion_tokens: int = 0
     cached_tokens: int = 0
     retried: tuple[str, ...] = ()
+    resumed: bool = False

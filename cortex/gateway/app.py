@@ -247,6 +247,7 @@ class Gateway:
                 router=self._router,
                 replies=self._replies,
                 translators=self._translators,
+                resumes=self.config.routing.resume,
             )
         except CortexError as error:
             response = error_response(request, error)

@@ -11,6 +11,7 @@ import attrs
 import msgspec
 from aiohttp import web
 
+from cortex import resumption
 from cortex.api import ChatDialect, Dialect
 from cortex.chat.request import RequestHead
 from cortex.errors import CortexError, UpstreamDied, UpstreamUnreachable
@@ -18,13 +19,16 @@ from cortex.fleet.model import ModelSpec
 from cortex.gateway.auth import check_model
 from cortex.gateway.catalogue import Names
 from cortex.gateway.hold import Hold
+from cortex.gateway.kept import Kept
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.poller import poll
 from cortex.gateway.recording import Recording
 from cortex.gateway.relay import Exchange, Refused
+from cortex.gateway.resume import Rest, Resumed, rest_of
 from cortex.gateway.router import Router
 from cortex.gateway.translation import Translated, Translators
 from cortex.replies import Replies, Tee
+from cortex.resumption import pack
 from cortex.web import error_response, id_headers, read_body
 from cortex.wire import decode, encode
 
@@ -59,6 +63,7 @@ class Asked:
     body: bytes
     tee: Tee | None
     hold: Hold | None
+    resumes: bool
 
 
 async def serve(
@@ -71,6 +76,7 @@ async def serve(
     router: Router,
     replies: Replies,
     translators: Translators,
+    resumes: bool,
 ) -> web.StreamResponse:
     """
     Answer *request* from the fleet.
@@ -100,6 +106,7 @@ async def serve(
         body=turn.body,
         tee=turn.tee,
         hold=hold,
+        resumes=resumes,
     )
     try:
         return await ask(asked, recording, nodes, router, translators)
@@ -157,7 +164,58 @@ async def ask(
             break
         finally:
             router.leave(node, spec.id)
-    return concluded(exchange, asked.dialect, recording)
+    rest = await resumed(asked, exchange, recording, nodes, router)
+    return concluded(rest or exchange, asked.dialect, recording)
+
+
+async def resumed(
+    asked: Asked, broken: Exchange, recording: Recording, nodes: Nodes, router: Router
+) -> Exchange | None:
+    """Have another node that has the model say the rest of a stream that broke off."""
+    if broken.failed is None or broken.kept is None:
+        return None
+    dead, hold, kept = nodes.get(recording.node), asked.hold, broken.kept.whole()
+    if not kept or dead is None or hold is None:
+        return None
+    dialect = cast("ChatDialect", asked.dialect)
+    rest = await asyncio.to_thread(rest_of, dialect, asked.body, recording.id, kept)
+    if rest is None:
+        return None
+    hold.goes_on(rest.encoder)
+    await hold.during(poll(dead, nodes))
+    able = [n for n in nodes if n is not dead and n.serves(asked.spec.id) and not n.is_upstream]
+    return await go_on(asked, rest, dead, recording, router) if able else None
+
+
+async def go_on(
+    asked: Asked, rest: Rest, dead: Node, recording: Recording, router: Router
+) -> Exchange | None:
+    """Carry the rest of an answer from another node than *dead*; None if it cannot be had."""
+    broken = recording.exchange
+    assert asked.hold is not None and broken is not None  # noqa: S101, PT018 - a stream has broken
+    try:
+        node, _ = await router.route(asked.head, asked.spec, asked.hold, avoid=dead)
+    except CortexError:
+        return None
+    try:
+        if node is dead or node.is_upstream:
+            return None
+        exchange = Resumed(asked.request, rest, broken, tee=asked.tee, hold=asked.hold)
+        recording.exchange, recording.node = exchange, node.name
+        body, begun = pack(asked.body, rest.said)
+        await carry(exchange, node, compose(asked, node, body, begun=begun))
+    except (UpstreamUnreachable, Refused) as error:
+        log.warning("node %s does not go on with %s: %r", node.name, recording.id, error)
+        recording.exchange, recording.node = broken, dead.name
+        return None
+    finally:
+        router.leave(node, asked.spec.id)
+    recording.resumed = True
+    log.warning(
+        "node %s died in request %s, %s went on: %s",
+        *(dead.name, recording.id, node.name, broken.failed),
+    )
+    return exchange
 
 
 async def route(
@@ -224,7 +282,10 @@ def prepare(
     renamed = node.is_upstream and asked.name != head.model and translators.can(spoken, head)
     if spoken == head.dialect and not renamed:  # answers repeat the name the client used
         body = splice(asked.body, head.model) if node.is_upstream else asked.body
-        exchange = Exchange(asked.request, headers, is_last=is_last, tee=asked.tee, hold=asked.hold)
+        kept = Kept() if asked.resumes and asked.hold is not None else None
+        exchange = Exchange(
+            asked.request, headers, is_last=is_last, tee=asked.tee, hold=asked.hold, kept=kept
+        )
         return exchange, compose(asked, node, body)
     between = translators.between(asked.dialect, spoken, asked.body, head.id)
     translated = Translated(
@@ -264,8 +325,19 @@ async def carry(exchange: Exchange, node: Node, request: bytes) -> None:
         node.exchanges.discard(exchange)
 
 
-def compose(asked: Asked, node: Node, body: bytes, path: str | None = None) -> bytes:
-    """Return the request as *node* gets it, on the client's path if no other is named."""
+def compose(
+    asked: Asked, node: Node, body: bytes, path: str | None = None, begun: int = 0
+) -> bytes:
+    """
+    Return the request as *node* gets it.
+
+    Args:
+        asked: By the client.
+        node: Who is asked.
+        body: What it gets.
+        path: The client's, if no other is named.
+        begun: How much of the body is what was said of the answer.
+    """
     request, head = asked.request, asked.head
     headers = "".join(
         f"{name}: {request.headers[name]}\r\n" for name in FORWARDED if name in request.headers
@@ -273,6 +345,8 @@ def compose(asked: Asked, node: Node, body: bytes, path: str | None = None) -> b
     headers += f"x-request-id: {head.id}\r\nx-cortex-model: {head.model}\r\n"
     if not node.is_upstream:
         headers += f"x-cortex-principal: {head.principal}\r\n"
+    if begun:
+        headers += f"{resumption.HEADER}: {begun}\r\n"
     headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\ncontent-length: {len(body)}\r\n"
     target = node.client.prefix + (path or request.rel_url.raw_path_qs).encode()
     first = b"POST %b HTTP/1.1\r\n%b" % (target, node.client.head)

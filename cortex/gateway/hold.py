@@ -61,6 +61,11 @@ class Hold:
         self._encoder: ReplyEncoder | None = None
         self._due = perf_counter() + HOLD_S
 
+    def goes_on(self, encoder: ReplyEncoder) -> None:
+        """Wait with a client whose answer, *encoder*'s, has begun already."""
+        self.is_open, self._encoder = True, encoder
+        self._due = perf_counter() + KEEP_ALIVE_S
+
     async def during(self, waiting: Coroutine[Any, Any, T]) -> T:
         """Return what *waiting* does, and keep the client from giving up meanwhile."""
         beating = asyncio.ensure_future(self._beat())

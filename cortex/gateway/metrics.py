@@ -58,6 +58,7 @@ class GatewayMetrics:
             "cortex_request_cancels", "requests whose client left", (*by_dialect, "phase")
         )
         self._retries = counter("cortex_retries", "requests sent elsewhere after this node", WHERE)
+        self._resumes = counter("cortex_resumes", "streams that went on here", WHERE)
         self._prompt = counter("cortex_prompt_tokens", "tokens of prompts", WHERE)
         self._completion = counter("cortex_completion_tokens", "tokens of answers", WHERE)
         self._cached = counter("cortex_cached_prompt_tokens", "not computed again", WHERE)
@@ -117,6 +118,8 @@ class GatewayMetrics:
                 bound.errors(str(record.status)).inc()
             case "cancelled":
                 bound.cancels(phase(record)).inc()
+        if record.resumed:
+            self._resumes.labels(record.model, record.node).inc()
         for node in record.retried:
             self._retries.labels(record.model, node).inc()
         bound.duration.observe(record.duration_s)

@@ -30,6 +30,7 @@ class Recording:
     node: str = ""
     status: int = 0
     outcome: Literal["ok", "error", "cancelled"] = "error"
+    resumed: bool = False
     exchange: Exchange | None = None
     hold: Hold | None = None
     stream: bool = False
@@ -87,4 +88,5 @@ class Recording:
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             retried=self.retried,
+            resumed=self.resumed,
         )

@@ -20,6 +20,7 @@ from aiohttp import web
 from cortex.chat.events import Usage
 from cortex.errors import CortexError
 from cortex.gateway.hold import Hold, Relayed
+from cortex.gateway.kept import Kept
 from cortex.gateway.neuron_client import Connection, NeuronClient, remote_error
 from cortex.replies import Tee
 
@@ -49,6 +50,7 @@ class Exchange:
         refused: The answer was a refusal, and the client has not seen it.
         first_byte_s: When the first byte of the body came, `perf_counter` seconds.
         events: Events of a stream that went by.
+        kept: All that went by of a stream, where somebody may want it.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Exchange:
         tee: Tee | None = None,
         hold: Hold | None = None,
         stall_s: float | None = None,
+        kept: Kept | None = None,
     ) -> None:
         transport = request.transport
         if transport is None:
@@ -71,6 +74,7 @@ class Exchange:
         self.failed: Exception | None = None
         self._is_last = is_last
         self._tee = tee
+        self.kept = kept
         self._hold = hold
         self._stall_s = STALL_S if stall_s is None else stall_s
         self._is_stream = False
@@ -155,6 +159,8 @@ class Exchange:
         if not self.first_byte_s:
             self.first_byte_s = perf_counter()
         self.events += data.count(self._mark)
+        if self.kept is not None:
+            self.kept.feed(data)
         self._put(data)
 
     def on_message_complete(self) -> None:

@@ -25,6 +25,7 @@ from cortex.chat.request import ChatRequest
 from cortex.errors import CortexError
 from cortex.neuron.models import Models
 from cortex.replies import Turn
+from cortex.resumption import resumed, unpack
 from cortex.web import Stream, id_headers, request_id
 from cortex.wire import encode
 
@@ -66,7 +67,9 @@ async def serve(
             usage = Usage(prompt_tokens=found.prompt_tokens)
             answer = embedding.render_embeddings(asked, found)
         case _:
+            body, said = unpack(body, request.headers)
             chat = cast("ChatDialect", dialect).parse_request(body, request_id(request))
+            chat = resumed(chat, said)
             encoder = turn.teed(cast("ChatDialect", dialect).encoder(chat, int(time())))
             model = wanted or chat.model
             harness = models.serving(model)

@@ -15,8 +15,17 @@ import msgspec
 from aiohttp import web
 
 from cortex.api import ChatDialect, CountDialect, Dialect, Operation
-from cortex.chat.events import ChatEvent, Finished, Started, TextDelta, Usage
-from cortex.chat.request import ChatRequest
+from cortex.chat.events import (
+    ChatEvent,
+    Finished,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from cortex.chat.request import ChatRequest, Text, Thinking
 from cortex.config.schema import Address
 from cortex.dialects.openai_chat import OpenAIChat
 from cortex.errors import CortexError, InsufficientVram, ModelBusy, ModelNotFound
@@ -30,6 +39,7 @@ from cortex.fleet.node import (
     ModelHealth,
     NodeModel,
 )
+from cortex.resumption import resumed, unpack
 from cortex.web import Stream, add_dialects, application, listening, reply
 from cortex.wire import encode
 
@@ -40,11 +50,16 @@ class FakeNeuron:
 
     Attributes:
         answer: What every request is answered with, a word a token.
+        thought: What it thinks before, the same way.
+        calls: Tools it calls after that, each with no arguments.
+        breaks_after: Tokens after which ``midway`` breaks a stream, and ``stall`` stops it; None is
+            all of them.
         token_s: Pause before each token, in seconds.
         cached_tokens: Tokens of each prompt it says it had already.
         max_in_flight: Requests it says a model takes at once; 0 is any number.
         ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
-            byte), ``midway`` (it breaks in the middle), ``hang`` (nothing comes, ever),
+            byte), ``midway`` (it breaks in the middle), ``stall`` (it stops there, and no more
+            comes of a stream), ``hang`` (nothing comes, ever),
             ``late`` (it comes whole once it may).
         refusal: Answered to inference instead, as an HTTP error.
         load_error: Answered to a load instead; `unload_error` to an unload, `load_error_late` to a
@@ -69,10 +84,13 @@ class FakeNeuron:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.answer = "one two three"
+        self.thought = ""
+        self.calls: tuple[str, ...] = ()
+        self.breaks_after: int | None = None
         self.token_s = 0.0
         self.cached_tokens = 0
         self.max_in_flight = 0
-        self.ending: Literal["whole", "silent", "midway", "hang", "late"] = "whole"
+        self.ending: Literal["whole", "silent", "midway", "stall", "hang", "late"] = "whole"
         self.refusal: CortexError | None = None
         self.load_error: CortexError | None = None
         self.load_error_late: CortexError | None = None
@@ -243,7 +261,9 @@ class FakeNeuron:
         self.headers.append({key.lower(): value for key, value in request.headers.items()})
         if self.refusal is not None:
             raise self.refusal
+        body, said = unpack(body, request.headers)
         chat = dialect.parse_request(body, request.headers.get("x-request-id", "fake"))
+        chat = resumed(chat, said)
         model = request.headers.get("x-cortex-model", chat.model)
         if not any(card.id == model for card in self.cards(request)):
             raise ModelNotFound(f"model {model!r} is not loaded on this node")
@@ -266,7 +286,7 @@ class FakeNeuron:
             await self.may_answer.wait()
         response = Stream(headers={"Content-Type": encoder.content_type})
         if not chat.stream:
-            whole = b"".join([encoder.feed(event) async for event in self._events()])
+            whole = b"".join([encoder.feed(event) async for event in self._events(chat)])
             response.content_length = len(whole)
             response.headers["x-cortex-usage"] = encode(self._usage()).decode()
             await response.prepare(request)
@@ -276,27 +296,42 @@ class FakeNeuron:
             await response.write(whole)
             return response
         await response.prepare(request)
-        async for event in self._events():
-            if isinstance(event, Finished) and self.ending == "midway":
-                await self._break(request, True)
+        number = -1  # of a token
+        async for event in self._events(chat):
+            at_end = number == self.breaks_after or isinstance(event, Finished)
+            if at_end and self.ending in ("midway", "stall"):
+                await self._break(request, self.ending == "midway")
             await response.write(encoder.feed(event))
+            number += 1
         if "x-cortex-usage" in request.headers:
             response.end(request, self._usage())
         return response
 
     def _usage(self) -> Usage:
+        thought = len(self.thought.split())
         return Usage(
             prompt_tokens=7,
-            completion_tokens=len(self.answer.split()),
+            completion_tokens=thought + len(self.answer.split()),
             cached_tokens=self.cached_tokens,
+            reasoning_tokens=thought,
         )
 
-    async def _events(self) -> AsyncIterator[ChatEvent]:
+    async def _events(self, chat: ChatRequest) -> AsyncIterator[ChatEvent]:
+        """Yield the answer; of one that was begun, what it has not yet."""
         yield Started(prompt_tokens=7)
-        for number, word in enumerate(self.answer.split()):
-            await asyncio.sleep(self.token_s)
-            yield TextDelta(f" {word}" if number else word)
-        yield Finished(reason="stop", usage=self._usage())
+        said = chat.messages[-1].parts if chat.resumes else ()
+        for part, delta, words in (
+            (Thinking, ThinkingDelta, self.thought),
+            (Text, TextDelta, self.answer),
+        ):
+            before = "".join(one.text for one in said if isinstance(one, part)).split()
+            for number, word in enumerate(words.split()[len(before) :], len(before)):
+                await asyncio.sleep(self.token_s)
+                yield delta(f" {word}" if number else word)
+        for index, name in enumerate(self.calls):
+            yield ToolCallStarted(index=index, id=f"call_{index}", name=name)
+            yield ToolCallDelta(index=index, arguments="{}")
+        yield Finished(reason="tool_calls" if self.calls else "stop", usage=self._usage())
 
     async def _break(self, request: web.Request, now: bool) -> None:
         if now and request.transport is not None:

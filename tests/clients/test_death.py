@@ -1,4 +1,4 @@
-"""A neuron that is killed while it answers: nobody's stream ends as if it were whole."""
+"""A neuron is killed while it answers: another goes on, or nobody's stream ends as if whole."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from tests.neuron.serving import REPOSITORY
 NEURON = """
 listen = "127.0.0.1:0"
 harnesses = ["echo"]
+[[default_models]]
+model_id = "m"
+harness = "echo"
 [harness.echo]
 delay_s = 0.05
 """
@@ -24,8 +27,10 @@ GATEWAY = """
 [gateway]
 listen = "127.0.0.1:0"
 metrics_listen = "127.0.0.1:0"
+"""
+BOX = """
 [[neurons]]
-name = "box"
+name = "{name}"
 endpoint = "{neuron}"
 """
 MODELS = """
@@ -47,7 +52,7 @@ def test_a_killed_neuron_is_an_error_in_every_dialect(tmp_path):
         neuron = open_.enter_context(
             running([*cortex, "neuron", "--config", "neuron.toml"], tmp_path / "neuron.log", **env)
         )
-        (tmp_path / "cortex.toml").write_text(GATEWAY.format(neuron=neuron.url()))
+        (tmp_path / "cortex.toml").write_text(GATEWAY + BOX.format(name="box", neuron=neuron.url()))
         gateway = open_.enter_context(
             running([*cortex, "serve", "--config", "cortex.toml"], tmp_path / "serve.log", **env)
         )
@@ -73,3 +78,56 @@ def test_a_killed_neuron_is_an_error_in_every_dialect(tmp_path):
         assert caught.value.type == "api_error"
         with pytest.raises(openai.InternalServerError):
             whole.result(30)
+
+
+def test_the_streams_of_a_killed_neuron_go_on_from_another(tmp_path):
+    env = {"HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    for name, text in (("neuron", NEURON), ("models", MODELS)):
+        (tmp_path / f"{name}.toml").write_text(text)
+    cortex = [sys.executable, "-m", "cortex"]
+    text = " ".join(f"word{number}" for number in range(60))
+    said = [{"role": "user", "content": text}]
+    with ExitStack() as open_:
+        neurons = [
+            open_.enter_context(
+                running([*cortex, "neuron", "--config", "neuron.toml"], tmp_path / log, **env)
+            )
+            for log in ("one.log", "two.log")
+        ]
+        boxes = [BOX.format(name=f"box{n}", neuron=one.url()) for n, one in enumerate(neurons)]
+        (tmp_path / "cortex.toml").write_text(GATEWAY + "".join(boxes))
+        log = tmp_path / "serve.log"
+        gateway = open_.enter_context(
+            running([*cortex, "serve", "--config", "cortex.toml"], log, **env)
+        )
+        more = {"api_key": "none", "max_retries": 0, "timeout": 30}
+        ai = open_.enter_context(openai.OpenAI(base_url=f"{gateway.url()}/v1", **more))
+        claude = open_.enter_context(anthropic.Anthropic(base_url=gateway.url(), **more))
+        usage = {"stream_options": {"include_usage": True}}
+        chats, responses, messages = [
+            [ask() for _ in neurons]  # one on each
+            for ask in (
+                lambda: ai.chat.completions.create(messages=said, **ASK, **usage),
+                lambda: ai.responses.create(input=said, **ASK),
+                lambda: claude.messages.create(messages=said, max_tokens=2000, **ASK),
+            )
+        ]
+        for stream in (*chats, *responses, *messages):
+            assert [next(stream) for _ in range(8)]
+
+        neurons[0].process.send_signal(signal.SIGKILL)
+
+        for stream in chats:
+            chunks = list(stream)
+            assert chunks[-1].usage.completion_tokens == 60
+            rest = "".join(c.choices[0].delta.content or "" for c in chunks[:-1])
+            assert text.endswith(rest)
+        for stream in responses:
+            last = list(stream)[-1].response
+            assert (last.output_text, last.usage.output_tokens) == (text, 60)
+        for stream in messages:
+            events = list(stream)
+            rest = "".join(e.delta.text for e in events if e.type == "content_block_delta")
+            assert text.endswith(rest)
+            assert events[-1].type == "message_stop"
+        assert log.read_text().count("box1 went on") == len((chats, responses, messages))

@@ -75,6 +75,8 @@ class Echo:
         rest = " ".join(texts[-1].split()).removeprefix(begun)
         words, space = rest.split(), " " if begun and rest.startswith(" ") else ""
         limit = request.sampling.max_tokens or len(words)
+        before = len(begun.split()) if request.resumes else 0
+        limit = max(limit - before, 0) if request.sampling.max_tokens else limit
         self._in_flight[request.model] += 1
         try:
             said = texts[-1] if request.prompts else None
@@ -83,7 +85,8 @@ class Echo:
                 await asyncio.sleep(self._options.delay_s)
                 self._tokens_total[request.model] += 1
                 yield TextDelta(f" {word}" if number else f"{space}{word}")
-            usage = Usage(prompt_tokens=len(prompt), completion_tokens=min(len(words), limit))
+            said_now = min(len(words), limit)
+            usage = Usage(prompt_tokens=len(prompt) - before, completion_tokens=before + said_now)
             yield Finished(reason="length" if limit < len(words) else "stop", usage=usage)
         finally:
             self._in_flight[request.model] -= 1

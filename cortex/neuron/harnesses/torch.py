@@ -35,6 +35,7 @@ from cortex.neuron.embedding import embed_job, vectors_of
 from cortex.neuron.engine import jobs
 from cortex.neuron.running import Running
 from cortex.neuron.text.answer import Answer
+from cortex.neuron.text.begun import Begun
 from cortex.neuron.text.side import Prompt, Text
 from cortex.neuron.workers import DeviceWorker
 
@@ -179,13 +180,23 @@ class TorchHarness:
         running = self._speaking(request.model)
         prompt = await asyncio.to_thread(running.text.prompt, request)
         grammar = await asyncio.to_thread(running.text.grammar, request, prompt)
+        before = prompt.begun if request.resumes else None
+        if before is not None and (most := request.sampling.max_tokens):
+            left = attrs.evolve(request.sampling, max_tokens=max(most - before.tokens, 0))
+            request = attrs.evolve(request, sampling=left)
         job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
         async with running.place():
             yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)
             answer = running.text.answer(request, prompt)
+            if (
+                before is not None and request.sampling.max_tokens == 0
+            ):  # all was said but that it was cut off
+                usage = Usage(prompt_tokens=len(prompt.ids))
+                yield whole(Finished(reason="length", usage=usage), before)
+                return
             async with aclosing(self._answer(running, job, answer)) as events:
                 async for event in events:
-                    yield event
+                    yield whole(event, before) if isinstance(event, Finished) else event
 
     async def _answer(
         self, running: Running, job: jobs.Generate, answer: Answer
@@ -309,6 +320,19 @@ def finished(job: jobs.Generate, answer: Answer, done: jobs.Done | None = None) 
         ),
         stop_string=answer.stop_string,
     )
+
+
+def whole(event: Finished, before: Begun | None) -> Finished:
+    """Return the last event of an answer, with the tokens of what was said of it *before*."""
+    if before is None:
+        return event
+    usage = attrs.evolve(
+        event.usage,
+        prompt_tokens=event.usage.prompt_tokens - before.tokens,
+        completion_tokens=event.usage.completion_tokens + before.tokens,
+        reasoning_tokens=event.usage.reasoning_tokens + before.thought_tokens,
+    )
+    return attrs.evolve(event, usage=usage)
 
 
 def missing_packages() -> list[str]:

@@ -24,12 +24,14 @@ class Begun:
     Attributes:
         written: All of it behind the prompt, as the model would have written it.
         tokens: How many at the end of the prompt that is.
+        thought_tokens: Those of them that are thought.
     """
 
     thought: str = ""
     text: str = ""
     written: str = ""
     tokens: int = 0
+    thought_tokens: int = 0
 
 
 def split(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Begun | None]:

@@ -184,7 +184,10 @@ class Text:
             blanks = blanks_of(template, marks) if marks else ("", "", "")
             said = written(begun, syntax, blanks, opened=thinking)
             more = self.vocabulary.encode(said, special=False)
-            begun, ids = attrs.evolve(begun, written=said, tokens=len(more)), [*ids, *more]
+            text_tokens = len(self.vocabulary.encode(begun.text, special=False))
+            thought = len(more) - text_tokens if begun.thought else 0
+            begun = attrs.evolve(begun, written=said, tokens=len(more), thought_tokens=thought)
+            ids += more
         return Prompt(ids=ids, syntax=syntax, thinking=thinking, tools=tools, begun=begun)
 
     def _rendered(self, template: Template, request: ChatRequest, tools: tuple[Tool, ...]) -> str:
