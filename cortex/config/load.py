@@ -19,6 +19,7 @@ import tomlkit.exceptions
 
 from cortex.config.schema import (
     Address,
+    AuditSection,
     AuthSection,
     Catalogue,
     GatewayConfig,
@@ -34,7 +35,7 @@ from cortex.config.strict import FromEnvironment, shown, structure
 from cortex.errors import ConfigError
 from cortex.fleet.principal import ANONYMOUS, Key
 
-S = TypeVar("S", TlsSection, NeuronEntry, UpstreamEntry)
+S = TypeVar("S", TlsSection, NeuronEntry, UpstreamEntry, AuditSection)
 NODE_FILES = ("ca", "client_cert", "client_key")
 
 
@@ -105,6 +106,7 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
         neurons=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.neurons),
         upstreams=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.upstreams),
         replies=_replies(config.replies, folder, where, "gateway"),
+        audit=_beside(folder, config.audit, "path"),
         ledger=LedgerSection(path=_state(config.ledger.path, folder, "gateway-ledger.db")),
     )
     return config, catalogue

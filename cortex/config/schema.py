@@ -225,6 +225,18 @@ class LedgerSection:
 
 
 @attrs.frozen(kw_only=True)
+class AuditSection:
+    """
+    ``[audit]``: who did what.
+
+    Attributes:
+        path: A file of JSON lines; without one there is no audit log.
+    """
+
+    path: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
 class GatewayConfig:
     """cortex.toml, and with it models.toml."""
 
@@ -235,6 +247,7 @@ class GatewayConfig:
     replies: RepliesSection = attrs.field(factory=RepliesSection)
     auth: AuthSection = attrs.field(factory=AuthSection)
     ledger: LedgerSection = attrs.field(factory=LedgerSection)
+    audit: AuditSection = attrs.field(factory=AuditSection)
     neurons: tuple[NeuronEntry, ...] = ()
     upstreams: tuple[UpstreamEntry, ...] = ()
     plugins: PluginSettings = attrs.field(factory=PluginSettings)

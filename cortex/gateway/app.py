@@ -19,7 +19,8 @@ from cortex.fleet.model import ModelCard
 from cortex.gateway import chat
 from cortex.gateway.accounts import Accounts
 from cortex.gateway.admin import Admin
-from cortex.gateway.auth import PRINCIPAL, Auth
+from cortex.gateway.audit import Audit
+from cortex.gateway.auth import PRINCIPAL, Auth, is_admin
 from cortex.gateway.catalogue import Names
 from cortex.gateway.gauges import FleetCollector
 from cortex.gateway.ledger import Ledger
@@ -69,6 +70,7 @@ class Gateway:
         self.tls = tls.listener(config.gateway.tls, f"{where}: gateway.tls.")
         self.auth = Auth.of(config.auth, plugins, where)
         self._ledger = Ledger(config.ledger.path)
+        self._audit = Audit(config.audit.path, where)
         self._accounts = Accounts(self._ledger)
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
         self.nodes = Nodes([Node.of(entry, session) for entry in config.nodes], plugins, clock)
@@ -124,6 +126,7 @@ class Gateway:
     async def start(self) -> None:
         """Learn from the neurons what is loaded, and keep learning."""
         self._ledger.open()
+        self._audit.open()
         await first_round(self.nodes, self.nodes)
         self._poll(self.nodes)
         tending = self._tasks.create_task(self._router.tend_forever(), name="queues")
@@ -201,10 +204,17 @@ class Gateway:
         for node in self.nodes:
             node.client.close()
         self._ledger.close()
+        self._audit.close()
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[PRINCIPAL] = self.auth.admit(request)
+        try:
+            principal = request[PRINCIPAL] = self.auth.admit(request)
+        except CortexError as error:
+            self._audit.refused(request, error)
+            raise
+        if is_admin(request):
+            return await self._audit.watch(request, principal.name, handler)
         return await handler(request)
 
     def cards(self, request: web.Request, /) -> Sequence[ModelCard]:
@@ -267,6 +277,7 @@ class Gateway:
             if account is not None:
                 self._accounts.leave(account, record)
             self.requests.leave(entry, record)
+            self._audit.note(request, record)
             self.metrics.count(record)
             self._plugins.notify("cortex_on_request_finished", record=record)
 

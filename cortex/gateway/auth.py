@@ -64,12 +64,10 @@ class Auth:
             NotAuthenticated: It needs a key, or another one.
             PermissionDenied: It is the admin API's, and the key is no admin's.
         """
-        resource = request.match_info.route.resource
-        path = resource.canonical if resource else ""
-        if path in OPEN:
+        if route_of(request) in OPEN:
             return self.anonymous
         principal = self.identify(request.headers)
-        if path.startswith(ADMIN) and not (self.is_open or principal.admin):
+        if is_admin(request) and not (self.is_open or principal.admin):
             if principal is self.anonymous:
                 raise NotAuthenticated("the admin API needs the key of an admin")
             raise PermissionDenied(f"{principal.name} is no admin")
@@ -94,6 +92,17 @@ class Auth:
         raise NotAuthenticated(
             "a key is needed", hint="send it as Authorization: Bearer KEY, or as x-api-key"
         )
+
+
+def route_of(request: web.Request) -> str:
+    """Return the path of the route that was found, or nothing."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else ""
+
+
+def is_admin(request: web.Request) -> bool:
+    """Tell whether a request is the admin API's."""
+    return route_of(request).startswith(ADMIN)
 
 
 def keys_in(headers: Mapping[str, str]) -> list[str]:

@@ -41,10 +41,13 @@ def test_tables_are_compared_by_name_wherever_they_stand():
 
     found = list(changes(GatewayConfig(neurons=(A, b)), GatewayConfig(neurons=(c, moved))))
 
+    plain = {"ca": None, "client_cert": None, "client_key": None}
     assert found == [
-        Change("neurons[a]", {"name": "a", "endpoint": "http://a:1", "token": "***"}, None),
+        Change(
+            "neurons[a]", {"name": "a", "endpoint": "http://a:1", "token": "***", **plain}, None
+        ),
         Change("neurons[b].endpoint", "http://b:1", "http://b:2"),
-        Change("neurons[c]", None, {"name": "c", "endpoint": "http://c:1", "token": None}),
+        Change("neurons[c]", None, {"name": "c", "endpoint": "http://c:1", "token": None, **plain}),
     ]
 
 

@@ -40,7 +40,7 @@ CORTEX = {
     "a = 1\na = 2": 'line 2, column 0: Key "a" already exists.',
     "gatway = 1": "gatway: unknown key (did you mean 'gateway'?)",
     "zzz = 1": (
-        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, auth, ledger,"
+        "zzz: unknown key (known: gateway, routing, eviction, queue, replies, auth, ledger, audit,"
         " neurons, upstreams, plugins)"
     ),
     "gateway = 3": "gateway: expected a table, got 3 (a whole number)",

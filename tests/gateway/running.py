@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 import cortex
 from cortex.config.schema import (
     Address,
+    AuditSection,
     AuthSection,
     Catalogue,
     EvictionSection,
@@ -147,6 +148,7 @@ async def running(
     upstreams: Sequence[UpstreamEntry] = (),
     auth: AuthSection | None = None,
     ledger: LedgerSection | None = None,
+    audit: AuditSection | None = None,
     read: Read | None = None,
     tls: TlsSection | None = None,
 ) -> AsyncIterator[Running]:
@@ -171,6 +173,7 @@ async def running(
         replies=replies or RepliesSection(),
         auth=auth or AuthSection(),
         ledger=ledger or LedgerSection(),
+        audit=audit or AuditSection(),
     )
     catalogue = Catalogue(models=tuple(models), aliases=aliases or {})
     connector = aiohttp.TCPConnector(limit=0)
