@@ -26,6 +26,7 @@ from cortex.gateway.recording import Recording
 from cortex.gateway.relay import Exchange, Refused
 from cortex.gateway.resume import Rest, Resumed, rest_of
 from cortex.gateway.router import Router
+from cortex.gateway.tail import Tail
 from cortex.gateway.translation import Translated, Translators
 from cortex.replies import Replies, Tee
 from cortex.resumption import pack
@@ -284,7 +285,13 @@ def prepare(
         body = splice(asked.body, head.model) if node.is_upstream else asked.body
         kept = Kept() if asked.resumes and asked.hold is not None else None
         exchange = Exchange(
-            asked.request, headers, is_last=is_last, tee=asked.tee, hold=asked.hold, kept=kept
+            asked.request,
+            headers,
+            is_last=is_last,
+            tee=asked.tee,
+            hold=asked.hold,
+            tail=Tail() if node.is_upstream else None,
+            kept=kept,
         )
         return exchange, compose(asked, node, body)
     between = translators.between(asked.dialect, spoken, asked.body, head.id)

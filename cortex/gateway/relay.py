@@ -22,6 +22,7 @@ from cortex.errors import CortexError
 from cortex.gateway.hold import Hold, Relayed
 from cortex.gateway.kept import Kept
 from cortex.gateway.neuron_client import Connection, NeuronClient, remote_error
+from cortex.gateway.tail import Tail
 from cortex.replies import Tee
 
 HIGH_WATER_BYTES = 128 << 10
@@ -61,6 +62,7 @@ class Exchange:
         is_last: bool,
         tee: Tee | None = None,
         hold: Hold | None = None,
+        tail: Tail | None = None,
         stall_s: float | None = None,
         kept: Kept | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class Exchange:
         self._tee = tee
         self.kept = kept
         self._hold = hold
+        self._tail = tail
         self._stall_s = STALL_S if stall_s is None else stall_s
         self._is_stream = False
         self._tells_error = False  # an error is to become an event
@@ -161,6 +164,8 @@ class Exchange:
         self.events += data.count(self._mark)
         if self.kept is not None:
             self.kept.feed(data)
+        if self._tail is not None:
+            self._tail.feed(data)
         self._put(data)
 
     def on_message_complete(self) -> None:
@@ -325,9 +330,11 @@ class Exchange:
     def usage(self) -> Usage | None:
         """Return the neuron's count of tokens, if the answer got that far."""
         try:
-            return _usage(self._usage_header) if self._usage_header else None
+            if self._usage_header:
+                return _usage(self._usage_header)
         except msgspec.DecodeError:
             return None
+        return self._tail.usage() if self._tail is not None else None
 
 
 def reason(status: int) -> bytes:

@@ -55,6 +55,7 @@ class FakeNeuron:
         breaks_after: Tokens after which ``midway`` breaks a stream, and ``stall`` stops it; None is
             all of them.
         token_s: Pause before each token, in seconds.
+        tells_usage: It tells the gateway what an answer took; False is a server that is not ours.
         cached_tokens: Tokens of each prompt it says it had already.
         max_in_flight: Requests it says a model takes at once; 0 is any number.
         ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
@@ -88,6 +89,7 @@ class FakeNeuron:
         self.calls: tuple[str, ...] = ()
         self.breaks_after: int | None = None
         self.token_s = 0.0
+        self.tells_usage = True
         self.cached_tokens = 0
         self.max_in_flight = 0
         self.ending: Literal["whole", "silent", "midway", "stall", "hang", "late"] = "whole"
@@ -288,7 +290,8 @@ class FakeNeuron:
         if not chat.stream:
             whole = b"".join([encoder.feed(event) async for event in self._events(chat)])
             response.content_length = len(whole)
-            response.headers["x-cortex-usage"] = encode(self._usage()).decode()
+            if self.tells_usage:
+                response.headers["x-cortex-usage"] = encode(self._usage()).decode()
             await response.prepare(request)
             if self.ending == "midway":
                 await response.write(whole[: len(whole) // 2])
@@ -303,7 +306,7 @@ class FakeNeuron:
                 await self._break(request, self.ending == "midway")
             await response.write(encoder.feed(event))
             number += 1
-        if "x-cortex-usage" in request.headers:
+        if self.tells_usage and "x-cortex-usage" in request.headers:
             response.end(request, self._usage())
         return response
 

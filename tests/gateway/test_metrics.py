@@ -37,7 +37,7 @@ OUTCOMES = ("ok", "error", "cancelled")
 class Stuck(FakeNeuron):
     """A neuron that says its answer and then nothing more, not even that it is over."""
 
-    async def _events(self):
+    async def _events(self, _chat):
         yield Started(prompt_tokens=7)
         for word in self.answer.split():
             yield TextDelta(word)

@@ -8,6 +8,7 @@ import pytest
 
 from cortex.config.schema import UpstreamEntry
 from cortex.fleet.model import ModelSpec
+from cortex.gateway.tail import Tail
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import running
 
@@ -108,3 +109,41 @@ async def test_a_bound_a_small_window_has_no_room_for_is_left_out(asked, sent):
                 assert response.status == 200
 
     assert json.loads(server.bodies[0]).get("max_tokens") == sent
+
+
+async def test_what_its_answers_took_is_read_off_their_end():
+    async with FakeNeuron(["m"]) as server:
+        server.tells_usage, server.cached_tokens = False, 4
+        async with running(models=[], upstreams=[upstream(server)]) as gateway:
+            await gateway.ask()
+            await gateway.stream(stream_options={"include_usage": True})
+            await until(lambda: len(gateway.records) == 2)
+
+    for record in gateway.records:
+        assert (record.prompt_tokens, record.completion_tokens, record.cached_tokens) == (7, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("end", "counts"),
+    [
+        ('"usage": {"prompt_tokens": 3, "completion_tokens": 2}}', (3, 2, 0)),
+        ('"usage":{"input_tokens":3,"cache_read_input_tokens":4,"output_tokens":2}}', (7, 2, 4)),
+        ('"usage":{"input_tokens":3,"output_tokens":2,"input_tokens_details":{"cached_tokens":1}}}',
+         (3, 2, 1)),
+        ('"usage":{"prompt_tokens":3,"completion_tokens":2},"x":{}}\n\ndata: [DONE]', (3, 2, 0)),
+        ('"content":"\\"usage\\":{\\"prompt_tokens\\":9}"}', None),
+        ('"usage":null}', None),
+        ('"usage":' + "[" * 4000, None),
+        ('"usage":{"prompt_tokens":3,"comp', None),
+        ('"usage":{"prompt_tokens":"many"}}', None),
+    ],
+)  # fmt: skip
+def test_the_end_of_an_answer_cut_anywhere_says_what_it_took_or_nothing(end, counts):
+    whole = b"x" * 9000 + end.encode()
+    for at in (1, 8990, 9004, len(whole) - 5):
+        tail = Tail()
+        tail.feed(whole[:at])
+        tail.feed(whole[at:])
+        said = tail.usage()
+        found = said and (said.prompt_tokens, said.completion_tokens, said.cached_tokens)
+        assert found == counts
