@@ -36,6 +36,7 @@ BUILTINS = (
     "cortex.dialects.anthropic_messages",
     "cortex.dialects.openai_responses",
     "cortex.routing.least_loaded",
+    "cortex.routing.prefix_affinity",
     "cortex.routing.round_robin",
     "cortex.eviction.lru",
     "cortex.eviction.priority",

@@ -145,7 +145,8 @@ def test_a_name_a_built_in_has_stays_the_built_ins(site):
     offers = plugins.offers("routing strategy")
 
     assert offers["least-loaded"].plugin == "cortex.routing.least_loaded"
-    assert [offer.name for offer in offers] == ["least-loaded", "round-robin", "mine"]
+    names = ["least-loaded", "prefix-affinity", "round-robin", "mine"]
+    assert [offer.name for offer in offers] == names
     assert failures(plugins) == [
         (
             "plugin 'greedy' (cortex-greedy): routing strategy 'least-loaded'"

@@ -11,7 +11,12 @@ from cortex.fleet.principal import Principal
 
 
 class RoutingStrategy(Protocol):
-    """Chooses a node.  Pure: no I/O, no awaiting; it may remember what it chose."""
+    """
+    Chooses a node.  Pure: no I/O, no awaiting; it may remember what it chose.
+
+    One that goes by `RequestHead.affinity` has an attribute `reads_affinity` that is true; it is
+    asked even where there is one candidate.
+    """
 
     def choose(self, head: RequestHead, candidates: Sequence[Candidate]) -> Candidate:
         """Pick one of *candidates*: healthy, with the model loaded, never empty."""

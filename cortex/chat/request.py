@@ -277,6 +277,8 @@ class RequestHead:
         principal: Who asks, or an empty string; who asks for less goes first.
         priority: Higher goes first.
         weight: How large a share of what is scarce the principal gets.
+        affinity: The same for all requests of one conversation, or an empty string; read only for a
+            strategy that has `reads_affinity`.
     """
 
     id: str
@@ -287,6 +289,7 @@ class RequestHead:
     principal: str = ""
     priority: int = 0
     weight: float = 1.0
+    affinity: str = ""
 
 
 @attrs.frozen(kw_only=True)

@@ -105,21 +105,35 @@ class ModelStats:
 
 @attrs.frozen(kw_only=True)
 class LoadedModel:
-    """A model that holds memory on a device, as an eviction policy sees it; monotonic times."""
+    """
+    A model that holds memory on a device, as an eviction policy sees it; monotonic times.
+
+    Attributes:
+        heat: Requests for it there, each of which counts half after ten minutes.
+        load_s: How long its last load there took; 0 is unknown.
+    """
 
     id: str
     used_bytes: int
     last_used: float
     priority: int = 0
+    heat: float = 0.0
+    load_s: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """A node that could answer this request."""
+    """
+    A node that could answer this request.
+
+    Attributes:
+        kv_used_pct: How full its cache of prompts is, if it says so.
+    """
 
     node: str
     in_flight: int = 0
     queued: int = 0
+    kv_used_pct: float | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -58,6 +58,7 @@ class ModelHealth:
     in_flight: int = 0
     queue_depth: int = 0
     max_in_flight: int = 0
+    kv_used_pct: float | None = None
     tok_s_prefill: float = 0.0
     tok_s_decode: float = 0.0
     tokens_total: int = 0

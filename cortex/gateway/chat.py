@@ -16,6 +16,7 @@ from cortex.api import ChatDialect, Dialect
 from cortex.chat.request import RequestHead
 from cortex.errors import CortexError, UpstreamDied, UpstreamUnreachable
 from cortex.fleet.model import ModelSpec
+from cortex.gateway.affinity import affinity_of
 from cortex.gateway.auth import check_model
 from cortex.gateway.catalogue import Names
 from cortex.gateway.hold import Hold
@@ -93,7 +94,8 @@ async def serve(
     spec = names.resolve(peek.model)
     check_model(recording.principal, peek.model, spec.id)
     recording.model = spec.id
-    head = recording.head(bool(peek.stream))
+    affinity = affinity_of(request.headers, body) if router.reads_affinity else ""
+    head = recording.head(bool(peek.stream), affinity)
     turn = await replies.join(recording.dialect, dialect, body, head.principal)
     streams = head.stream and head.operation == "chat"
     hold = Hold(request, cast("ChatDialect", dialect), turn.body) if streams else None

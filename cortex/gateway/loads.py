@@ -231,7 +231,9 @@ class Loads:
         began = self._nodes.clock()
         timeout_s = LOAD_TIMEOUT_S + LOAD_TIMEOUT_S_PER_GIB * need_gib
         try:
+            began = self._nodes.clock()
             answer = await node.client.post("/models/load", body, timeout_s)
+            node.load_s[spec.id] = self._nodes.clock() - began
         except RemoteError as error:
             if error.code == "insufficient_vram":
                 await self._learn(job, error)

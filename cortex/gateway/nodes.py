@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from cortex.gateway.relay import Exchange
 from cortex.plugins import Plugins
 
 MISSES_TO_EJECT = 3
+HEAT_HALF_LIFE_S = 600.0
 LONGEST_REST_S = 60.0
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class Node:
         closing: Models that get no more requests here: they make room once they are idle.
         last_used: When a model was last asked, monotonic seconds.
         loaded_at: When a model was first seen loaded, monotonic seconds.
+        heat: Requests for a model, as much as each counted when it was last asked.
+        load_s: How long the last load of a model took.
     """
 
     entry: NeuronEntry | UpstreamEntry
@@ -68,6 +72,8 @@ class Node:
     closing: set[str] = attrs.field(factory=set)
     last_used: dict[str, float] = attrs.field(factory=dict)
     loaded_at: dict[str, float] = attrs.field(factory=dict)
+    heat: dict[str, float] = attrs.field(factory=dict)
+    load_s: dict[str, float] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> Node:
@@ -143,6 +149,25 @@ class Node:
         """Tell whether anybody uses *model* here, this gateway or not."""
         elsewhere = any(row.in_flight + row.queue_depth for row in self._rows() if row.id == model)
         return self.in_flight[model] > 0 or elsewhere
+
+    def kv_used_pct(self, model: str) -> float | None:
+        """Return how full the cache of *model* is, as last polled, if the node says so."""
+        return next((row.kv_used_pct for row in self._rows() if row.id == model), None)
+
+    def note_use(self, model: str, now: float) -> None:
+        """Take note that *model* is asked."""
+        self.heat[model] = self.heat_at(model, now) + 1.0
+        self.last_used[model] = now
+
+    def idle_again(self, model: str, now: float) -> None:
+        """Take note that an answer of *model* is over."""
+        self.heat[model] = self.heat_at(model, now)
+        self.last_used[model] = now
+
+    def heat_at(self, model: str, now: float) -> float:
+        """Return how often *model* was asked lately."""
+        idle_s = now - self.last_used.get(model, now)
+        return self.heat.get(model, 0.0) * math.exp2(-idle_s / HEAT_HALF_LIFE_S)
 
     def age_s(self, model: str, now: float) -> float:
         """Return for how long *model* has been loaded here."""

@@ -202,6 +202,8 @@ def evictable(node: Node, device: int, rules: Rules) -> list[LoadedModel]:
                 used_bytes=model.vram_used_mb * MIB // max(len(model.devices), 1),
                 last_used=node.last_used.get(model.id, 0.0),
                 priority=spec.priority if spec else 0,
+                heat=node.heat_at(model.id, rules.now),
+                load_s=node.load_s.get(model.id, 0.0),
             )
         )
     return movable

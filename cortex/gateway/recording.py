@@ -37,7 +37,7 @@ class Recording:
     queued_s: float | None = None
     retried: tuple[str, ...] = ()
 
-    def head(self, stream: bool) -> RequestHead:
+    def head(self, stream: bool, affinity: str) -> RequestHead:
         """Return what the request is routed by; its model is resolved."""
         self.stream = stream
         return RequestHead(
@@ -49,6 +49,7 @@ class Recording:
             principal=self.principal.name,
             priority=self.principal.priority,
             weight=self.principal.weight,
+            affinity=affinity,
         )
 
     def waited(self, since: float) -> None:

@@ -135,7 +135,7 @@ class Router:
     def leave(self, node: Node, model: str) -> None:
         """Give back the seat that `route` took."""
         node.in_flight[model] -= 1
-        node.last_used[model] = self._nodes.clock()
+        node.idle_again(model, self._nodes.clock())
         if (queue := self._queues.get(model)) is not None:
             self._seat(queue)
         if model in node.closing and not node.in_flight[model]:
@@ -154,6 +154,11 @@ class Router:
             for queue in self._queues:
                 self._tend(queue)
 
+    @property
+    def reads_affinity(self) -> bool:
+        """Whether the strategy wants to know which requests belong together."""
+        return getattr(self._strategy, "reads_affinity", False)
+
     def would_choose(self, head: RequestHead) -> Node | None:
         """Return the node a request would get now; the strategy takes no note of it."""
         strategy, self._strategy = self._strategy, deepcopy(self._strategy)
@@ -168,7 +173,7 @@ class Router:
 
     def _take(self, node: Node, model: str) -> Node:
         node.in_flight[model] += 1
-        node.last_used[model] = self._nodes.clock()
+        node.note_use(model, self._nodes.clock())
         return node
 
     def _tend(self, queue: Queue[Waiting]) -> None:
@@ -224,10 +229,15 @@ class Router:
             return None
         if avoid is not None and len(nodes) > 1:
             nodes.pop(avoid.name, None)
-        if len(nodes) == 1:
+        if len(nodes) == 1 and not self.reads_affinity:
             return next(iter(nodes.values()))
         candidates = [
-            Candidate(node=name, in_flight=node.in_flight[model], queued=node.queued(model))
+            Candidate(
+                node=name,
+                in_flight=node.in_flight[model],
+                queued=node.queued(model),
+                kv_used_pct=node.kv_used_pct(model),
+            )
             for name, node in nodes.items()
         ]
         return nodes[self._strategy.choose(head, candidates).node]
