@@ -47,3 +47,20 @@ def test_every_dialect_is_measured_alone_and_against_every_other():
         assert ("arguments", None, name) in found
         for other in {*chats(), "ollama-chat", "ollama-generate"} - {name}:
             assert (("text", name, other) in found) == (dialect.client is not None)
+
+
+def test_the_simulation_stands_between_the_best_there_can_be_and_nothing():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/simulate.py", "--arrivals=1000", "--policy=lru"],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=30,
+    )
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[4:]]
+
+    assert [row[:2] for row in rows] == [["zipf", "lru"], ["bursty", "lru"]]
+    for row in rows:
+        cold, _, best = (float(cell) for cell in row[4:7])
+        assert 0 < best <= cold < 100
+        assert row[-1] == "0"

@@ -179,7 +179,7 @@ class Loads:
     async def _load(self, job: Job) -> None:
         model = job.spec.id
         deadline = self._nodes.clock() + self._max_wait_s
-        while (state := state_of(model, self._planner.nodes_for(job))) != "loaded":
+        while (state := state_of(model, self._planner.having(job))) != "loaded":
             found = self._planner.place(job) if state == "absent" else COMING
             if isinstance(found, Placement):
                 await self._try(job, found)

@@ -12,7 +12,7 @@ import logging
 import math
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -33,6 +33,11 @@ LONGEST_REST_S = 60.0
 log = logging.getLogger(__name__)
 
 
+def _note_room(node: Node, _: object, health: Health | None) -> Health | None:
+    node.most_free_mb = max((d.vram_free_mb for d in health.devices), default=0) if health else 0
+    return health
+
+
 @attrs.define(kw_only=True, eq=False)
 class Node:
     """
@@ -50,6 +55,7 @@ class Node:
         closing: Models that get no more requests here: they make room once they are idle.
         last_used: When a model was last asked, monotonic seconds.
         loaded_at: When a model was first seen loaded, monotonic seconds.
+        most_free_mb: Memory that is free on the device that has most of it.
         heat: Requests for a model, as much as each counted when it was last asked.
         load_s: How long the last load of a model took.
     """
@@ -64,7 +70,8 @@ class Node:
     breaker: Breaker = attrs.field(factory=Breaker)
     resting: dict[str, float] = attrs.field(factory=dict)
     ejections: int = 0
-    health: Health | None = None
+    health: Health | None = attrs.field(default=None, on_setattr=_note_room)
+    most_free_mb: int = 0
     discovery: Discovery | None = None
     models: dict[str, NodeModel] = attrs.field(factory=dict)
     in_flight: Counter[str] = attrs.field(factory=Counter)
@@ -202,6 +209,7 @@ class Nodes:
     ) -> None:
         self.clock = clock
         self._nodes = {node.name: node for node in nodes}
+        self._having: dict[str, dict[str, Node]] = {}
         self._plugins = plugins
         self._change: asyncio.Event = asyncio.Event()
         self.retries = RetryBudget()
@@ -214,6 +222,10 @@ class Nodes:
 
     def get(self, name: str) -> Node | None:
         return self._nodes.get(name)
+
+    def having(self, model: str) -> Collection[Node]:
+        """Return the nodes that show *model*, in whatever state."""
+        return self._having.get(model, {}).values()
 
     def kept(self, entry: NeuronEntry | UpstreamEntry) -> Node | None:
         """Return the node that *entry* describes, perhaps otherwise than before; None if new."""
@@ -230,7 +242,9 @@ class Nodes:
                 node.gone = True
                 if name in now:
                     now[name].drained = node.drained
-        self._nodes = now
+        self._nodes, self._having = now, {}
+        for node in nodes:
+            self._index(node, ())
         self.wake()
 
     def drain(self, node: Node, drained: bool) -> None:
@@ -263,8 +277,17 @@ class Nodes:
                 self._plugins.notify("cortex_on_model_changed", node=node.name, model=model)
         for gone in node.loaded_at.keys() - {m.id for m in models if m.routable}:
             del node.loaded_at[gone]
+        if self._nodes.get(node.name) is node:
+            self._index(node, before)
         self._set_healthy(node, True)
         self.wake()
+
+    def _index(self, node: Node, before: Iterable[str]) -> None:
+        for model in before:
+            if model not in node.models:
+                self._having[model].pop(node.name, None)
+        for model in node.models:
+            self._having.setdefault(model, {})[node.name] = node
 
     def missed(self, node: Node, error: str) -> None:
         """Count a poll that failed; too many put the node out of service."""

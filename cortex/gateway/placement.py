@@ -1,13 +1,14 @@
 """
 Where a model could be loaded, and what has to go for it: pure functions of the fleet's state.
 
-Memory is counted per device.  The order of choice is: pinned there, fits as it is, fits after
-evicting, fewest requests under way, name.
+Memory is counted per device.  The order of choice is: fits as it is, fits after evicting what the
+policy would let go first, fewest requests under way, name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Literal
 
 import attrs
@@ -18,15 +19,22 @@ from cortex.fleet.node import Device
 from cortex.gateway.nodes import Node
 
 MIB = 1 << 20
+LOOK_AT = 16  # nodes to compare, of those that would do
 
 
 @attrs.frozen(kw_only=True)
 class Placement:
-    """Load it on these devices of this node, after unloading `evict` there."""
+    """
+    Load it on these devices of this node, after unloading `evict` there.
+
+    Attributes:
+        last: Of what is to go, what the policy would let go last.
+    """
 
     node: Node
     devices: tuple[int, ...]
     evict: tuple[str, ...] = ()
+    last: LoadedModel | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +63,7 @@ class Rules:
         needs_mb: Measured memory of models, by id.
         specs: The catalogue, by id: ranks and pins of what is loaded.
         now: Monotonic seconds.
-        reserved_mb: What loads under way will yet take, by node and device.
+        reserved_mb: Tells what loads under way will yet take of a device.
         making_room: Names of nodes where a load evicts right now.
         claimed: Devices that another model takes its turn on, with their node.
         wanted: Models that requests wait for.
@@ -67,7 +75,7 @@ class Rules:
     needs_mb: Mapping[str, int]
     specs: Mapping[str, ModelSpec]
     now: float
-    reserved_mb: Mapping[tuple[str, int], int] = attrs.field(factory=dict)
+    reserved_mb: Callable[[Node, int], int] = lambda _node, _device: 0
     making_room: Container[str] = ()
     claimed: Container[tuple[str, int]] = ()
     wanted: Container[str] = ()
@@ -86,7 +94,66 @@ def place(
         without: Names of nodes not to try.
         rules: The policy, and what was learned.
     """
-    found: list[tuple[tuple[bool, bool, int, str], Placement]] = []
+    nodes = list(nodes)
+    return (
+        _with_room(spec, nodes, without, rules)
+        or _making_room(spec, nodes, without, rules)
+        or _nowhere(spec, nodes, without, rules)
+    )
+
+
+def _with_room(
+    spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
+) -> Placement | None:
+    """Return the least busy node where nothing has to go."""
+    need_mb = share_mb(spec, rules.needs_mb)
+    roomy = [node for node in nodes if node.most_free_mb >= need_mb]
+    able = _able(spec, roomy, without, rules)
+    while some := list(islice(able, LOOK_AT)):
+        for node in sorted(some, key=_least_busy):
+            options = [option for option in _options(spec, node, rules) if not option.victims]
+            if (found := _placed(spec, node, options)) is not None:
+                return found
+    return None
+
+
+def _making_room(
+    spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
+) -> Placement | None:
+    """Return where what has to go is what the policy would let go first."""
+    found: list[Placement] = []
+    for seen, node in enumerate(_able(spec, nodes, without, rules)):
+        if seen >= LOOK_AT and found:
+            break
+        placement = _placed(spec, node, list(_options(spec, node, rules)))
+        if placement is not None:
+            found.append(placement)
+    if len(found) < 2:  # noqa: PLR2004 - there is nothing to choose
+        return found[0] if found else None
+    found.sort(key=lambda placement: _least_busy(placement.node))
+    last = [placement.last for placement in found if placement.last is not None]
+    first = next(iter(rules.policy.victims(1, spec, last, rules.now)), None)
+    return next((p for p in found if p.last is first), found[0])
+
+
+def _able(
+    spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
+) -> Iterator[Node]:
+    """Yield the nodes that may load it, of many others first each time."""
+    start = int(rules.now * 1e6) % max(len(nodes), 1)
+    for node in chain(nodes[start:], nodes[:start]):
+        is_open = node.in_service and not (node.name in without or node.name in rules.making_room)
+        if is_open and feasible_on(spec, node, rules.needs_mb) is None:
+            yield node
+
+
+def _least_busy(node: Node) -> tuple[int, str]:
+    return node.in_flight.total(), node.name
+
+
+def _nowhere(
+    spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
+) -> Nowhere:
     reasons: dict[str, str] = {}
     ever = waits = False
     for node in nodes:
@@ -102,14 +169,9 @@ def place(
             reasons[node.name] = "it is drained"
         elif node.name in rules.making_room:
             waits, reasons[node.name] = True, "it makes room for another model"
-        elif (placement := _on(spec, node, rules)) is None:
-            waits, reasons[node.name] = True, why_not(spec, node)
         else:
-            rank = (node.name not in spec.pinned_on, bool(placement.evict))
-            found.append(((*rank, node.in_flight.total(), node.name), placement))
-    if not found:
-        return Nowhere(ever=ever, waits=waits, reasons=reasons)
-    return min(found, key=lambda pair: pair[0])[1]
+            waits, reasons[node.name] = True, why_not(spec, node)
+    return Nowhere(ever=ever, waits=waits, reasons=reasons)
 
 
 def feasible_on(
@@ -157,29 +219,44 @@ def why_not(spec: ModelSpec, node: Node) -> str:
     return "its devices are full of models that are pinned, busy or new"
 
 
-def _on(spec: ModelSpec, node: Node, rules: Rules) -> Placement | None:
+@attrs.frozen
+class Option:
+    """A device, and what would have to go from it."""
+
+    device: int
+    free_mb: int
+    victims: Sequence[LoadedModel]
+
+
+def _options(spec: ModelSpec, node: Node, rules: Rules) -> Iterator[Option]:
     need_mb = share_mb(spec, rules.needs_mb)
-    options: list[tuple[int, int, Device, tuple[str, ...]]] = []
     for device in usable(spec, node):
         if (node.name, device.index) in rules.claimed:
             continue
-        free_mb = device.vram_free_mb - rules.reserved_mb.get((node.name, device.index), 0)
+        free_mb = device.vram_free_mb - rules.reserved_mb(node, device.index)
         missing_mb = need_mb - free_mb
-        victims: tuple[str, ...] = ()
+        victims: Sequence[LoadedModel] = ()
         if missing_mb > 0:
             movable = evictable(node, device.index, rules)
-            victims = tuple(
-                m.id for m in rules.policy.victims(missing_mb * MIB, spec, movable, rules.now)
-            )
+            victims = rules.policy.victims(missing_mb * MIB, spec, movable, rules.now)
             if not victims:
                 continue
-        options.append((len(victims), -free_mb, device, victims))
+        yield Option(device.index, free_mb, victims)
+
+
+def _placed(spec: ModelSpec, node: Node, options: list[Option]) -> Placement | None:
     if len(options) < spec.min_devices:
         return None
-    options.sort(key=lambda option: (*option[:2], option[2].index))
+    options.sort(key=lambda option: (len(option.victims), -option.free_mb, option.device))
     chosen = options[: spec.min_devices]
-    evict = tuple(dict.fromkeys(model for option in chosen for model in option[3]))
-    return Placement(node=node, devices=tuple(o[2].index for o in chosen), evict=evict)
+    evict = tuple(dict.fromkeys(model.id for option in chosen for model in option.victims))
+    last = [option.victims[-1] for option in chosen if option.victims]
+    return Placement(
+        node=node,
+        devices=tuple(option.device for option in chosen),
+        evict=evict,
+        last=max(last, key=lambda model: model.last_used, default=None),
+    )
 
 
 def evictable(node: Node, device: int, rules: Rules) -> list[LoadedModel]:

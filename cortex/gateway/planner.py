@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -93,7 +92,14 @@ class Planner:
 
     def nodes_for(self, job: Job) -> list[Node]:
         """Return the nodes where *job* may go."""
-        return [node for node in self._nodes if job.wanted_on in (None, node.name)]
+        if job.wanted_on is None:
+            return list(self._nodes)
+        return [node for node in self._nodes if node.name == job.wanted_on]
+
+    def having(self, job: Job) -> list[Node]:
+        """Return those of them that show its model."""
+        nodes = self._nodes.having(job.spec.id)
+        return [node for node in nodes if job.wanted_on in (None, node.name)]
 
     def place(
         self, job: Job, nodes: Iterable[Node] | None = None, polite: bool = True
@@ -136,16 +142,23 @@ class Planner:
             if other is not job and other.placement is not None:
                 yield other, other.placement
 
-    def _reserved_mb(self, placed: list[tuple[Job, Placement]]) -> Counter[tuple[str, int]]:
-        """Return what loads under way will yet take, by node and device."""
-        reserved: Counter[tuple[str, int]] = Counter()
-        for job, at in placed:
-            shown = at.node.models.get(job.spec.id)
-            taken_mb = shown.vram_used_mb // job.spec.min_devices if shown else 0
-            for device in at.devices:
-                more_mb = share_mb(job.spec, self.needs_mb) - taken_mb
-                reserved[at.node.name, device] += max(0, more_mb)
-        return reserved
+    def _reserved_mb(self, placed: list[tuple[Job, Placement]]) -> Callable[[Node, int], int]:
+        """Return what tells how much of a device loads under way will yet take."""
+        there: dict[str, list[tuple[Job, Placement]]] = {}
+        for pair in placed:
+            there.setdefault(pair[1].node.name, []).append(pair)
+
+        def reserved_mb(node: Node, device: int) -> int:
+            on = [job.spec for job, at in there.get(node.name, ()) if device in at.devices]
+            return sum(max(0, share_mb(spec, self.needs_mb) - taken_mb(spec, node)) for spec in on)
+
+        return reserved_mb
+
+
+def taken_mb(spec: ModelSpec, node: Node) -> int:
+    """Return what *spec* takes of each of its devices already."""
+    shown = node.models.get(spec.id)
+    return shown.vram_used_mb // spec.min_devices if shown else 0
 
 
 def is_stale(claim: Placement) -> bool:

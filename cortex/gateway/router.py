@@ -178,7 +178,7 @@ class Router:
 
     def _tend(self, queue: Queue[Waiting]) -> None:
         self._seat(queue)
-        if queue and state_of(queue.spec.id, self._nodes) == "absent":
+        if queue and state_of(queue.spec.id, self._nodes.having(queue.spec.id)) == "absent":
             try:
                 self._loads.want(queue.spec)
             except CortexError as error:
@@ -207,7 +207,7 @@ class Router:
             ticket.seat.exception()  # its client may have left
 
     def _how(self, spec: ModelSpec) -> str:
-        state = state_of(spec.id, self._nodes)
+        state = state_of(spec.id, self._nodes.having(spec.id))
         if state == "loaded":
             return "queued"
         is_cold = state == "absent" and self._loads.view(spec.id) is None
@@ -215,7 +215,7 @@ class Router:
 
     def _able(self, head: RequestHead) -> list[Node]:
         """Return the nodes that can answer now, only those that need no translation if any do."""
-        serving = [node for node in self._nodes if node.serves(head.model)]
+        serving = [node for node in self._nodes.having(head.model) if node.serves(head.model)]
         if awake := [node for node in serving if not node.rests(head.model)]:
             serving = awake
         ways = [self._translators.spoken(node, head) for node in serving]
@@ -243,7 +243,7 @@ class Router:
         return nodes[self._strategy.choose(head, candidates).node]
 
     def _check_spoken(self, head: RequestHead, spec: ModelSpec) -> None:
-        having = [node.name for node in self._nodes if node.serves(spec.id)]
+        having = [node.name for node in self._nodes.having(spec.id) if node.serves(spec.id)]
         if having and not self._able(head):
             raise OperationUnsupported(
                 f"{spec.id} is on {', '.join(having)}, which cannot be asked in {head.dialect}"
@@ -267,7 +267,7 @@ class Router:
     def _too_slow(self, queue: Queue[Waiting], ticket: Waiting) -> CortexError:
         model = queue.spec.id
         details: dict[str, object] = {"position": queue.position(ticket, self._nodes.clock())}
-        if state_of(model, self._nodes) == "loaded":
+        if state_of(model, self._nodes.having(model)) == "loaded":
             return QueueTimeout(
                 f"no turn on {model} came in {self._max_wait_s:g} s", details=details
             )

@@ -9,7 +9,7 @@ from cortex.eviction.lru import LeastRecentlyUsed
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Device, DeviceInfo, Discovery, Health, ModelHealth, NodeModel
 from cortex.gateway.nodes import Node
-from cortex.gateway.placement import Nowhere, Placement, Rules, place, state_of
+from cortex.gateway.placement import LOOK_AT, Nowhere, Placement, Rules, place, state_of
 
 NOW = 1000.0
 
@@ -118,7 +118,7 @@ def test_what_a_load_measured_counts_more_than_the_estimate():
 def test_memory_that_a_load_is_about_to_take_is_taken():
     nodes = [node("a"), node("b")]
 
-    found = place(spec(), nodes, (), rules(reserved_mb={("a", 0): 60}))
+    found = place(spec(), nodes, (), rules(reserved_mb=lambda at, _: 60 if at.name == "a" else 0))
 
     assert where(found)[0] == "b"
 
@@ -184,6 +184,24 @@ def test_nothing_goes_from_a_device_that_does_not_need_it():
 
     name, devices, evict = where(place(wide, [there], (), rules()))
     assert (name, set(devices), len(evict)) == ("a", {2, 0}, 1)
+
+
+def test_between_nodes_the_policy_says_what_goes():
+    nodes = [
+        node("a", loaded("x", 60), last_used={"x": 9}),
+        node("b", loaded("y", 60), last_used={"y": 5}, in_flight={"z": 3}),
+        node("c", loaded("v", 60), loaded("w", 40), last_used={"v": 1, "w": 8}),
+    ]
+
+    assert where(place(spec(vram_mb=100), nodes, (), rules())) == ("b", (0,), ("y",))
+    assert where(place(spec(vram_mb=60), nodes, (), rules())) == ("c", (0,), ("v",))
+
+
+def test_of_many_nodes_some_are_looked_at_and_all_if_need_be():
+    busy = [node(f"n{i}", loaded("x", 60), in_flight={"x": 1}) for i in range(4 * LOOK_AT)]
+
+    assert where(place(spec(), [*busy, node("free")], (), rules()))[0] == "free"
+    assert where(place(spec(), [*busy, node("idle", loaded("x", 60))], (), rules()))[0] == "idle"
 
 
 def test_what_is_on_two_devices_frees_both():

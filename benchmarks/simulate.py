@@ -1,0 +1,298 @@
+"""
+The gateway's planner far past any machine here: many nodes, many models, in virtual time.
+
+Routing, queues, loads and placement are the gateway's own; neurons and clock are not.  Cold loads
+stand beside those of caches that hold as much as all nodes together, load at once and split models
+over nodes at will: one that forgets what was used longest ago, and one that knows what will be
+asked (Belady), which nothing can beat.
+
+    python benchmarks/simulate.py [--full] [--policy lru|priority|cost] [--arrivals N] [--seed N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import heapq
+import logging
+import os
+import platform
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from time import thread_time
+from typing import Any, cast
+
+import attrs
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), *(str(path) for path in ROOT.glob("plugins/*/src"))]
+
+from cortex.chat.request import RequestHead  # noqa: E402 - found by what stands above
+from cortex.config.schema import (  # noqa: E402
+    Catalogue,
+    EvictionSection,
+    GatewayConfig,
+    NeuronEntry,
+    PluginSettings,
+    QueueSection,
+    RepliesSection,
+)
+from cortex.errors import CortexError  # noqa: E402
+from cortex.fleet.model import ModelSpec  # noqa: E402
+from cortex.gateway.app import Gateway  # noqa: E402
+from cortex.gateway.poller import first_round  # noqa: E402
+from cortex.plugins import Plugins  # noqa: E402
+from cortex.testing import VirtualLoop, VirtualNeuron  # noqa: E402
+
+GIB = 1024
+DEVICE_GIB = 24
+SIZES_GIB = (8, 14, 20)
+LOAD_S, LOAD_S_PER_GIB, UNLOAD_S, ANSWER_S = 5.0, 1.0, 1.0, 5.0
+PER_NODE_S = 0.05  # requests a second for each node
+KEYS = ("batch", *(f"user{number}" for number in range(9)))
+TARGET_US = 1000.0
+
+
+@attrs.frozen
+class Arrival:
+    """A request: after how many seconds, for which model, by whom."""
+
+    at: float
+    model: int
+    key: str
+
+
+@attrs.define
+class Outcome:
+    """What came of a run."""
+
+    decisions_us: dict[str, list[float]] = attrs.field(factory=lambda: defaultdict(list))
+    waits: dict[str, list[float]] = attrs.field(factory=lambda: defaultdict(list))
+    loads: int = 0
+    refused: int = 0
+
+
+def zipf(dice: random.Random, models: int, count: int) -> Iterator[int]:
+    """Yield models, the second half as often as the first, and so on."""
+    weights = [1 / rank for rank in range(1, models + 1)]
+    yield from dice.choices(range(models), weights, k=count)
+
+
+def bursts(dice: random.Random, models: int, count: int) -> Iterator[int]:
+    """Yield models of which half are asked, each for a while, then any other in its place."""
+    now = [dice.randrange(models) for _ in range(models // 2)]
+    for _ in range(count):
+        if dice.random() < 0.02:  # noqa: PLR2004 - a run of fifty
+            now[dice.randrange(len(now))] = dice.randrange(models)
+        yield dice.choice(now)
+
+
+LOADS: dict[str, Callable[[random.Random, int, int], Iterator[int]]] = {
+    "zipf": zipf,
+    "bursty": bursts,
+}
+
+
+def arrivals(load: str, nodes: int, models: int, count: int, seed: int) -> list[Arrival]:
+    """Return the requests; one key sends half of them."""
+    dice, at, found = random.Random(seed), 0.0, []  # noqa: S311 - no secret
+    for model in LOADS[load](dice, models, count):
+        at += dice.expovariate(nodes * PER_NODE_S)
+        key = KEYS[0] if dice.random() < 0.5 else dice.choice(KEYS[1:])  # noqa: PLR2004
+        found.append(Arrival(at, model, key))
+    return found
+
+
+def sizes_gib(models: int) -> list[int]:
+    """Return how large the models are."""
+    return [SIZES_GIB[number % len(SIZES_GIB)] for number in range(models)]
+
+
+def timed(owner: Any, name: str, into: list[float]) -> None:
+    """Have each call of a method write down its time, in microseconds of this thread's own."""
+    method = getattr(owner, name)
+
+    def call(*arguments: Any, **more: Any) -> Any:
+        began = thread_time()
+        try:
+            return method(*arguments, **more)
+        finally:
+            into.append((thread_time() - began) * 1e6)
+
+    setattr(owner, name, call)
+
+
+def gateway_of(nodes: int, models: int, policy: str, tasks: asyncio.TaskGroup) -> Gateway:
+    """Return a gateway over neurons that are not there."""
+    plugins = Plugins(PluginSettings(only=frozenset()))
+    plugins.manager.register(import_module("cortex_eviction_cost"), "eviction-cost")
+    sizes = {f"m{number}": gib * GIB for number, gib in enumerate(sizes_gib(models))}
+    loop = asyncio.get_running_loop()
+    gateway = Gateway(
+        config=GatewayConfig(
+            neurons=tuple(
+                NeuronEntry(name=f"n{number}", endpoint="http://h:1") for number in range(nodes)
+            ),
+            eviction=EvictionSection(strategy=policy),
+            queue=QueueSection(max_depth=1_000_000),
+            replies=RepliesSection(max_count=0),
+        ),
+        catalogue=Catalogue(models=tuple(ModelSpec(id=m, vram_mb=mb) for m, mb in sizes.items())),
+        plugins=plugins,
+        where="cortex.toml",
+        session=cast("Any", None),
+        tasks=tasks,
+        clock=loop.time,
+    )
+    for node in gateway.nodes:
+        neuron = VirtualNeuron(
+            name=node.name,
+            sizes=sizes,
+            vram_mb=(DEVICE_GIB * GIB,),
+            loading=lambda m: asyncio.sleep(LOAD_S + LOAD_S_PER_GIB * sizes[m] / GIB),
+            unloading=lambda _: asyncio.sleep(UNLOAD_S),
+        )
+        node.client = cast("Any", neuron)
+    return gateway
+
+
+async def run(nodes: int, models: int, policy: str, asked: Sequence[Arrival]) -> Outcome:
+    """Let all of *asked* come, and return what became of them."""
+    outcome, loop = Outcome(), asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+        gateway = gateway_of(nodes, models, policy, tasks)
+        await first_round(gateway.nodes, gateway.nodes)
+        router = gateway._router  # noqa: SLF001 - what is measured
+        timed(gateway.loads._planner, "place", outcome.decisions_us["place"])  # noqa: SLF001
+        timed(router, "_choose", outcome.decisions_us["route"])
+        tending = tasks.create_task(router.tend_forever())
+
+        async def ask(arrival: Arrival, spec: ModelSpec) -> None:
+            head = RequestHead(id="r", model=spec.id, dialect="openai-chat", principal=arrival.key)
+            began = loop.time()
+            try:
+                node, _ = await router.route(head, spec)
+            except CortexError:
+                outcome.refused += 1
+                return
+            outcome.waits[arrival.key].append(loop.time() - began)
+            await asyncio.sleep(ANSWER_S)
+            router.leave(node, spec.id)
+
+        began = loop.time()
+        async with asyncio.TaskGroup() as clients:
+            for arrival in asked:
+                await asyncio.sleep(began + arrival.at - loop.time())
+                clients.create_task(ask(arrival, gateway.names.specs[f"m{arrival.model}"]))
+        neurons = [cast("VirtualNeuron", node.client) for node in gateway.nodes]
+        outcome.loads = sum(neuron.loads.total() for neuron in neurons)
+        assert not any(neuron.broken for neuron in neurons)  # noqa: S101 - it would mean nothing
+        tending.cancel()
+    return outcome
+
+
+def pooled(asked: Sequence[Arrival], capacity_gib: int, sizes: list[int], knows: bool) -> int:
+    """
+    Return the loads of one cache for all nodes together.
+
+    Args:
+        asked: The requests.
+        capacity_gib: What it holds.
+        sizes: Of the models, GiB.
+        knows: It lets go what is asked latest from now on, else what was used longest ago.
+    """
+    later = [float("inf")] * len(asked)
+    seen: dict[int, int] = {}
+    for number in reversed(range(len(asked))):
+        later[number] = seen.get(asked[number].model, float("inf"))
+        seen[asked[number].model] = number
+    held: dict[int, float] = {}
+    heap: list[tuple[float, int]] = []  # the first to go first; old entries are skipped
+    used = loads = 0
+    for number, arrival in enumerate(asked):
+        model, rank = arrival.model, -later[number] if knows else number
+        if model not in held:
+            loads += 1
+            used += sizes[model]
+            while used > capacity_gib:
+                was, victim = heapq.heappop(heap)
+                if held.get(victim) == was:
+                    del held[victim]
+                    used -= sizes[victim]
+        held[model] = rank
+        heapq.heappush(heap, (rank, model))
+    return loads
+
+
+def jain(values: Sequence[float]) -> float:
+    """Return Jain's index: 1 if all are the same, 1/n if one has everything."""
+    return sum(values) ** 2 / (len(values) * sum(v * v for v in values))
+
+
+def at(values: Sequence[float], share: float) -> float:
+    """Return the quantile of sorted *values*."""
+    return values[min(int(len(values) * share), len(values) - 1)]
+
+
+def row(load: str, nodes: int, models: int, policy: str, asked: Sequence[Arrival]) -> str:
+    """Return a line of the table."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        outcome = runner.run(run(nodes, models, policy, asked))
+    sizes, whole = sizes_gib(models), nodes * DEVICE_GIB
+    place, route = (sorted(outcome.decisions_us[name]) for name in ("place", "route"))
+    waits = sorted(wait for waits in outcome.waits.values() for wait in waits)
+    mean_s = [sum(waits) / len(waits) + ANSWER_S for waits in outcome.waits.values()]
+    cells = [
+        load,
+        policy,
+        f"{at(place, 0.5):.0f} / {at(place, 0.99):.0f}",
+        f"{at(route, 0.5):.0f} / {at(route, 0.99):.0f}",
+        *(
+            f"{100 * loads / len(asked):.2f}"
+            for loads in (
+                outcome.loads,
+                pooled(asked, whole, sizes, knows=False),
+                pooled(asked, whole, sizes, knows=True),
+            )
+        ),
+        f"{at(waits, 0.99):.1f}",
+        f"{jain(mean_s):.4f}",
+        str(outcome.refused),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Simulate and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="1,000 nodes, a million arrivals")
+    parser.add_argument("--policy", action="append", help="eviction policy; default lru and cost")
+    parser.add_argument("--load", action="append", choices=[*LOADS], help="default: both")
+    parser.add_argument("--arrivals", type=int, help="requests of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    logging.disable()
+    nodes, models, count = (1000, 2000, 1_000_000) if options.full else (50, 100, 20_000)
+    count = options.arrivals or count
+    gc.freeze()
+    cores = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}"
+    print(f"{nodes} nodes of {DEVICE_GIB} GiB, {models} models, {count} arrivals; {cores}\n")
+    print(
+        "| load | policy | place, us p50 / p99 | route, us p50 / p99 | cold % | lru % | belady % ",
+        end="",
+    )
+    print("| wait p99, s | Jain | refused |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for load in options.load or LOADS:
+        asked = arrivals(load, nodes, models, count, options.seed)
+        for policy in options.policy or ("lru", "cost"):
+            print(row(load, nodes, models, policy, asked), flush=True)
+
+
+if __name__ == "__main__":
+    main()
