@@ -44,9 +44,9 @@ def unpack(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, Said | None]
     if (length := headers.get(HEADER)) is None:
         return body, None
     try:
-        at = len(body) - int(length)
+        at = range(len(body))[-int(length)]
         return body[:at], _decode(body[at:])
-    except ValueError:  # msgspec's errors are some
+    except (ValueError, IndexError):  # msgspec's errors are some of the first
         raise InvalidRequest(f"{HEADER}: the body does not end with {length} bytes of it") from None
 
 

@@ -280,6 +280,17 @@ async def test_echo_goes_on_from_an_answer_that_was_begun(begun, rest):
     assert answer["choices"][0]["message"]["content"] == rest
 
 
+@pytest.mark.parametrize("length", ["x", "-1", "9999", "3"])
+async def test_what_was_said_of_an_answer_has_to_be_behind_the_body(length):
+    async with serving() as node:
+        await node.load("m")
+        body, headers = chat("m"), {"x-cortex-begun": length}
+        path = f"{node.url}/v1/chat/completions"
+        async with node.client.post(path, data=body, headers=headers) as response:
+            assert response.status == 400
+            assert "x-cortex-begun" in (await response.json())["error"]["message"]
+
+
 async def test_a_whole_answer_gets_every_event():
     async with serving() as node:
         await node.load("m")

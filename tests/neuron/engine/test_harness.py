@@ -20,6 +20,7 @@ from cortex.errors import (
 )
 from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.neuron.engine import jobs
+from cortex.resumption import Said, resumed
 from tests.neuron.engine.conftest import load
 
 pytestmark = [
@@ -174,6 +175,16 @@ async def test_an_answer_goes_on_as_it_would_have_from_any_token_of_it(harness):
         assert whole[:at] + rest == whole, at
         assert ended.usage.prompt_tokens == last.usage.prompt_tokens + at
         assert ended.usage.completion_tokens == last.usage.completion_tokens - at
+
+
+async def test_an_answer_that_another_node_began_is_counted_as_one(harness):
+    request = ask("Say it.", max_tokens=12, logit_bias=dict.fromkeys(range(40, 98), 100.0))
+    whole, last = await answer(harness, request)
+    for at in (0, 5, len(whole)):
+        rest, ended = await answer(harness, resumed(request, Said(text=whole[:at])))
+        assert whole[:at] + rest == whole
+        assert ended.reason == last.reason == "length"
+        assert attrs.astuple(ended.usage)[:4] == attrs.astuple(last.usage)[:4], at
 
 
 @pytest.mark.model
