@@ -102,7 +102,11 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     config = attrs.evolve(
         config,
         plugins=_plugin_settings(config.plugins, folder),
-        gateway=attrs.evolve(config.gateway, tls=_tls(config.gateway.tls, folder)),
+        gateway=attrs.evolve(
+            config.gateway,
+            tls=_tls(config.gateway.tls, folder),
+            state_path=_state(config.gateway.state_path, folder, "gateway-state.json"),
+        ),
         neurons=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.neurons),
         upstreams=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.upstreams),
         replies=_replies(config.replies, folder, where, "gateway"),
@@ -123,6 +127,7 @@ def load_catalogue(path: Path) -> Catalogue:
         _at_least(0, model.min_device_vram_mb, f"{at}.min_device_vram_mb")
         _at_least(0, model.vram_mb or 0, f"{at}.vram_mb")
         _at_least(0, model.context or 0, f"{at}.context")
+        _at_least(0, model.ttl_s, f"{at}.ttl_s")
     for model_id in ids:
         if ids.count(model_id) > 1:
             raise ConfigError(f"{path.name}: models: {model_id!r} is listed twice")

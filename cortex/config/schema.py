@@ -101,13 +101,21 @@ class TlsSection:
 
 @attrs.frozen(kw_only=True)
 class GatewaySection:
-    """``[gateway]``; without `tls` it speaks plain HTTP."""
+    """
+    ``[gateway]``; without `tls` it speaks plain HTTP.
+
+    Attributes:
+        drain_s: How long answers may go on once the gateway is told to stop.
+        state_path: What it has learned; as read from a file it is always set, and without one
+            nothing goes to the disk.
+    """
 
     listen: Address = Address("0.0.0.0", 31313)  # noqa: S104 - an endpoint is there to be reached
     metrics_listen: Address = Address("0.0.0.0", 31314)  # noqa: S104
     models_config: Path = Path("models.toml")
     dialects: tuple[str, ...] | None = None
     drain_s: float = 60.0
+    state_path: Path | None = None
     tls: TlsSection | None = None
 
 

@@ -26,6 +26,8 @@ class ModelSpec:
         min_devices: Devices it needs on one node.
         pinned_on: Nodes it may run on; there it is never evicted.
         priority: Rank for ``eviction.strategy = "priority"``; higher stays.
+        ttl_s: The gateway unloads it once nobody has used it for so long; 0 is never.
+        preload: The gateway loads it at its start.
         context: Tokens of context to serve at most; None is the checkpoint's own limit.
         defaults: Sampling defaults a client may override.
     """
@@ -39,6 +41,8 @@ class ModelSpec:
     min_device_vram_mb: int = 0
     pinned_on: tuple[str, ...] = ()
     priority: int = 0
+    ttl_s: float = 0.0
+    preload: bool = False
     context: int | None = None
     defaults: Mapping[SamplingDefault, float] = attrs.field(factory=dict)
 

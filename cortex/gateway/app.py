@@ -23,6 +23,7 @@ from cortex.gateway.audit import Audit
 from cortex.gateway.auth import PRINCIPAL, Auth, is_admin
 from cortex.gateway.catalogue import Names
 from cortex.gateway.gauges import FleetCollector
+from cortex.gateway.keeper import Keeper
 from cortex.gateway.ledger import Ledger
 from cortex.gateway.loads import Loads
 from cortex.gateway.loop_delay import measure_forever
@@ -34,6 +35,7 @@ from cortex.gateway.recording import Recording
 from cortex.gateway.reload import Difference, Read, Reload
 from cortex.gateway.requests import Requests
 from cortex.gateway.router import Router, Waiting
+from cortex.gateway.sizes import Sizes, forget
 from cortex.gateway.translation import Translators
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
@@ -85,6 +87,7 @@ class Gateway:
             queues=self.queues,
             tasks=tasks,
         )
+        self._keeper = self._make_keeper(tasks)
         self._translators = Translators(every_dialect(config, plugins, where))
         self._router = Router(
             nodes=self.nodes,
@@ -101,6 +104,16 @@ class Gateway:
         self.requests = Requests(self.loads)
         self.metrics.registry.register(FleetCollector(self.nodes, self.queues))
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
+
+    def _make_keeper(self, tasks: asyncio.TaskGroup) -> Keeper:
+        return Keeper(
+            nodes=self.nodes,
+            names=self.names,
+            loads=self.loads,
+            queues=self.queues,
+            sizes=Sizes(self.config.gateway.state_path),
+            tasks=tasks,
+        )
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
@@ -129,6 +142,8 @@ class Gateway:
         self._audit.open()
         await first_round(self.nodes, self.nodes)
         self._poll(self.nodes)
+        keeping = self._tasks.create_task(self._keeper.run(), name="keeper")
+        self._background.append(keeping)
         tending = self._tasks.create_task(self._router.tend_forever(), name="queues")
         measuring = self._tasks.create_task(
             measure_forever(self.metrics.loop_is_late), name="loop delay"
@@ -167,6 +182,7 @@ class Gateway:
         for node, entry, context in zip(nodes, config.nodes, contexts, strict=True):
             node.adopt(entry, self._session, context)
         self.nodes.adopt(nodes)
+        forget(self.loads.needs_mb, self.names.specs, catalogue)
         self.names.adopt(catalogue)
         self.queues.max_depth = config.queue.max_depth
         self.loads.adopt(config, policy)
@@ -186,6 +202,7 @@ class Gateway:
         why = ShuttingDown("the gateway is about to stop")
         self.requests.close(why)
         self._router.close(why)
+        self._keeper.close()
         self.loads.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
@@ -201,6 +218,7 @@ class Gateway:
         for task in self._background:
             task.cancel()
         self.loads.stop()
+        self._keeper.stop()
         for node in self.nodes:
             node.client.close()
         self._ledger.close()

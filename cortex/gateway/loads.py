@@ -78,6 +78,11 @@ class Loads:
         self._max_wait_s = config.queue.max_wait_s
         self._planner.adopt(config.eviction, policy)
 
+    @property
+    def needs_mb(self) -> dict[str, int]:
+        """Measured memory of models, by id."""
+        return self._planner.needs_mb
+
     def views(self) -> tuple[LoadJob, ...]:
         """Return the loads under way."""
         return tuple(job.view(self._queues.length(name)) for name, job in self._jobs.items())

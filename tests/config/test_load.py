@@ -15,7 +15,7 @@ from cortex.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
 NEURON = '[[neurons]]\nname = "a"\nendpoint = "http://h:1"\n'
-KNOWN = "known: listen, metrics_listen, models_config, dialects, drain_s, tls"
+KNOWN = "known: listen, metrics_listen, models_config, dialects, drain_s, state_path, tls"
 DIGEST = 64 * "0"
 EXPECTED = "expected http://host:port, got"
 

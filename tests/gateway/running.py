@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Self
 
 import aiohttp
@@ -151,6 +152,7 @@ async def running(
     audit: AuditSection | None = None,
     read: Read | None = None,
     tls: TlsSection | None = None,
+    state_path: Path | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -164,7 +166,7 @@ async def running(
         for number, node in enumerate(nodes)
     ]
     config = GatewayConfig(
-        gateway=GatewaySection(tls=tls),
+        gateway=GatewaySection(tls=tls, state_path=state_path),
         neurons=tuple(entries),
         upstreams=tuple(upstreams),
         routing=RoutingSection(strategy=strategy, resume=resume),

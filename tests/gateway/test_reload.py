@@ -40,7 +40,9 @@ class Files:
 
     def read(self):
         config, catalogue = load_gateway(self.path)
-        return attrs.evolve(config, replies=RepliesSection(), ledger=LedgerSection()), catalogue
+        gateway = attrs.evolve(config.gateway, state_path=None)  # as in `running`
+        none = {"replies": RepliesSection(), "ledger": LedgerSection()}
+        return attrs.evolve(config, gateway=gateway, **none), catalogue
 
 
 @asynccontextmanager
