@@ -24,12 +24,12 @@ from cortex import errors, hookspecs
 from cortex.__main__ import COMMANDS
 from cortex.config.schema import Address, Catalogue, GatewayConfig, NeuronConfig, PluginSettings
 from cortex.errors import CortexError, RemoteError
+from cortex.events import Events
 from cortex.fleet import node
 from cortex.gateway.admin import ModelBody, PinBody
 from cortex.gateway.app import Gateway
 from cortex.neuron.app import LoadBody, Neuron, UnloadBody
 from cortex.neuron.discovery import Host
-from cortex.neuron.events import Events
 from cortex.neuron.models import Models
 from cortex.plugins import BUILTINS, Plugins
 from tests.gateway.exported import exported

@@ -97,6 +97,12 @@ class Gateway:
             answer = response.read()
         return self._decode(cls, path, answer)
 
+    def delete_as(self, cls: type[T], path: str, *, timeout_s: float = ANSWER_S) -> T:
+        """Return the JSON body of a DELETE's answer, read into *cls*."""
+        with self._open("DELETE", path, None, timeout_s) as response:
+            answer = response.read()
+        return self._decode(cls, path, answer)
+
     def stream(self, path: str, body: Mapping[str, object]) -> Generator[str, None, None]:
         """Yield the ``data:`` of each server-sent event; close the generator to hang up."""
         with self._open("POST", path, body, SILENCE_S) as response:

@@ -1,4 +1,4 @@
-"""``cortex models``: what can be asked for; load and unload."""
+"""``cortex models``: what can be asked for; load, unload, pin, explain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from cortex.cli import client
 
 UNLOAD_S = 300.0
+WHERE = {"load": "the gateway chooses", "unpin": "wherever it was pinned by hand"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, summary in (
         ("load", "load a model now, and wait until it can answer"),
         ("unload", "unload a model; the catalogue keeps it"),
+        ("pin", "never evict a model from a node, and load it nowhere else"),
+        ("unpin", "undo that"),
+        ("explain", "say where a request for a model would go now, and why"),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
         client.add_arguments(action, again=True)
@@ -31,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="print the gateway's answer, as JSON",
         )
         action.add_argument("model", metavar="MODEL", help="an id or alias `cortex models` lists")
-        where = "the gateway chooses" if name == "load" else "every node that has it"
+        if name == "explain":
+            continue
+        where = WHERE.get(name, "every node that has it")
         action.add_argument("--node", metavar="NODE", help=f"a node's name (default: {where})")
         if name == "unload":
             action.add_argument(
@@ -40,12 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List, load or unload."""
+    """List, or do the action."""
     gateway = client.Gateway.of(args)
     if args.action == "load":
         return _load(gateway, args)
     if args.action == "unload":
         return _unload(gateway, args)
+    if args.action in ("pin", "unpin"):
+        return _pin(gateway, args)
+    if args.action == "explain":
+        return _explain(gateway, args)
     if args.json:
         return _print_json(gateway.get_as(dict, "/v1/models"))
     from cortex.cli import catalogue
@@ -75,6 +85,32 @@ def _unload(gateway: client.Gateway, args: argparse.Namespace) -> int:
         body["force"] = True
     path = f"/api/v1/models/{quote(args.model, safe='')}/unload"
     return _done(args, gateway.post_as(dict, path, body, timeout_s=UNLOAD_S))
+
+
+def _pin(gateway: client.Gateway, args: argparse.Namespace) -> int:
+    from urllib.parse import quote
+
+    body = {"node": args.node} if args.node else {}
+    path = f"/api/v1/models/{quote(args.model, safe='')}/{args.action}"
+    answer = gateway.post_as(dict, path, body)
+    if args.json:
+        return _print_json(answer)
+    print(f"{answer['model_id']}: pinned on {', '.join(answer['pinned_on']) or 'no node'}")
+    return 0
+
+
+def _explain(gateway: client.Gateway, args: argparse.Namespace) -> int:
+    from urllib.parse import quote
+
+    path = f"/api/v1/explain?model={quote(args.model, safe='')}"
+    if args.json:
+        return _print_json(gateway.get_as(dict, path))
+    from cortex.cli.console import console
+    from cortex.cli.explanation import show
+    from cortex.fleet.node import Explanation
+
+    console().print(show(gateway.get_as(Explanation, path)))
+    return 0
 
 
 def _done(args: argparse.Namespace, answer: dict[str, Any], took: str = "") -> int:

@@ -13,6 +13,7 @@ from aiohttp import web
 from cortex import __version__
 from cortex.config.diff import shown
 from cortex.errors import InvalidRequest, ModelNotFound, RequestCancelled, RouteNotFound
+from cortex.events import Events
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Fleet
 from cortex.gateway.catalogue import Names
@@ -24,6 +25,7 @@ from cortex.gateway.queue import Queues
 from cortex.gateway.reload import Reload
 from cortex.gateway.requests import Requests
 from cortex.gateway.router import Router, Waiting
+from cortex.gateway.watch import Watch
 from cortex.plugins import KINDS, Plugins
 from cortex.registry import did_you_mean
 from cortex.web import read_json, reply
@@ -56,12 +58,15 @@ class Admin:
     queues: Queues[Waiting]
     requests: Requests
     reload: Reload
+    events: Events
+    watch: Watch
     plugins: Plugins
     began: float = attrs.field(factory=monotonic)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Route our paths."""
         router.add_get("/api/v1/fleet", self._fleet)
+        router.add_get("/api/v1/events", self._events)
         router.add_get("/api/v1/plugins", self._plugins)
         router.add_get("/api/v1/usage", self._usage)
         router.add_post("/api/v1/models/{id:.+}/load", self._load)
@@ -77,16 +82,21 @@ class Admin:
         router.add_delete("/api/v1/requests/{id}", self._cancel)
 
     async def _fleet(self, _: web.Request) -> web.Response:
-        return reply(
-            Fleet(
-                version=__version__,
-                uptime_s=round(monotonic() - self.began, 1),
-                nodes=tuple(node.view() for node in self.nodes),
-                loads=self.loads.views(),
-                catalogue=tuple(self.names.specs),
-                aliases=dict(self.names.aliases),
-                pins=self.names.pins(),
-            )
+        return reply(self._snapshot())
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        self.watch.begin()
+        return await self.events.stream(request, self._snapshot)
+
+    def _snapshot(self) -> Fleet:
+        return Fleet(
+            version=__version__,
+            uptime_s=round(monotonic() - self.began, 1),
+            nodes=tuple(node.view() for node in self.nodes),
+            loads=self.loads.views(),
+            catalogue=tuple(self.names.specs),
+            aliases=dict(self.names.aliases),
+            pins=self.names.pins(),
         )
 
     async def _plugins(self, _: web.Request) -> web.Response:

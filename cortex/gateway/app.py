@@ -15,6 +15,7 @@ from cortex import __version__, tls
 from cortex.api import Dialect, EvictionPolicy, Operation, RoutingStrategy
 from cortex.config.schema import Catalogue, GatewayConfig
 from cortex.errors import ConfigError, CortexError, ShuttingDown
+from cortex.events import Events
 from cortex.fleet.model import ModelCard
 from cortex.gateway import chat
 from cortex.gateway.accounts import Accounts
@@ -33,10 +34,11 @@ from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.queue import Queues
 from cortex.gateway.recording import Recording
 from cortex.gateway.reload import Difference, Read, Reload
-from cortex.gateway.requests import Requests
+from cortex.gateway.requests import Requests, over
 from cortex.gateway.router import Router, Waiting
 from cortex.gateway.sizes import Sizes, forget
 from cortex.gateway.translation import Translators
+from cortex.gateway.watch import Watch
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
 from cortex.systemd import Service
@@ -64,6 +66,7 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self._plugins = plugins
         self._tasks = tasks
+        self.events = Events()
         self._background: list[asyncio.Task[None]] = []
         self.config, self.catalogue = config, catalogue
         self._where, self._session = where, session
@@ -99,9 +102,10 @@ class Gateway:
         )
         self._replies = Replies(config.replies)
         self._reload = Reload(
-            read or self.current, self.current, self.adopt, service or Service({})
+            read or self.current, self.current, self.adopt, service or Service({}), self.events
         )
         self.requests = Requests(self.loads)
+        self._watch = Watch(self.nodes, self.loads, self.events)
         self.metrics.registry.register(FleetCollector(self.nodes, self.queues))
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
 
@@ -130,6 +134,8 @@ class Gateway:
             queues=self.queues,
             requests=self.requests,
             reload=self._reload,
+            events=self.events,
+            watch=self._watch,
             plugins=self._plugins,
         )
         admin.add_routes(app.router)
@@ -142,6 +148,8 @@ class Gateway:
         self._audit.open()
         await first_round(self.nodes, self.nodes)
         self._poll(self.nodes)
+        watching = self._tasks.create_task(self._watch.run(), name="watch")
+        self._background.append(watching)
         keeping = self._tasks.create_task(self._keeper.run(), name="keeper")
         self._background.append(keeping)
         tending = self._tasks.create_task(self._router.tend_forever(), name="queues")
@@ -203,6 +211,7 @@ class Gateway:
         self.requests.close(why)
         self._router.close(why)
         self._keeper.close()
+        self.events.close()
         self.loads.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
@@ -296,6 +305,8 @@ class Gateway:
                 self._accounts.leave(account, record)
             self.requests.leave(entry, record)
             self._audit.note(request, record)
+            if self.events:
+                self.events.publish("request", over(record, record.duration_s))
             self.metrics.count(record)
             self._plugins.notify("cortex_on_request_finished", record=record)
 

@@ -17,6 +17,7 @@ import attrs
 from cortex.config.diff import Change, changes
 from cortex.config.schema import Catalogue, GatewayConfig
 from cortex.errors import ConfigError, ReloadRefused
+from cortex.events import Events
 from cortex.systemd import Service
 
 LIVE = ("routing", "eviction", "queue", "auth", "neurons", "upstreams")
@@ -48,6 +49,7 @@ class Reload:
         current: Returns the configuration in force.
         adopt: Puts a configuration in force, whole or not at all.
         service: Who is told.
+        events: Who else.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Reload:
         current: Read,
         adopt: Callable[[GatewayConfig, Catalogue], Awaitable[None]],
         service: Service,
+        events: Events,
     ) -> None:
         self._read = read
         self.current = current
         self._adopt = adopt
         self._service = service
+        self._events = events
         self._one = asyncio.Lock()
 
     async def run(self) -> Difference:
@@ -96,6 +100,7 @@ class Reload:
             log.info("reload: %s: %s, was %s", change.key, change.now, change.was)
         for change in found.restart:
             log.warning("reload: %s stays %s until a restart", change.key, change.was)
+        self._events.publish("reload", found)
         return found
 
 

@@ -20,16 +20,16 @@ from cortex import __version__
 from cortex.api import Dialect, Harness, HarnessHost, Operation
 from cortex.config.schema import NeuronConfig
 from cortex.errors import InvalidRequest, NotAuthenticated
+from cortex.events import Events
 from cortex.fleet.model import ModelCard, ModelSpec, SamplingDefault
 from cortex.fleet.node import Health, ModelHealth
 from cortex.neuron import chat, discovery
 from cortex.neuron.activation import Activator
-from cortex.neuron.events import Events
 from cortex.neuron.metrics import NeuronCollector
 from cortex.neuron.models import Models
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies, Turn
-from cortex.web import add_dialects, application, read_body, read_json, reply, sse
+from cortex.web import add_dialects, application, read_body, read_json, reply
 
 REFRESH_S = 1.0
 OPEN = ("/", "/health")  # what needs no token
@@ -216,15 +216,10 @@ class Neuron:
         return reply({"url": f"http://{request.host}", "dialects": list(self._dialects)})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Cache-Control": "no-cache"})
-        response.content_type = "text/event-stream"
-        await response.prepare(request)
-        with self.events.listener() as queue:
-            snapshot = {"health": self.health(), "models": self.models.list()}
-            await response.write(sse("snapshot", snapshot))
-            while (event := await queue.get()) is not None:  # ends with the client or the neuron
-                await response.write(event)
-        return response
+        return await self.events.stream(request, self._snapshot)
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {"health": self.health(), "models": self.models.list()}
 
     async def _prometheus(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._metrics), content_type="text/plain")

@@ -49,10 +49,10 @@ async def serve(config: NeuronConfig, where: str) -> None:
     from cortex import tls
     from cortex.api import Source
     from cortex.config.load import cache_dir, environment
+    from cortex.events import Events
     from cortex.fleet.model import ModelSpec
     from cortex.neuron import discovery
     from cortex.neuron.app import Neuron, build_harnesses
-    from cortex.neuron.events import Events
     from cortex.neuron.models import Models
     from cortex.plugins import Plugins
     from cortex.systemd import Service

@@ -98,6 +98,9 @@ class FakeGateway:
             def do_GET(self) -> None:
                 self.answer(None)
 
+            def do_DELETE(self) -> None:
+                self.answer(None)
+
             def do_POST(self) -> None:
                 length = int(self.headers["content-length"])
                 self.answer(json.loads(self.rfile.read(length)))

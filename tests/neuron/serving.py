@@ -14,9 +14,9 @@ import aiohttp
 import attrs
 
 from cortex.config.schema import Address, DefaultModel, NeuronConfig, PluginSettings, RepliesSection
+from cortex.events import Events
 from cortex.neuron import discovery
 from cortex.neuron.app import Neuron, build_harnesses
-from cortex.neuron.events import Events
 from cortex.neuron.models import Models
 from cortex.plugins import Plugins
 from cortex.web import listening

@@ -1,0 +1,88 @@
+"""``cortex requests``: what is under way and what was lately over; cancel one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cortex.cli import client
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from cortex.fleet.node import RequestState
+
+REQUESTS = "/api/v1/requests"
+RIGHT = frozenset({"AGE", "TTFT", "TOKENS", "STATUS"})
+WRAP = frozenset({"ID", "MODEL"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    client.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print what the gateway says, as JSON")
+    actions = parser.add_subparsers(metavar="action", dest="action", title="actions")
+    summary = "cancel a request, wherever it is"
+    action = actions.add_parser("cancel", help=summary, description=summary)
+    client.add_arguments(action, again=True)
+    action.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the gateway's answer, as JSON",
+    )
+    action.add_argument("id", metavar="ID", help="an id `cortex requests` lists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List or cancel."""
+    gateway = client.Gateway.of(args)
+    if args.action == "cancel":
+        return _cancel(gateway, args)
+    if args.json:
+        return _print_json(gateway.get_as(dict, REQUESTS))
+    import msgspec
+
+    from cortex.cli.console import console
+    from cortex.fleet.node import RequestState
+
+    rows = gateway.get_as(dict, REQUESTS)["requests"]
+    console().print(_table(msgspec.convert(rows, list[RequestState])))
+    return 0
+
+
+def _cancel(gateway: client.Gateway, args: argparse.Namespace) -> int:
+    from urllib.parse import quote
+
+    answer = gateway.delete_as(dict, f"{REQUESTS}/{quote(args.id, safe='')}")
+    if args.json:
+        return _print_json(answer)
+    print(f"cancelled: {answer['id']}")
+    return 0
+
+
+def _table(rows: Sequence[RequestState]) -> RenderableType:
+    from cortex.cli.console import duration, state, table
+
+    heads = ("ID", "STATE", "WHO", "MODEL", "NODE", "AGE", "TTFT", "TOKENS", "STATUS")
+    shown = table(*heads, right=RIGHT, wrap=WRAP)
+    for row in rows:
+        shown.add_row(
+            row.id,
+            state(row.state),
+            row.principal,
+            row.model,
+            row.node,
+            duration(row.age_s),
+            "" if row.ttft_s is None else f"{row.ttft_s:.2f}s",
+            str(row.completion_tokens),
+            str(row.status or ""),
+        )
+    return shown
+
+
+def _print_json(answer: dict[str, Any]) -> int:
+    print(json.dumps(answer, indent=2, ensure_ascii=False))
+    return 0
