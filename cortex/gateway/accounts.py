@@ -31,6 +31,8 @@ class Account:
         principal: As it was when it last asked: its limits may change.
         days: Tokens used, by day since 1970 in UTC.
         in_flight: Requests under way.
+        window: The day up to which, and how many days, `spent` is about.
+        spent: The tokens of those days.
     """
 
     principal: Principal
@@ -38,6 +40,8 @@ class Account:
     in_flight: int = 0
     requests: Bucket | None = None
     tokens: Bucket | None = None
+    window: tuple[int, int] = (0, 0)
+    spent: int = 0
 
     @classmethod
     def opened(cls, principal: Principal, days: dict[int, int], now: float) -> Account:
@@ -87,26 +91,24 @@ class Account:
                 self.tokens.take(tokens, now)
             today = int(wall // DAY_S)
             self.days[today] = self.days.get(today, 0) + tokens
+            if self.window[0] == today:
+                self.spent += tokens
             if len(self.days) > MAX_BUDGET_DAYS:
                 del self.days[min(self.days)]
 
-    def used(self, days: int, wall: float) -> int:
-        """Return the tokens of the last *days*, today included."""
-        first = int(wall // DAY_S) - days + 1
-        return sum(tokens for day, tokens in self.days.items() if day >= first)
-
     def _check_budget(self, budget: int, days: int, wall: float) -> None:
-        used = self.used(days, wall)
-        if used < budget:
-            return
         today = int(wall // DAY_S)
+        if self.window != (today, days):
+            self.window, self.spent = (today, days), self._used_from(today - days + 1)
+        if self.spent < budget:
+            return
         opens = today + 1  # the day on which enough of the old days count no more
         while opens < today + days and self._used_from(opens - days + 1) >= budget:
             opens += 1
         raise InsufficientQuota(
-            f"{self.principal.name} has used {used} of its {budget} tokens of {days} days",
+            f"{self.principal.name} has used {self.spent} of its {budget} tokens of {days} days",
             retry_after_s=opens * DAY_S - wall,
-            details={"limit": "budget_tokens", "used": used},
+            details={"limit": "budget_tokens", "used": self.spent},
         )
 
     def _used_from(self, first: int) -> int:

@@ -21,7 +21,7 @@ from cortex.gateway import chat
 from cortex.gateway.accounts import Accounts
 from cortex.gateway.admin import Admin
 from cortex.gateway.audit import Audit
-from cortex.gateway.auth import PRINCIPAL, Auth, is_admin
+from cortex.gateway.auth import ADMIN, PRINCIPAL, Auth, route_of
 from cortex.gateway.catalogue import Names
 from cortex.gateway.gauges import FleetCollector
 from cortex.gateway.keeper import Keeper
@@ -235,12 +235,13 @@ class Gateway:
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        route = route_of(request)
         try:
-            principal = request[PRINCIPAL] = self.auth.admit(request)
+            principal = request[PRINCIPAL] = self.auth.admit(route, request.headers)
         except CortexError as error:
             self._audit.refused(request, error)
             raise
-        if is_admin(request):
+        if route.startswith(ADMIN):
             return await self._audit.watch(request, principal.name, handler)
         return await handler(request)
 
