@@ -241,9 +241,8 @@ def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web
         at = recording.node
         log.warning("node %s died in request %s: %s", at, recording.id, exchange.failed)
         died = UpstreamDied(f"node {at} died while it answered")
-        return exchange.break_off(
-            cast("ChatDialect", dialect).render_stream_error(died, recording.id)
-        )
+        render = getattr(dialect, "render_stream_error", None)  # embeddings have no streams
+        return exchange.break_off(render(died, recording.id) if render else b"")
     recording.outcome = "ok" if exchange.is_success else "error"
     return exchange.response()
 
