@@ -56,8 +56,9 @@ class Keeper:
         """Tick until closed."""
         while not self._closed:
             self.tick(monotonic())
-            sizes = dict(self._loads.needs_mb)
-            await asyncio.to_thread(self._sizes.write, sizes, self._names.specs)
+            if self._sizes.are_kept:
+                sizes = dict(self._loads.needs_mb)
+                await asyncio.to_thread(self._sizes.write, sizes, self._names.specs)
             await asyncio.sleep(EVERY_S)
 
     def close(self) -> None:

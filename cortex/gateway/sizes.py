@@ -52,6 +52,11 @@ class Sizes:
         self._path = path
         self._written: dict[str, Size] = {}
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether there is a file."""
+        return self._path is not None
+
     def read(self, specs: Mapping[str, ModelSpec]) -> dict[str, int]:
         """Return what is known of models, as *specs* has them made; a bad file is no file."""
         if self._path is None:
