@@ -269,6 +269,7 @@ def test_a_large_model_gets_its_turn_however_many_small_ones_come_and_go(seed):
                     clients.create_task(ask_for_the_large_one())
 
         assert not world.errors
-        assert waited[0] < TURN_S + 4 * (RESIDENCY_S + ANSWER_S + UNLOAD_S + LOAD_S)
+        # each of the small ones may have waited longer, and goes first once
+        assert waited[0] < TURN_S + len(small) * (RESIDENCY_S + ANSWER_S + UNLOAD_S + LOAD_S)
 
     virtually(main)
