@@ -41,7 +41,7 @@ class Usage:
 
 def total_usage(usages: Mapping[int, Usage], n: int) -> Usage:
     """
-    Return the usage of a request's answers; times are those of the first.
+    Return the usage of a request's answers; times are those of the first there is.
 
     Args:
         usages: Of each choice.
@@ -49,7 +49,7 @@ def total_usage(usages: Mapping[int, Usage], n: int) -> Usage:
     """
     prompts = [usage for choice, usage in usages.items() if choice % n == 0]
     return attrs.evolve(
-        usages[0],
+        usages[min(usages)],
         prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
         cached_tokens=sum(usage.cached_tokens for usage in prompts),
         completion_tokens=sum(usage.completion_tokens for usage in usages.values()),

@@ -56,6 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser, *, again: bool = False) -> No
     )
 
 
+def add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    """Add a subcommand with the options of `add_arguments` and ``--json``, and return it."""
+    action: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=summary)
+    add_arguments(action, again=True)
+    action.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the gateway's answer, as JSON",
+    )
+    return action
+
+
+def print_json(answer: dict[str, Any]) -> int:
+    """Print what ``--json`` asks for; return the exit status."""
+    print(json.dumps(answer, indent=2, ensure_ascii=False))
+    return 0
+
+
 class Gateway:
     """A gateway to talk to; safe to use from several threads."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any
@@ -26,14 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("unpin", "undo that"),
         ("explain", "say where a request for a model would go now, and why"),
     ):
-        action = actions.add_parser(name, help=summary, description=summary)
-        client.add_arguments(action, again=True)
-        action.add_argument(
-            "--json",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="print the gateway's answer, as JSON",
-        )
+        action = client.add_action(actions, name, summary)
         action.add_argument("model", metavar="MODEL", help="an id or alias `cortex models` lists")
         if name == "explain":
             continue
@@ -57,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "explain":
         return _explain(gateway, args)
     if args.json:
-        return _print_json(gateway.get_as(dict, "/v1/models"))
+        return client.print_json(gateway.get_as(dict, "/v1/models"))
     from cortex.cli import catalogue
     from cortex.cli.console import console
 
@@ -94,7 +86,7 @@ def _pin(gateway: client.Gateway, args: argparse.Namespace) -> int:
     path = f"/api/v1/models/{quote(args.model, safe='')}/{args.action}"
     answer = gateway.post_as(dict, path, body)
     if args.json:
-        return _print_json(answer)
+        return client.print_json(answer)
     print(f"{answer['model_id']}: pinned on {', '.join(answer['pinned_on']) or 'no node'}")
     return 0
 
@@ -104,7 +96,7 @@ def _explain(gateway: client.Gateway, args: argparse.Namespace) -> int:
 
     path = f"/api/v1/explain?model={quote(args.model, safe='')}"
     if args.json:
-        return _print_json(gateway.get_as(dict, path))
+        return client.print_json(gateway.get_as(dict, path))
     from cortex.cli.console import console
     from cortex.cli.explanation import show
     from cortex.fleet.node import Explanation
@@ -115,13 +107,8 @@ def _explain(gateway: client.Gateway, args: argparse.Namespace) -> int:
 
 def _done(args: argparse.Namespace, answer: dict[str, Any], took: str = "") -> int:
     if args.json:
-        return _print_json(answer)
+        return client.print_json(answer)
     model = answer.get("model_id", args.model)
     where = f" on {answer['node']}" if answer.get("node") else ""
     print(f"{answer.get('status', 'done')}: {model}{where}{took}")
-    return 0
-
-
-def _print_json(answer: dict[str, Any]) -> int:
-    print(json.dumps(answer, indent=2, ensure_ascii=False))
     return 0

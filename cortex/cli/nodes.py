@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cortex.cli import client
 
@@ -25,14 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("drain", "send nothing new to a node; what runs there ends by itself"),
         ("resume", "use a drained node again"),
     ):
-        action = actions.add_parser(name, help=summary, description=summary)
-        client.add_arguments(action, again=True)
-        action.add_argument(
-            "--json",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="print the gateway's answer, as JSON",
-        )
+        action = client.add_action(actions, name, summary)
         action.add_argument("node", metavar="NODE", help="a name `cortex nodes` lists")
 
 
@@ -42,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action is not None:
         return _tell(gateway, args)
     if args.json:
-        return _print_json({"nodes": gateway.get_as(dict, FLEET)["nodes"]})
+        return client.print_json({"nodes": gateway.get_as(dict, FLEET)["nodes"]})
     from cortex.cli.console import console
     from cortex.fleet.node import Fleet
 
@@ -56,7 +48,7 @@ def _tell(gateway: client.Gateway, args: argparse.Namespace) -> int:
     path = f"/api/v1/nodes/{quote(args.node, safe='')}/{args.action}"
     answer = gateway.post_as(dict, path, {})
     if args.json:
-        return _print_json(answer)
+        return client.print_json(answer)
     if answer.get("drained"):
         print(f"drained: {answer['node']}, {answer['in_flight']} requests under way there")
     else:
@@ -76,8 +68,3 @@ def _table(fleet: Fleet) -> RenderableType:
 
 
 WRAP = frozenset({"MODELS"})
-
-
-def _print_json(answer: dict[str, Any]) -> int:
-    print(json.dumps(answer, indent=2, ensure_ascii=False))
-    return 0

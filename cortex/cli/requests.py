@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cortex.cli import client
 
@@ -24,15 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     client.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print what the gateway says, as JSON")
     actions = parser.add_subparsers(metavar="action", dest="action", title="actions")
-    summary = "cancel a request, wherever it is"
-    action = actions.add_parser("cancel", help=summary, description=summary)
-    client.add_arguments(action, again=True)
-    action.add_argument(
-        "--json",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print the gateway's answer, as JSON",
-    )
+    action = client.add_action(actions, "cancel", "cancel a request, wherever it is")
     action.add_argument("id", metavar="ID", help="an id `cortex requests` lists")
 
 
@@ -42,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "cancel":
         return _cancel(gateway, args)
     if args.json:
-        return _print_json(gateway.get_as(dict, REQUESTS))
+        return client.print_json(gateway.get_as(dict, REQUESTS))
     import msgspec
 
     from cortex.cli.console import console
@@ -58,7 +49,7 @@ def _cancel(gateway: client.Gateway, args: argparse.Namespace) -> int:
 
     answer = gateway.delete_as(dict, f"{REQUESTS}/{quote(args.id, safe='')}")
     if args.json:
-        return _print_json(answer)
+        return client.print_json(answer)
     print(f"cancelled: {answer['id']}")
     return 0
 
@@ -81,8 +72,3 @@ def _table(rows: Sequence[RequestState]) -> RenderableType:
             str(row.status or ""),
         )
     return shown
-
-
-def _print_json(answer: dict[str, Any]) -> int:
-    print(json.dumps(answer, indent=2, ensure_ascii=False))
-    return 0

@@ -25,6 +25,7 @@ from cortex.chat.events import (
     ThinkingDelta,
     ToolCallDelta,
     Usage,
+    total_usage,
 )
 from cortex.chat.request import ChatRequest, RequestHead
 from cortex.errors import CortexError
@@ -152,15 +153,7 @@ class Translated(Exchange):
         return self.events
 
     def usage(self) -> Usage | None:
-        if not self._usages:
-            return None
-        per_prompt = self._between.chat.n
-        prompts = [usage for choice, usage in self._usages.items() if choice % per_prompt == 0]
-        return Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
-            cached_tokens=sum(usage.cached_tokens for usage in prompts),
-            completion_tokens=sum(usage.completion_tokens for usage in self._usages.values()),
-        )
+        return total_usage(self._usages, self._between.chat.n) if self._usages else None
 
     def tick(self) -> None:
         waits = self._is_open and self._is_stream and not (self._finished or self._is_paused)

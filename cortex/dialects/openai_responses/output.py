@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -16,7 +17,7 @@ Status = Literal["in_progress", "completed", "incomplete"]
 Event = tuple[str, dict[str, Any]]  # its type without "response.", and its fields
 
 
-class OutputItem:
+class OutputItem(ABC):
     """
     An item that grows.
 
@@ -56,12 +57,13 @@ class OutputItem:
         """Return the events after the last piece."""
         return [*self._ending(), self._event("output_item.done", status)]
 
+    @abstractmethod
     def shown(self, status: Status) -> dict[str, Any]:
         """Return the item as it is now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _ending(self) -> list[Event]:
-        raise NotImplementedError
+        """Return what comes between the last piece and ``output_item.done``."""
 
     def _event(self, name: str, status: Status) -> Event:
         return name, {"output_index": self._index, "item": self.shown(status)}
