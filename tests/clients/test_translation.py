@@ -32,7 +32,9 @@ def servers(request) -> Iterator[fleets.Fleet]:
 
 @pytest.fixture(params=[CHAT, MESSAGES, RESPONSES])
 def client(request, fleet):
-    return {CHAT: Chat, MESSAGES: Messages, RESPONSES: Responses}[request.param](fleet)
+    client = {CHAT: Chat, MESSAGES: Messages, RESPONSES: Responses}[request.param](fleet)
+    with client.ai:  # a client that is dropped unclosed warns whenever it happens to be collected
+        yield client
 
 
 @attrs.frozen(kw_only=True)
