@@ -189,6 +189,13 @@ class PreviousReplyNotFound(InvalidRequest):
     code = "previous_response_not_found"
 
 
+class RequestTimeout(InvalidRequest):
+    """The client did not send the rest of its request."""
+
+    code = "request_timeout"
+    status = 408
+
+
 class RequestTooLarge(InvalidRequest):
     """The body is over the limit."""
 

@@ -26,12 +26,14 @@ from cortex import __version__
 from cortex.api import Dialect, ModelsDialect, Operation, VersionDialect
 from cortex.chat.events import Usage
 from cortex.config.schema import Address
+from cortex.connection import accept
 from cortex.errors import (
     ConfigError,
     CortexError,
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
+    RequestTimeout,
     RequestTooLarge,
     RouteNotFound,
 )
@@ -42,7 +44,7 @@ from cortex.registry import did_you_mean
 from cortex.wire import decode, encode
 
 MAX_BODY_BYTES = 64 << 20
-BACKLOG = 4096
+BODY_IDLE_S = 60.0
 STOPS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -236,15 +238,30 @@ async def read_body(request: web.Request) -> bytes:
     Raises:
         RequestTooLarge: It is over `MAX_BODY_BYTES`, as sent or as unpacked.
         InvalidRequest: It is not framed or packed as its headers say.
+        RequestTimeout: No more of it has come for `BODY_IDLE_S`.
     """
     try:
         if (request.content_length or 0) <= MAX_BODY_BYTES:
-            return await request.read()
+            return await (request.read() if request.content.is_eof() else _read_slowly(request))
     except web.HTTPRequestEntityTooLarge:
         pass
     except web.RequestPayloadError:
         raise InvalidRequest("the body is not framed or packed as its headers say") from None
+    except TimeoutError:
+        raise RequestTimeout(f"no more of the body came for {BODY_IDLE_S:g} s") from None
     raise RequestTooLarge(f"the body is over {MAX_BODY_BYTES >> 20} MiB")
+
+
+async def _read_slowly(request: web.Request) -> bytes:
+    """Read a body that is still coming."""
+    loop, body = asyncio.get_running_loop(), bytearray()
+    async with asyncio.timeout(BODY_IDLE_S) as deadline:
+        while piece := await request.content.readany():
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(body))
+            deadline.reschedule(loop.time() + BODY_IDLE_S)
+    return bytes(body)
 
 
 async def read_json(request: web.Request, kind: type[T]) -> T:
@@ -291,21 +308,16 @@ async def listening(
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
-        access_log=None,
         shutdown_timeout=max(drain_s, 0.001),  # 0 would be for ever
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address.host, address.port, backlog=BACKLOG, ssl_context=tls)
+        server = await accept(runner, address, tls)
         try:
-            await site.start()
-        except OSError as error:
-            cause = (error.strerror or str(error)).rpartition("): ")[2]  # asyncio adds the address
-            raise ConfigError(
-                f"cannot listen on {address}: {cause}", hint="stop what holds it, or use --listen"
-            ) from None
-        host, port = runner.addresses[0][:2]
-        yield Address(host, port)
+            host, port = server.sockets[0].getsockname()[:2]
+            yield Address(host, port)
+        finally:
+            server.close()
     finally:
         await runner.cleanup()
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import asynccontextmanager, closing
+from unittest.mock import Mock
 
+import aiohttp
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 import cortex
 from cortex.api import Endpoint
 from cortex.config.schema import Address, PluginSettings
 from cortex.errors import ConfigError
 from cortex.plugins import Plugins
-from cortex.web import add_dialects, application, lifespans, listening
+from cortex.testing import VirtualLoop
+from cortex.web import BODY_IDLE_S, add_dialects, application, lifespans, listening, read_body
 
 
 class Living:
@@ -76,3 +81,25 @@ async def test_a_dialect_may_say_its_version(aiohttp_client):
     async with client.get("/api/version") as response:
         assert response.content_type == "application/json"
         assert await response.json() == {"version": f"9 of {cortex.__version__}"}
+
+
+def test_a_body_that_trickles_in_is_taken_however_long_it_takes():
+    loop = VirtualLoop()
+    began = loop.time()
+
+    async def trickle(content: aiohttp.StreamReader) -> None:
+        for _ in range(5):
+            await asyncio.sleep(BODY_IDLE_S - 1)
+            content.feed_data(b"piece ")
+        content.feed_eof()
+
+    async def read() -> bytes:
+        content = aiohttp.StreamReader(Mock(_reading_paused=False), 1 << 16, loop=loop)
+        request = make_mocked_request("POST", "/", payload=content)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(trickle(content))
+            return await read_body(request)
+
+    with closing(loop):
+        assert loop.run_until_complete(read()) == b"piece " * 5
+        assert loop.time() - began == 5 * (BODY_IDLE_S - 1)

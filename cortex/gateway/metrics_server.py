@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from cortex.config.schema import Address
 from cortex.errors import ConfigError
 
+ASK_S = 10.0  # for a request to come
 SWITCH_S = 0.001  # an answer takes about ten turns with a loop that never rests
 
 
@@ -65,5 +67,11 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = ASK_S  # each connection has a thread
+
+    def handle(self) -> None:
+        with suppress(TimeoutError):
+            super().handle()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
         pass

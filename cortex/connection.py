@@ -1,0 +1,101 @@
+"""
+One client's connection to a server of ours: a client that is slow costs little, and not for ever.
+
+The head of a request comes within `HEAD_S`, counted from the connection or from the head's first
+byte, or the client is told so and let go.  What is written waits in the kernel, not here: with
+`WRITE_BYTES` unsent, whoever writes waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from aiohttp import web
+
+from cortex.config.schema import Address
+from cortex.errors import ConfigError, RequestTimeout
+from cortex.wire import encode
+
+HEAD_S = 10.0
+WRITE_BYTES = 4 << 10
+BACKLOG = 4096
+
+
+async def accept(
+    runner: web.AppRunner, address: Address, tls: ssl.SSLContext | None
+) -> asyncio.Server:
+    """
+    Accept connections to a *runner* that is set up.
+
+    Raises:
+        ConfigError: The address is taken or not ours.
+    """
+    loop, served = asyncio.get_running_loop(), runner.server
+    assert served is not None  # noqa: S101 - it is set up
+    try:
+        return await loop.create_server(
+            lambda: ClientConnection(served, loop),
+            address.host,
+            address.port,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HEAD_S,
+        )
+    except OSError as error:
+        cause = (error.strerror or str(error)).rpartition("): ")[2]  # asyncio adds the address
+        raise ConfigError(
+            f"cannot listen on {address}: {cause}", hint="stop what holds it, or use --listen"
+        ) from None
+
+
+class ClientConnection(web.RequestHandler):
+    """aiohttp's connection, held to that."""
+
+    __slots__ = ("_deadline",)
+
+    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(server, loop=loop, access_log=None)  # type: ignore[arg-type] # none
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self.transport is not None  # noqa: S101 - it was made
+        self.transport.set_write_buffer_limits(high=WRITE_BYTES)
+        self._deadline = self._loop.call_later(HEAD_S, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:
+            self._forget_deadline()
+        elif self._deadline is None and self._awaits_head:
+            self._deadline = self._loop.call_later(HEAD_S, self._give_up)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._forget_deadline()
+        super().connection_lost(exc)
+
+    @property
+    def _awaits_head(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        if self.transport is not None and self._awaits_head:
+            self.transport.write(too_late())
+            self.force_close()
+
+
+def too_late() -> bytes:
+    """Return the answer to a request whose head did not come: its dialect is not known."""
+    error = RequestTimeout(f"the head of the request did not come within {HEAD_S:g} s")
+    said = {"message": str(error), "type": error.type, "code": error.code, "param": None}
+    body = encode({"error": said})
+    head = "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
