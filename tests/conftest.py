@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, settings
 
 from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.sources.package import PackageOptions, PackageSource
+from tests.promises import promise, pytest_terminal_summary
 from tests.zipapp.builds import ROOT, Built, build, copy_sources
 
+__all__ = ["promise", "pytest_terminal_summary"]  # what pytest finds here
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
