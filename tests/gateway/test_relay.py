@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -471,32 +471,41 @@ async def test_100_clients_that_leave_at_any_time_leave_nothing_behind():
         await gateway.ask()
 
 
-async def test_a_slow_reader_pauses_the_neuron_and_nobody_else(monkeypatch):
-    monkeypatch.setattr(relay, "STALL_S", 0.05)  # and is not taken for a neuron that hangs
-    monkeypatch.setattr(poller, "POLL_S", 0.02)
-    size = 32 << 20
-    sent = 0
+class Flood:
+    """Answers every request with a stream of *size* bytes, as fast as they are taken."""
 
-    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
+    def __init__(self, size: int) -> None:
+        self.size, self.sent = size, 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        head = (
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
-            % size
-        )
-        writer.write(head)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % self.size)
         try:
-            while sent < size:
+            for _ in range(0, self.size, 1 << 16):
                 writer.write(bytes(1 << 16))
                 await writer.drain()
-                sent += 1 << 16
+                self.sent += 1 << 16
         except ConnectionError:
             pass
         finally:
             writer.close()
 
+    async def stopped(self) -> int:
+        """Return what was sent once nothing moves any more."""
+        before = -1
+        while before != self.sent:
+            before = self.sent
+            await asyncio.sleep(0.1)
+        return before
+
+
+async def test_a_slow_reader_pauses_the_neuron_and_nobody_else(monkeypatch):
+    monkeypatch.setattr(relay, "STALL_S", 0.05)  # and is not taken for a neuron that hangs
+    monkeypatch.setattr(poller, "POLL_S", 0.02)
+    flood = Flood(32 << 20)
     async with raw([]) as (node, _):
-        node.serve = endless
+        node.serve = flood.serve
         async with (
             FakeNeuron(["other"]) as other,
             running(node, other, models=[ModelSpec(id="m"), ModelSpec(id="other")]) as gateway,
@@ -504,17 +513,48 @@ async def test_a_slow_reader_pauses_the_neuron_and_nobody_else(monkeypatch):
         ):
             slow.post(chat("m"))
             await slow.head()
-            before = -1
-            while before != sent:  # until nothing moves any more
-                before = sent
-                await asyncio.sleep(0.1)
-            assert sent < size // 2
+            assert await flood.stopped() < flood.size // 2
 
             await gateway.ask("other")
 
-            rest = await slow.exactly(size)
-            assert len(rest) == size
-            assert sent == size
+            rest = await slow.exactly(flood.size)
+            assert len(rest) == flood.size
+            assert flood.sent == flood.size
+
+
+@pytest.mark.promises
+async def test_what_100_slow_readers_do_not_take_waits_elsewhere(promise, monkeypatch):
+    waiting: dict[Exchange, int] = {}
+    write_out = Exchange._write_out
+
+    def measured(exchange: Exchange) -> None:
+        write_out(exchange)
+        size = exchange._client.get_write_buffer_size()
+        waiting[exchange] = max(size, waiting.get(exchange, 0))
+
+    monkeypatch.setattr(Exchange, "_write_out", measured)
+    flood = Flood(8 << 20)
+    async with raw([]) as (node, _):
+        node.serve = flood.serve
+        async with running(node) as gateway, AsyncExitStack() as clients:
+            here = gateway.address.host, gateway.address.port
+            for _ in range(100):
+                sock = socket.socket()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(sock, here)
+                client = Wire(*await asyncio.open_connection(sock=sock, limit=1 << 10))
+                await clients.enter_async_context(client)
+                client.post(chat("m", stream=True))
+                await client.head()
+            await until(lambda: all(exchange._is_paused for exchange in waiting))
+            total = await flood.stopped()
+            most = max(waiting.values()) >> 10
+            promise(13, f"100 slow readers: at most {most} KiB of the gateway's memory for each")
+
+            assert len(waiting) == 100
+            assert total < 100 * flood.size
+            assert most <= 256
 
 
 async def test_an_answer_to_a_client_that_is_just_gone_is_dropped_without_a_word(caplog):
