@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from time import perf_counter
 
 import pytest
 
+from cortex.chat.events import TextDelta
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat
 from tests.neuron.serving import program
@@ -81,6 +86,45 @@ async def test_sigterm_lets_running_streams_end_and_exits_0(tmp_path):
     assert said.endswith(b"data: [DONE]\n\n")
 
 
+class Patient(FakeNeuron):
+    """A neuron whose answers go on from their first word once they may."""
+
+    async def _events(self, chat):
+        async for event in super()._events(chat):
+            yield event
+            if isinstance(event, TextDelta):
+                await self.may_answer.wait()
+
+
+@pytest.mark.promises
+async def test_a_drain_drops_none_of_500_streams(promise, tmp_path):
+    async with (
+        Patient(["m"]) as node,
+        program(tmp_path, config(tmp_path, node), "serve") as gateway,
+    ):
+        async with AsyncExitStack() as clients:
+            streams = []
+            for _ in range(500):
+                client = await clients.enter_async_context(await Wire.to(gateway.address))
+                client.post(chat("m", stream=True))
+                streams.append(client)
+            for client in streams:
+                await client.until(b"one")
+            gateway.process.terminate()
+            while (await gateway.get("/health"))["status"] != "draining":
+                await asyncio.sleep(0.01)
+            node.may_answer.set()
+            whole = 0
+            for client in streams:
+                with suppress(asyncio.IncompleteReadError):
+                    whole += b"three" in await client.until(b"data: [DONE]\n\n")
+        async with asyncio.timeout(10):
+            assert await gateway.process.wait() == 0
+    promise(15, f"drain: {500 - whole} of 500 running streams dropped")
+
+    assert whole == 500
+
+
 async def test_a_drain_refuses_what_is_new_and_what_waits_and_says_so(tmp_path):
     slow = FakeNeuron(["m"])
     slow.answer, slow.token_s, slow.max_in_flight = "word " * 40, 0.05, 1
@@ -143,16 +187,56 @@ async def test_sigterm_while_a_load_goes_on_exits_soon(tmp_path):
                 assert await gateway.process.wait() == 0
 
 
-async def test_a_gateway_that_was_killed_finds_everything_again_and_loads_nothing(tmp_path):
+@pytest.mark.promises
+async def test_clients_that_mean_ill_take_little_memory(promise, tmp_path):
+    bomb = b'{"model": "m", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+    giant = head + b"Content-Length: %d\r\n\r\n" % (1 << 40) + bytes(1 << 16)
+    async with (
+        FakeNeuron(["m"]) as node,
+        program(tmp_path, config(tmp_path, node), "serve") as gateway,
+    ):
+        await gateway.chat("m")
+        own = Path(f"/proc/{gateway.process.pid}")
+        (own / "clear_refs").write_text("5")  # what was the most is forgotten
+        before = memory_kib(own, "VmRSS")
+        async with AsyncExitStack() as clients:
+            for _ in range(100):
+                slow = await clients.enter_async_context(await Wire.to(gateway.address))
+                slow.writer.write(head)
+            for data, status in [(giant, 413), (b"", 400)] * 20:
+                async with await Wire.to(gateway.address) as client:
+                    client.writer.write(data) if data else client.post(bomb)
+                    assert (await client.head())[0] == status
+            more_mib = (memory_kib(own, "VmHWM") - before) / 1024
+    promise(
+        14, f"100 slow heads, 20 bodies of 1 TiB, 20 JSON bombs: {more_mib:.1f} MiB more memory"
+    )
+
+    assert more_mib <= 5
+
+
+def memory_kib(process: Path, name: str) -> int:
+    return int(re.search(rf"{name}:\s+(\d+)", (process / "status").read_text())[1])
+
+
+@pytest.mark.promises
+async def test_a_gateway_that_was_killed_finds_everything_again_and_loads_nothing(
+    promise, tmp_path
+):
     async with FakeNeuron() as node:
         text = config(tmp_path, node)
         for how in ("cold-load", "loaded"):
+            began = perf_counter()
             async with program(tmp_path, text, "serve") as gateway:
                 body = chat("m")
                 url = f"{gateway.url}/v1/chat/completions"
                 async with gateway.client.post(url, data=body) as response:
                     assert response.headers["x-cortex-route"] == how
+                took_s = perf_counter() - began
                 gateway.process.kill()
+    loads = node.counts["load"] - 1
+    promise(17, f"killed: answers {took_s:.2f} s after its next start, {loads} models loaded again")
 
     assert node.counts["load"] == 1
 

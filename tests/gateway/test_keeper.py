@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from time import monotonic
 
 import pytest
@@ -64,6 +66,37 @@ async def test_the_time_to_live_begins_with_the_end_of_the_last_request(monkeypa
         await ticks(gateway)
         assert node.counts["unload"] == 0
         asking.cancel()
+
+
+@pytest.mark.promises
+async def test_a_wall_clock_that_jumps_an_hour_unloads_nothing_and_changes_no_order(
+    promise, monkeypatch
+):
+    wall = time.time
+    reading = [m for n, m in sys.modules.items() if n.startswith("cortex.")]
+    reading = [module for module in reading if getattr(module, "time", None) is wall]
+    assert {"cortex.gateway.accounts", "cortex.gateway.hold"} <= {m.__name__ for m in reading}
+
+    def jump(hours: float) -> None:
+        for module in (time, *reading):
+            monkeypatch.setattr(module, "time", lambda: wall() + 3600 * hours)
+
+    models = [ModelSpec(id=name, ttl_s=60, vram_mb=900) for name in "abc"]
+    async with FakeNeuron(sizes=dict.fromkeys("abc", 900), vram_mb=2000) as node:
+        async with running(node, models=models) as gateway:
+            for model, hours in (("a", 1), ("b", -1)):
+                await gateway.ask(model)
+                jump(hours)
+                await ticks(gateway)
+            unloaded = node.counts["unload"]
+            await gateway.ask("c")
+            left = "".join(sorted(node.models))
+    promise(
+        18, f"clock an hour on, and back: {unloaded} unloaded by TTL; {left} left by LRU of abc"
+    )
+
+    assert unloaded == 0
+    assert left == "bc"
 
 
 async def test_what_is_pinned_or_has_no_time_to_live_stays(monkeypatch):

@@ -59,7 +59,8 @@ def tokens_of(transcript: bytes) -> int:
     return sum(bool(delta.get("content")) for delta in deltas)
 
 
-async def test_requests_are_the_sum_of_how_they_ended_and_tokens_those_of_the_transcripts():
+@pytest.mark.promises
+async def test_requests_are_the_sum_of_how_they_ended_and_tokens_those_of_the_transcripts(promise):
     async with FakeNeuron(["m"]) as node, running(node) as gateway:
         node.answer, seen = "a b c d e", 0
         for transcript in await asyncio.gather(*(gateway.stream() for _ in range(20))):
@@ -81,13 +82,16 @@ async def test_requests_are_the_sum_of_how_they_ended_and_tokens_those_of_the_tr
         await until(lambda: len(gateway.records) == 56)
         count = gateway.counted
         ended = {outcome: count("cortex_requests_total", outcome=outcome) for outcome in OUTCOMES}
+        tokens = count("cortex_completion_tokens_total")
+        told = f"{tokens:g} tokens counted, {seen} in the transcripts"
+        promise(19, f"{count('cortex_requests_total'):g} requests counted, ended {ended}; {told}")
         assert ended == {"ok": 40, "error": 11, "cancelled": 5}
         assert count("cortex_requests_total") == 56
         assert count("cortex_request_duration_seconds_count") == 56
         assert count("cortex_request_errors_total") == 11
         assert count("cortex_request_errors_total", status="200") == 10
         assert count("cortex_request_cancels_total", phase="sent") == 5
-        assert count("cortex_completion_tokens_total") == seen == 50 * 5
+        assert tokens == seen == 50 * 5
         assert count("cortex_prompt_tokens_total") == 40 * 7
         assert sum(record.completion_tokens for record in gateway.records) == seen
 
@@ -236,18 +240,23 @@ async def test_a_loop_that_was_kept_busy_is_told_late(monkeypatch):
     assert max(told) > 0.05
 
 
-async def test_health_and_metrics_answer_while_the_loop_does_not():
+@pytest.mark.promises
+async def test_health_and_metrics_answer_while_the_loop_does_not(promise):
     async with FakeNeuron(["m"]) as node, running(node) as gateway:
         await gateway.ask()
         server = MetricsServer(gateway.gateway.metrics.registry, Address("127.0.0.1", 0))
         try:
             # This blocks the loop: whatever answers is not on it.
-            said = {
-                path: urllib.request.urlopen(f"http://{server.address}{path}", timeout=20).read()
-                for path in ("/healthz", "/metrics")
-            }
+            said = {}
+            for path in ("/metrics", "/healthz"):
+                began = perf_counter()
+                said[path] = urllib.request.urlopen(
+                    f"http://{server.address}{path}", timeout=20
+                ).read()
+            took_ms = 1e3 * (perf_counter() - began)
         finally:
             server.close()
+    promise(11, f"/healthz in {took_ms:.1f} ms while the loop is blocked")
     assert said["/healthz"] == b"ok\n"
     assert b'cortex_node_up{node="node0"} 1.0' in said["/metrics"]
     assert b"cortex_build_info{" in said["/metrics"]

@@ -226,7 +226,8 @@ async def test_a_pin_by_hand_survives_unless_its_node_is_gone(tmp_path):
         await gateway.ask()
 
 
-async def test_no_request_fails_under_30_reloads_and_nothing_is_loaded_twice(tmp_path):
+@pytest.mark.promises
+async def test_no_request_fails_under_100_reloads_and_nothing_is_loaded_twice(promise, tmp_path):
     async with (
         FakeNeuron(["m"]) as a,
         FakeNeuron(["m"]) as b,
@@ -251,7 +252,7 @@ async def test_no_request_fails_under_30_reloads_and_nothing_is_loaded_twice(tmp
         async with asyncio.TaskGroup() as clients:
             for number in range(8):
                 clients.create_task(client(number % 2 == 0))
-            for number in range(30):
+            for number in range(100):
                 more = f'[routing]\nstrategy = "{next(strategies)}"\n'
                 more += f"[queue]\nmax_depth = {40 + number}\n"
                 files.write(*next(fleets), more=more, tokens=number % 3 == 0)
@@ -260,7 +261,9 @@ async def test_no_request_fails_under_30_reloads_and_nothing_is_loaded_twice(tmp
                 await until(lambda before=before: served > before)
             done.set()
 
-        assert {record.outcome for record in gateway.records} == {"ok"}
+        failed = sum(record.outcome != "ok" for record in gateway.records)
+        promise(16, f"100 reloads under load: {failed} of {served} requests failed")
+        assert failed == 0
         assert a.counts["load"] + b.counts["load"] == 0
         assert gateway.in_flight() == 0
 

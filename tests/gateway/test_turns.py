@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
+
+import pytest
 
 from cortex.errors import DeviceUnavailable
 from cortex.fleet.model import ModelSpec
@@ -64,6 +67,29 @@ async def test_who_waits_too_long_for_a_turn_is_told_the_position():
             assert error["position"] == 1
             assert error["headers"]["retry-after"] == "5"
             assert gateway.waiting == 0
+
+
+@pytest.mark.promises
+async def test_what_is_too_much_is_refused_at_once_and_then_all_is_as_before(promise):
+    async with FakeNeuron(["m"]) as node:
+        node.max_in_flight, node.ending = 2, "late"
+        async with running(node, max_depth=3) as gateway:
+            await until(lambda: gateway.counted("cortex_node_up") == 1)
+            taken = [asyncio.create_task(gateway.ask()) for _ in range(5)]
+            await until(lambda: gateway.waiting == 3 and node.counts["chat"] == 2)
+
+            began = perf_counter()
+            for _ in range(20):
+                error = await gateway.refused(429, "queue_full")
+                assert error["headers"]["retry-after"] == "5"
+            each_ms = (perf_counter() - began) * 1e3 / 20
+            node.may_answer.set()
+            answers = await asyncio.gather(*taken)
+            again = await gateway.ask()
+    promise(12, f"queue full: refused in {each_ms:.1f} ms, and {len(answers)} of 5 answered")
+
+    assert again["headers"]["x-cortex-route"] == "loaded"
+    assert node.counts["chat"] == 6
 
 
 async def test_a_client_that_leaves_the_queue_gives_up_its_place():
