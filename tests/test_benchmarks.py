@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cortex.config.schema import PluginSettings
 from cortex.plugins import Plugins
 
@@ -28,6 +30,35 @@ def test_health_is_measured_with_streams_and_without():
     rows = json.loads(done.stdout)
     assert rows.keys() == {"idle", "5 streams", "never rests"}
     assert all(row[path]["n"] > 0 for row in rows.values() for path in ("/healthz", "/metrics"))
+
+
+@pytest.mark.timeout(90)
+def test_every_promise_that_is_a_figure_is_measured():
+    command = [sys.executable, ROOT / "benchmarks/promises.py", "--json"]
+    done = subprocess.run(
+        [*command, "--streams=5", "--seconds=1", "--slow=3"],
+        capture_output=True,
+        check=True,
+        timeout=80,
+    )
+    rows = json.loads(done.stdout)
+    assert {row["number"] for row in rows} == {0, 11, 12, 13, 17}
+    assert all(row["measured"] for row in rows)
+    [others] = [row for row in rows if "neither answered nor refused" in row["what"]]
+    assert others["measured"] == "0"
+
+
+@pytest.mark.timeout(60)
+def test_a_soak_tells_memory_descriptors_and_what_went_wrong():
+    command = [sys.executable, ROOT / "benchmarks/soak.py", "--json"]
+    done = subprocess.run(
+        [*command, "--seconds=2", "--rate=20"], capture_output=True, check=True, timeout=50
+    )
+    found = json.loads(done.stdout)
+    assert found["requests"] == found["ended"]["ok"] + found["ended"]["left"] > 0
+    assert found["errors"] == 0
+    assert found["memory_kib"]["end"] > 0
+    assert found["descriptors"]["most"] >= found["descriptors"]["begin"] > 0
 
 
 def test_every_dialect_is_measured_alone_and_against_every_other():

@@ -2,7 +2,7 @@
 Carries one answer from a neuron to a client, transport to transport.
 
 The neuron's body is handed on as it comes, framed anew; nothing of it is parsed.  A client that
-reads slowly makes the neuron's connection wait (`WRITE_BYTES`), one that leaves ends it.
+reads slowly makes the neuron's connection wait (`HIGH_WATER_BYTES`), one that leaves ends it.
 Until the head has gone out everything can still fail as an error answer; afterwards a break is
 the dialect's error event, and never a clean end.
 """
@@ -26,6 +26,7 @@ from cortex.gateway.neuron_client import Connection, NeuronClient, remote_error
 from cortex.gateway.tail import Tail
 from cortex.replies import Tee
 
+HIGH_WATER_BYTES = WRITE_BYTES  # one read may bring 250 KiB more
 STALL_S = 60.0  # a neuron sends a keep-alive every 5 s
 REFUSAL_BYTES = 64 << 10
 OVERLOADED = 529  # what Anthropic has in the place of 503
@@ -235,7 +236,7 @@ class Exchange:
         if not out or self._client.is_closing():
             return  # gone: the handler is about to be cancelled
         self._client.write(b"".join(out))
-        if self._client.get_write_buffer_size() > WRITE_BYTES:
+        if self._client.get_write_buffer_size() > HIGH_WATER_BYTES:
             assert self._connection is not None  # noqa: S101 - set by run
             if self._connection.transport is not None:
                 self._connection.transport.pause_reading()

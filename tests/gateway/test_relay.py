@@ -110,6 +110,38 @@ def cut(data: bytes, every: int) -> list[bytes]:
     return [data[at : at + every] for at in range(0, len(data), every)]
 
 
+EVENT = b"data: " + bytes(1016) + b"\n\n"
+
+
+class Flood:
+    """Answers every request with a stream of *size* bytes, as fast as they are taken."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.sent = size, 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % self.size)
+        try:
+            for _ in range(0, self.size, 1 << 16):
+                writer.write(64 * EVENT)
+                await writer.drain()
+                self.sent += 1 << 16
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def stopped(self) -> int:
+        """Return what was sent once nothing moves any more."""
+        before = -1
+        while before != self.sent:
+            before = self.sent
+            await asyncio.sleep(0.1)
+        return before
+
+
 EVENTS = b'data: {"a": "\xe2\x82\xac"}\n\n', b": a comment\n\n", b"data: [DONE]\n\n"
 
 
@@ -469,35 +501,6 @@ async def test_100_clients_that_leave_at_any_time_leave_nothing_behind():
         assert len(gateway.records) >= node.counts["chat"] > 0
         assert gateway.counted("cortex_requests_total") == len(gateway.records)
         await gateway.ask()
-
-
-class Flood:
-    """Answers every request with a stream of *size* bytes, as fast as they are taken."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.sent = size, 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
-        writer.write(head % self.size)
-        try:
-            for _ in range(0, self.size, 1 << 16):
-                writer.write(bytes(1 << 16))
-                await writer.drain()
-                self.sent += 1 << 16
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    async def stopped(self) -> int:
-        """Return what was sent once nothing moves any more."""
-        before = -1
-        while before != self.sent:
-            before = self.sent
-            await asyncio.sleep(0.1)
-        return before
 
 
 async def test_a_slow_reader_pauses_the_neuron_and_nobody_else(monkeypatch):
