@@ -19,6 +19,7 @@ from time import monotonic
 
 import uvloop
 from fleet import Client, Fleet, fleet, machine, many_descriptors
+from health import cpu_s
 
 LEAVE = (0, 11)  # of twenty: one whole answer, and one stream
 ANSWER_S = 0.05
@@ -52,7 +53,8 @@ async def soak(gateway: Fleet, seconds: float, rate: float) -> dict[str, object]
     """Ask for *seconds*, *rate* times a second, and look at the gateway meanwhile."""
     ended: Counter[str] = Counter()
     samples: list[tuple[float, int]] = []
-    most, before, began = 0, gateway.descriptors, monotonic()
+    most, cpu = 0, cpu_s(gateway.pid)
+    before, began = gateway.descriptors, monotonic()
     async with asyncio.TaskGroup() as clients:
         number, look_at = 0, 0.0
         while (now := monotonic() - began) < seconds:
@@ -69,6 +71,7 @@ async def soak(gateway: Fleet, seconds: float, rate: float) -> dict[str, object]
         "requests": number,
         "ended": dict(ended),
         "errors": number - ended["ok"] - ended["left"],
+        "cpu_us_per_request": round(1e6 * (cpu_s(gateway.pid) - cpu) / number),
         "memory_kib": {"begin": samples[0][1], "half": half[0][1], "end": gateway.rss_kib},
         "slope_kib_per_min": round(60 * slope(half), 1),
         "descriptors": {"begin": before, "most": most, "end": gateway.descriptors},
