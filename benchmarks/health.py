@@ -32,22 +32,12 @@ sys.path.insert(0, str(ROOT))
 from cortex.config.schema import Address  # noqa: E402 - they are found by what stands above
 from cortex.gateway.metrics import GatewayMetrics  # noqa: E402
 from cortex.gateway.metrics_server import MetricsServer  # noqa: E402
-from cortex.testing import FakeNeuron  # noqa: E402
 
 BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}'
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 METRICS = r"metrics on http://127.0.0.1:(\d+)"
 TARGET_MS = 50.0
 PAUSE_S = 0.02
-
-
-async def neuron(token_s: float) -> None:
-    """Answer every request with a token each *token_s* seconds, to whoever listens."""
-    node = FakeNeuron(["m"])
-    node.answer, node.token_s = "word " * 20_000, token_s
-    async with node:
-        print(node.endpoint, flush=True)
-        await asyncio.Event().wait()
 
 
 async def load(port: int, streams: int) -> None:
@@ -150,7 +140,8 @@ def run(streams: int, seconds: float, token_s: float) -> dict[str, object]:
     """Measure without streams, then with *streams*."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        node = stack.enter_context(program(__file__, "--neuron", f"--token-s={token_s}"))
+        answer = ["--loaded=m", "--tokens=20000", f"--token-s={token_s}"]
+        node = stack.enter_context(program("-m", "cortex.testing", *answer))
         endpoint = said(node, r"http://\S+")
         serve = ["--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", f"--neuron=n={endpoint}"]
         gateway = stack.enter_context(program("-m", "cortex", "serve", *serve, folder=folder))
@@ -172,15 +163,12 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--token-s", type=float, default=0.1)
-    parser.add_argument("--neuron", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--spin", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if args.neuron:
-        asyncio.run(neuron(args.token_s))
-    elif args.spin:
+    if args.spin:
         spin()
     elif args.load is not None:
         asyncio.run(load(args.load, args.streams))

@@ -25,7 +25,13 @@ class Breaker:
         return not self._pause_s
 
     def opens(self, now: float) -> bool:
-        """Count a request without an answer; tell whether that was one too many."""
+        """
+        Count a request without an answer; tell whether that was one too many.
+
+        One that was under way already when it opened says nothing new.
+        """
+        if self.is_open(now):
+            return False
         self.failures += 1
         if self.is_closed and self.failures < FAILURES:
             return False
@@ -43,15 +49,23 @@ class Breaker:
 
 
 class RetryBudget:
-    """Lets requests be tried again as long as that is a small part of the traffic."""
+    """
+    Lets requests be tried again as long as that is a small part of the traffic.
 
-    def __init__(self, share: float = 0.2, reserve: float = 10.0) -> None:
-        self._share = share
-        self._most = self._left = reserve
+    Of any number of requests at most *share* are, or *reserve* if that is more; what is not used
+    is saved for when a node dies with all it had, up to *most*.
+    """
+
+    def __init__(self, share: float = 0.2, reserve: float = 10.0, most: float = 100.0) -> None:
+        self._share, self._most = share, most
+        self._left = self._lent = reserve
 
     def request(self) -> None:
-        """Count a request."""
-        self._left = min(self._left + self._share, self._most)
+        """Count a request; the first ones pay for what may be spent before them."""
+        if self._lent > 0:
+            self._lent -= self._share
+        else:
+            self._left = min(self._left + self._share, self._most)
 
     def take(self) -> bool:
         """Tell whether one may be tried again, and count it."""

@@ -35,6 +35,7 @@ from cortex.web import error_response, id_headers, read_body
 from cortex.wire import decode, encode
 
 ATTEMPTS = 2
+STALE_S = 1.0  # a neuron that goes later than that had the request
 FORWARDED = (
     *("accept", "content-type", "user-agent", "traceparent", "tracestate"),
     *("anthropic-beta", "anthropic-version"),
@@ -322,7 +323,8 @@ async def carry(exchange: Exchange, node: Node, request: bytes) -> None:
         connection = await node.client.acquire()
         is_reused = connection.reused
         await exchange.run(connection, node.client, request)
-        if exchange.is_silent and is_reused:  # the neuron closed it while it lay in the pool
+        is_stale = is_reused and exchange.silent_s < STALE_S
+        if exchange.is_silent and is_stale:  # the neuron closed it while it lay in the pool
             await exchange.run(await node.client.acquire(fresh=True), node.client, request)
         if exchange.is_silent:
             raise UpstreamUnreachable(f"node {node.name} died without an answer")

@@ -33,6 +33,10 @@ KEEP_ALIVE = (  # a host that vanished is noticed within 30 s, however long an a
 )
 
 
+class UpstreamSlow(UpstreamUnreachable):
+    """A neuron did not answer in time; it may be busy."""
+
+
 class Receiver(Protocol):
     """Who takes one answer off a connection; also httptools' parser callbacks."""
 
@@ -141,7 +145,7 @@ class NeuronClient:
         Return the body of a GET, decoded as *kind*.
 
         Raises:
-            UpstreamUnreachable: No answer within `POLL_TIMEOUT_S`.
+            UpstreamUnreachable: No answer, or none within `POLL_TIMEOUT_S`: `UpstreamSlow`.
             RemoteError: An error answer.
         """
         return msgspec.json.decode(await self._ask("GET", path, None, POLL_TIMEOUT_S), type=kind)
@@ -164,7 +168,8 @@ class NeuronClient:
             ) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamUnreachable(
+            kind = UpstreamSlow if isinstance(error, TimeoutError) else UpstreamUnreachable
+            raise kind(
                 f"{self._base} does not answer: {str(error) or type(error).__name__}"
             ) from None
         if response.status >= 400:  # noqa: PLR2004

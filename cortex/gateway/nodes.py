@@ -30,6 +30,8 @@ from cortex.plugins import Plugins
 MISSES_TO_EJECT = 3
 HEAT_HALF_LIFE_S = 600.0
 LONGEST_REST_S = 60.0
+REST_S = 1.0  # where a refusal does not say for how long
+HEARTBEAT_S = 10.0  # a neuron sends a keep-alive every 5 s
 log = logging.getLogger(__name__)
 
 
@@ -135,9 +137,8 @@ class Node:
         return self.health.models if self.health else ()
 
     def rest(self, model: str, seconds: float) -> None:
-        """Ask other nodes for *model* for a while, if there are any: this one said so."""
-        if seconds:
-            self.resting[model] = monotonic() + min(seconds, LONGEST_REST_S)
+        """Ask other nodes for *model* for a while, if there are any: this one refused."""
+        self.resting[model] = monotonic() + min(seconds or REST_S, LONGEST_REST_S)
 
     def rests(self, model: str) -> bool:
         """Tell whether the node wants no more requests for *model* now."""
@@ -179,6 +180,13 @@ class Node:
     def age_s(self, model: str, now: float) -> float:
         """Return for how long *model* has been loaded here."""
         return now - self.loaded_at.get(model, now)
+
+    @property
+    def heard_of(self) -> bool:
+        """Whether an answer under way here has lately brought something."""
+        return any(
+            exchange.status and exchange.silent_s < HEARTBEAT_S for exchange in self.exchanges
+        )
 
     def view(self) -> FleetNode:
         """Return what the admin API shows."""
@@ -289,10 +297,16 @@ class Nodes:
         for model in node.models:
             self._having.setdefault(model, {})[node.name] = node
 
-    def missed(self, node: Node, error: str) -> None:
-        """Count a poll that failed; too many put the node out of service."""
-        node.misses += 1
+    def missed(self, node: Node, error: str, is_slow: bool = False) -> None:
+        """
+        Count a poll that failed; too many put the node out of service.
+
+        Not so while tokens flow from it and it *is_slow*: a busy node is not a dead one.
+        """
         node.error = error
+        if is_slow and node.heard_of:
+            return
+        node.misses += 1
         if node.misses >= MISSES_TO_EJECT or node.health is None:
             self._set_healthy(node, False)
             self.wake()

@@ -11,6 +11,7 @@ import msgspec
 from cortex.config.schema import UpstreamEntry
 from cortex.errors import CortexError, RemoteError
 from cortex.fleet.node import Discovery, Health, Limit, NodeModel
+from cortex.gateway.neuron_client import UpstreamSlow
 from cortex.gateway.nodes import Node, Nodes
 
 POLL_S = 2.0
@@ -33,6 +34,10 @@ async def poll(node: Node, nodes: Nodes) -> None:
         restarted = node.health is None or health.uptime_secs < node.health.uptime_secs
         if node.discovery is None or restarted:
             node.discovery = await node.client.get("/discovery", Discovery)
+        if restarted:
+            node.breaker.closes()  # what the other process did is not held against this one
+    except UpstreamSlow as error:
+        nodes.missed(node, str(error), is_slow=True)
     except CortexError as error:
         nodes.missed(node, str(error))
     except Exception as error:  # noqa: BLE001 - a neuron that talks nonsense is as good as silent

@@ -1,7 +1,8 @@
 """
 Carries one answer from a neuron to a client, transport to transport.
 
-The neuron's body is handed on as it comes, framed anew; nothing of it is parsed.  A client that
+The neuron's body is handed on as it comes, framed anew; nothing of it is parsed, but an event of a
+stream waits for its end, so that one the neuron dies in is never seen.  A client that
 reads slowly makes the neuron's connection wait (`HIGH_WATER_BYTES`), one that leaves ends it.
 Until the head has gone out everything can still fail as an error answer; afterwards a break is
 the dialect's error event, and never a clean end.
@@ -32,6 +33,8 @@ REFUSAL_BYTES = 64 << 10
 OVERLOADED = 529  # what Anthropic has in the place of 503
 REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE, OVERLOADED)
 STREAMS = {b"text/event-stream": b"data: ", b"application/x-ndjson": b"\n"}  # once an event
+EVENT_ENDS = (b"\n\n", b"\n\r\n")
+EVENT_BYTES = 256 << 10  # an event larger than that does not wait for its end
 PASSED = frozenset((b"content-type", b"cache-control", b"retry-after"))
 _usage = msgspec.json.Decoder(Usage).decode
 
@@ -93,6 +96,7 @@ class Exchange:
         self._passed: list[tuple[bytes, bytes]] = []
         self._usage_header = b""
         self._kept = b""
+        self._begun = b""  # of an event whose end has not come
         self._out: list[bytes] = []
         self._is_paused = False
         self._last_read_s = perf_counter()
@@ -162,6 +166,17 @@ class Exchange:
             return
         if not self.first_byte_s:
             self.first_byte_s = perf_counter()
+        self._pass_on(self._ended(data) if self._is_stream else data)
+
+    def on_message_complete(self) -> None:
+        if self._hold is not None and self._tells_error:
+            self._put(self._hold.event(self.error()))
+        if not self.refused:
+            self._pass_on(self._begun)
+            self._put_end()
+        self._finish()
+
+    def _pass_on(self, data: bytes) -> None:
         self.events += data.count(self._mark)
         if self.kept is not None:
             self.kept.feed(data)
@@ -169,12 +184,22 @@ class Exchange:
             self._tail.feed(data)
         self._put(data)
 
-    def on_message_complete(self) -> None:
-        if self._hold is not None and self._tells_error:
-            self._put(self._hold.event(self.error()))
-        if not self.refused:
-            self._put_end()
-        self._finish()
+    def _ended(self, data: bytes) -> bytes:
+        """Return the events that end in *data*, and keep back the one that has only begun."""
+        if self._begun:
+            data = self._begun + data
+        if data.endswith(b"\n\n"):
+            self._begun = b""
+            return data
+        if self._mark == b"\n":
+            end = data.rfind(b"\n") + 1
+        else:
+            ends = ((data.rfind(mark), len(mark)) for mark in EVENT_ENDS)
+            end = max((at + length for at, length in ends if at >= 0), default=0)
+        if len(data) - end > EVENT_BYTES:
+            end = len(data)
+        self._begun = data[end:]
+        return data[:end]
 
     def _finish(self) -> None:
         self._finished = True

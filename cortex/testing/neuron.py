@@ -44,6 +44,9 @@ from cortex.web import Stream, add_dialects, application, listening, reply
 from cortex.wire import encode
 
 
+Ending = Literal["whole", "silent", "midway", "torn", "stall", "hang", "late"]
+
+
 class FakeNeuron:
     """
     A neuron without models: ``async with FakeNeuron() as node: ... node.endpoint``.
@@ -52,23 +55,25 @@ class FakeNeuron:
         answer: What every request is answered with, a word a token.
         thought: What it thinks before, the same way.
         calls: Tools it calls after that, each with no arguments.
-        breaks_after: Tokens after which ``midway`` breaks a stream, and ``stall`` stops it; None is
-            all of them.
+        breaks_after: Tokens after which ``midway`` and ``torn`` break a stream, and ``stall`` stops
+            it; None is all of them.
         token_s: Pause before each token, in seconds.
+        poll_s: Pause before it says how it is.
         tells_usage: It tells the gateway what an answer took; False is a server that is not ours.
         cached_tokens: Tokens of each prompt it says it had already.
         max_in_flight: Requests it says a model takes at once; 0 is any number.
         ending: How an answer ends: whole, ``silent`` (the connection breaks before the first
-            byte), ``midway`` (it breaks in the middle), ``stall`` (it stops there, and no more
-            comes of a stream), ``hang`` (nothing comes, ever),
+            byte), ``midway`` (it breaks in the middle), ``torn`` (in the middle of an event),
+            ``stall`` (it stops there, and no more comes of a stream), ``hang`` (nothing comes,
+            ever),
             ``late`` (it comes whole once it may).
         refusal: Answered to inference instead, as an HTTP error.
         load_error: Answered to a load instead; `unload_error` to an unload, `load_error_late` to a
             load once it may.
         may_load: Loads wait for it.
         may_answer: Answers whose ending is ``late`` wait for it, head and all.
-        counts: ``load``, ``unload``, ``tokenizer``, ``chat``, ``count`` as asked; ``cancelled``
-            chats whose client left.
+        counts: ``poll``, ``load``, ``unload``, ``tokenizer``, ``chat``, ``count`` as asked;
+            ``cancelled`` chats whose client left.
         bodies: The bodies of the chats.
         headers: Their headers, names in lower case.
     """
@@ -83,16 +88,18 @@ class FakeNeuron:
         name: str = "fake",
         dialects: Mapping[str, Dialect] | None = None,
         tls: ssl.SSLContext | None = None,
+        port: int = 0,
     ) -> None:
         self.answer = "one two three"
         self.thought = ""
         self.calls: tuple[str, ...] = ()
         self.breaks_after: int | None = None
         self.token_s = 0.0
+        self.poll_s = 0.0
         self.tells_usage = True
         self.cached_tokens = 0
         self.max_in_flight = 0
-        self.ending: Literal["whole", "silent", "midway", "stall", "hang", "late"] = "whole"
+        self.ending: Ending = "whole"
         self.refusal: CortexError | None = None
         self.load_error: CortexError | None = None
         self.load_error_late: CortexError | None = None
@@ -110,7 +117,7 @@ class FakeNeuron:
         self._sizes = dict(sizes or {})
         self._tls = tls
         self._vram_mb, self._devices = vram_mb, range(devices)
-        self._address = Address("127.0.0.1", 0)
+        self._address = Address("127.0.0.1", port)
         self._open = AsyncExitStack()
         self._began = monotonic()
         for model in loaded:
@@ -171,6 +178,8 @@ class FakeNeuron:
         return app
 
     async def _health(self, _: web.Request) -> web.Response:
+        self.counts["poll"] += 1
+        await asyncio.sleep(self.poll_s)
         total = self._vram_mb
         used = {index: self.used_mb(index) for index in self._devices}
         devices = tuple(
@@ -293,7 +302,7 @@ class FakeNeuron:
             if self.tells_usage:
                 response.headers["x-cortex-usage"] = encode(self._usage()).decode()
             await response.prepare(request)
-            if self.ending == "midway":
+            if self.ending in ("midway", "torn"):
                 await response.write(whole[: len(whole) // 2])
                 await self._break(request, True)
             await response.write(whole)
@@ -302,9 +311,12 @@ class FakeNeuron:
         number = -1  # of a token
         async for event in self._events(chat):
             at_end = number == self.breaks_after or isinstance(event, Finished)
-            if at_end and self.ending in ("midway", "stall"):
-                await self._break(request, self.ending == "midway")
-            await response.write(encoder.feed(event))
+            data = encoder.feed(event)
+            if at_end and self.ending == "torn":
+                await response.write(data[: len(data) // 2])
+            if at_end and self.ending in ("midway", "torn", "stall"):
+                await self._break(request, self.ending != "stall")
+            await response.write(data)
             number += 1
         if self.tells_usage and "x-cortex-usage" in request.headers:
             response.end(request, self._usage())

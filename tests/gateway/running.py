@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,6 +42,7 @@ from cortex.testing import FakeNeuron
 from cortex.web import listening
 
 HERE = Address("127.0.0.1", 0)
+ROOT = Path(__file__).parents[2]
 
 
 class Recorder:
@@ -202,6 +206,24 @@ async def running(
                 yield Running(address, gateway, recorder.records, client, scheme)
         finally:
             gateway.stop()
+
+
+@asynccontextmanager
+async def neuron_program(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
+    """Run a fake neuron as a program of its own; yield it and its endpoint."""
+    command = (sys.executable, "-m", "cortex.testing", *arguments)
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, cwd=ROOT)
+    try:
+        yield process, (await process.stdout.readline()).decode().strip()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def p99(values: Sequence[float]) -> float:
+    """Return what all but one in a hundred of *values* stay under."""
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1]
 
 
 class Wire:

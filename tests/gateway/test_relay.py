@@ -13,6 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from cortex.errors import DeviceUnavailable, RemoteError
 from cortex.fleet.model import ModelSpec
+from cortex.gateway import chat as gateway_chat
 from cortex.gateway import poller, relay
 from cortex.gateway.relay import Exchange
 from cortex.testing import FakeNeuron, until
@@ -209,6 +210,17 @@ async def test_a_kept_connection_the_neuron_has_closed_goes_unnoticed(last_words
                 assert headers["x-cortex-route"] == "loaded"
                 assert await client.exactly(len(BODY)) == BODY
             assert node.opened == 2
+
+
+async def test_a_neuron_that_took_a_request_and_died_does_not_get_it_again(monkeypatch):
+    monkeypatch.setattr(gateway_chat, "STALE_S", 0.0)
+    async with raw([sized(BODY)], [CLOSE]) as (node, _), FakeNeuron(["m"]) as other:
+        async with running(node, other) as gateway:
+            await gateway.stream()
+            answer = await gateway.ask()
+
+        assert answer["headers"]["x-cortex-node"] == "node1"
+        assert len(node.requests) == 2
 
 
 async def test_an_alias_is_named_beside_the_body_and_every_byte_stays():
