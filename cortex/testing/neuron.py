@@ -43,7 +43,6 @@ from cortex.resumption import resumed, unpack
 from cortex.web import Stream, add_dialects, application, listening, reply
 from cortex.wire import encode
 
-
 Ending = Literal["whole", "silent", "midway", "torn", "stall", "hang", "late"]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from time import monotonic
+from typing import TypeVar
 
 import attrs
 import pytest
@@ -13,24 +15,37 @@ from cortex.fleet.model import ModelSpec
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
 
+T = TypeVar("T")
 CAUSE = "the repository 'org/typo' does not exist"
 
 
-async def test_200_requests_for_a_cold_model_cause_one_load_and_are_all_answered():
+@pytest.mark.promises
+async def test_200_requests_for_a_cold_model_cause_one_load_and_are_all_answered(promise):
     async with FakeNeuron() as node, running(node) as gateway:
         node.may_load.clear()
-        asking = [asyncio.create_task(gateway.ask()) for _ in range(200)]
+        asking = [asyncio.create_task(timed(gateway.ask())) for _ in range(200)]
         await until(lambda: gateway.waiting == 200)
+        ready = monotonic()
         node.may_load.set()
 
-        answers = await asyncio.gather(*asking)
+        answers, ends = zip(*await asyncio.gather(*asking), strict=True)
 
+        took = sorted(1e3 * (end - ready) for end in ends)
+        figure = f"{node.counts['load']} load for 200 requests (asked: 1); the first answers"
+        figure += f" {took[0]:.0f} ms after it was ready, half after {took[100]:.0f} (asked: 100)"
+        promise(2, f"{figure}, all after {took[-1]:.0f}")
+        assert took[-1] < 10_000
         assert {a["choices"][0]["message"]["content"] for a in answers} == {"one two three"}
         routes = [answer["headers"]["x-cortex-route"] for answer in answers]
         assert (routes.count("cold-load"), routes.count("joined-load")) == (1, 199)
         assert node.counts["load"] == 1
         assert gateway.counted("cortex_cold_starts_total") == 1
         assert gateway.counted("cortex_requests_total", outcome="ok") == 200
+
+
+async def timed(asked: Awaitable[T]) -> tuple[T, float]:
+    """Return an answer, and when it was there."""
+    return await asked, monotonic()
 
 
 async def test_a_waiter_that_leaves_does_not_stop_the_load():
@@ -68,11 +83,23 @@ async def test_a_load_goes_on_when_its_only_waiter_leaves():
         assert node.counts["load"] == 1
 
 
-async def test_the_real_cause_of_a_failed_load_reaches_all_waiters():
+@pytest.mark.promises
+async def test_the_real_cause_of_a_failed_load_reaches_all_waiters(promise):
     async with FakeNeuron() as node, running(node) as gateway:
-        node.load_error = RepoFetchFailed(CAUSE)
-        errors = await asyncio.gather(*(gateway.refused(503, "load_failed") for _ in range(20)))
+        node.load_error_late = RepoFetchFailed(CAUSE)
+        node.may_load.clear()
+        asking = [
+            asyncio.create_task(timed(gateway.refused(503, "load_failed"))) for _ in range(100)
+        ]
+        await until(lambda: gateway.waiting == len(asking))
+        failed = monotonic()
+        node.may_load.set()
+        errors, ends = zip(*await asyncio.gather(*asking), strict=True)
 
+        took = sorted(1e3 * (end - failed) for end in ends)
+        figure = f"{took[50]:.0f} ms at p50, {took[-1]:.0f} for all 100"
+        promise(3, f"the cause of a failed load reached who waited in {figure} (asked: 50)")
+        assert took[-1] < 5_000
         for error in errors:
             assert CAUSE in error["message"]
             assert error["cause"]["kind"] == "repo_fetch_failed"

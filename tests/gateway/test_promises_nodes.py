@@ -9,9 +9,9 @@ from statistics import median
 from time import perf_counter
 from urllib.parse import urlsplit
 
-import cortex_dialect_ollama as ollama
 import pytest
 
+import cortex_dialect_ollama as ollama
 from cortex.dialects.anthropic_messages import AnthropicMessages
 from cortex.dialects.openai_chat import OpenAIChat
 from cortex.dialects.openai_completions import OpenAICompletions

@@ -496,25 +496,6 @@ async def test_a_client_that_leaves_a_neuron_that_hangs_is_let_go():
         await until(lambda: gateway.in_flight() == 0 and len(gateway.records) == 1)
 
 
-async def test_100_clients_that_leave_at_any_time_leave_nothing_behind():
-    async with FakeNeuron(["m"]) as node, running(node) as gateway:
-        node.answer, node.token_s = "word " * 20, 0.002
-
-        async def come_and_go(number: int) -> None:
-            async with await Wire.to(gateway.address) as client:
-                client.post(chat("m", stream=bool(number % 2)))
-                await asyncio.sleep(number % 10 * 0.003)
-                if number < 5:
-                    await client.head()
-
-        await asyncio.gather(*(come_and_go(number) for number in range(100)))
-
-        await until(lambda: node.in_flight.total() + gateway.in_flight() == 0)
-        assert len(gateway.records) >= node.counts["chat"] > 0
-        assert gateway.counted("cortex_requests_total") == len(gateway.records)
-        await gateway.ask()
-
-
 async def test_a_slow_reader_pauses_the_neuron_and_nobody_else(monkeypatch):
     monkeypatch.setattr(relay, "STALL_S", 0.05)  # and is not taken for a neuron that hangs
     monkeypatch.setattr(poller, "POLL_S", 0.02)
