@@ -186,7 +186,8 @@ async def resumed(
     if rest is None:
         return None
     hold.goes_on(rest.encoder)
-    await hold.during(poll(dead, nodes))
+    if dead.healthy:  # as far as is known: nobody waits for one that is not to say so
+        await hold.during(poll(dead, nodes))
     able = [n for n in nodes if n is not dead and n.serves(asked.spec.id) and not n.is_upstream]
     return await go_on(asked, rest, dead, recording, router) if able else None
 

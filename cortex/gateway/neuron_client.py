@@ -25,11 +25,13 @@ CONNECT_TIMEOUT_S = 5.0
 POLL_TIMEOUT_S = 5.0
 MAX_IDLE = 256
 MAX_IDLE_S = 30.0
-KEEP_ALIVE = (  # a host that vanished is noticed within 30 s, however long an answer takes
+VANISHED_S = 15  # so soon a host is noticed that vanished, however long an answer takes
+KEEP_ALIVE = (
     ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
-    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 15),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 5),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 5),
-    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+    # what was sent and not acknowledged keeps probes back: a request sent to such a host
+    ((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), VANISHED_S * 1000),
 )
 
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 
-LISTENS = re.compile(r"listens on (http://127\.0\.0\.1:\d+)")
+LISTENS = re.compile(r"listens on (http://[\d.]+:\d+)")
 
 
 class Program:
@@ -58,13 +58,13 @@ def running(command, log, **env):
             program.stop()
 
 
-def until(condition, timeout_s=60, about=""):
+def until(condition, timeout_s=60, about="", every_s=0.02):
     """Return the first true value of *condition*."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.02)
+        time.sleep(every_s)
     said = about.log.read_text() if isinstance(about, Program) else about
     raise AssertionError(f"not within {timeout_s} s: {said}")
 
