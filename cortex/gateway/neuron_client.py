@@ -31,7 +31,7 @@ KEEP_ALIVE = (
     ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 5),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 5),
     # what was sent and not acknowledged keeps probes back: a request sent to such a host
-    ((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), VANISHED_S * 1000),
+    ((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), (VANISHED_S - 1) * 1000),  # by the 3rd probe
 )
 
 

@@ -248,7 +248,7 @@ def test_a_killed_neuron_costs_nobody_more_than_an_honest_error_and_serves_again
     with capsys.disabled():
         print(
             f"\na neuron killed: {len(answers)} requests, {resumed:.0f} went on elsewhere, "
-            f"{len(lost)} errors, the longest {longest_s:.1f} s; used {used_s:.1f} s after its start"
+            f"{len(lost)} errors, the longest {longest_s:.1f} s; used after {used_s:.1f} s"
         )
 
 
