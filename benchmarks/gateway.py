@@ -155,9 +155,7 @@ class Answering(asyncio.Protocol):
 
 FACTS = {
     b"/health": encode(
-        Health(
-            status="ok", devices=(Device(index=0, vram_total_mb=24_000, vram_free_mb=12_000),)
-        )
+        Health(status="ok", devices=(Device(index=0, vram_total_mb=24_000, vram_free_mb=12_000),))
     ),
     b"/discovery": encode(
         Discovery(
@@ -252,7 +250,7 @@ async def ask(port: int, case: Case, seconds: float) -> list[float]:
 async def neuron() -> None:
     """Answer whoever asks, for ever."""
     server = await asyncio.get_running_loop().create_server(Answering, "127.0.0.1", 0, backlog=4096)
-    print("listens on http://127.0.0.1:%d" % server.sockets[0].getsockname()[1], flush=True)
+    print(f"listens on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
 
