@@ -367,6 +367,14 @@ class DeviceUnavailable(CortexError):
     retry_after_s = 5.0
 
 
+class DeviceBusy(CortexError):
+    """The device has models on it; details: models."""
+
+    code = "device_busy"
+    status = 409
+    type = "api_error"
+
+
 class ModelBusy(CortexError):
     """The model has requests in flight; details: in_flight."""
 

@@ -21,6 +21,7 @@ from cortex.api.harness import (
     Harness,
     HarnessHost,
     Report,
+    RestartableHarness,
     Source,
 )
 from cortex.api.register import (
@@ -51,6 +52,7 @@ __all__ = [
     "ReplyDialect",
     "ReplyEncoder",
     "Report",
+    "RestartableHarness",
     "RoutingStrategy",
     "Source",
     "VersionDialect",

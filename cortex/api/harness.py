@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import Task
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from cortex.chat.events import ChatEvent
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
@@ -100,3 +100,20 @@ class Harness(Protocol):
 
     def stats(self, model_id: str) -> ModelStats: ...
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class RestartableHarness(Harness, Protocol):
+    """A harness that runs each device in a process of its own."""
+
+    async def restart(self, device: int) -> None:
+        """
+        Put a new process in place of that of *device*, and return once it is ready.
+
+        A load that comes meanwhile waits for the new one.  Does nothing if there is none.
+
+        Raises:
+            DeviceBusy: It has models.
+            DeviceUnavailable: The new one does not start.
+        """
+        ...

@@ -107,6 +107,7 @@ class Neuron:
         app.router.add_post("/models/tokenizer", self._tokenizer)
         app.router.add_post("/models/unload", self._unload)
         app.router.add_get("/models/{id:.+}/endpoint", self._endpoint)
+        app.router.add_post("/devices/{index}/restart", self._restart)
         app.router.add_get("/events", self._events)
         app.router.add_get("/metrics", self._prometheus)
         app.on_shutdown.append(self._on_shutdown)
@@ -210,6 +211,13 @@ class Neuron:
         body = await read_json(request, UnloadBody)
         await self.models.unload(body.model_id, body.force)
         return reply({"status": "unloaded", "model_id": body.model_id})
+
+    async def _restart(self, request: web.Request) -> web.Response:
+        index = request.match_info["index"]
+        if not index.isdecimal():
+            raise InvalidRequest(f"expected the index of a device, got {index!r}", param="index")
+        await self.models.restart(int(index))
+        return reply({"status": "restarted", "device": int(index)})
 
     async def _endpoint(self, request: web.Request) -> web.Response:
         self.models.serving(request.match_info["id"])

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import attrs
 
-from cortex.api import Count, Harness, Source
+from cortex.api import Count, Harness, RestartableHarness, Source
 from cortex.errors import (
     CortexError,
     DeviceUnavailable,
@@ -31,6 +31,7 @@ from cortex.fleet.node import Device, DeviceState, Limit, NodeModel, Servable
 from cortex.neuron import discovery
 from cortex.neuron.counters import Counters
 from cortex.neuron.fetching import fetch
+from cortex.neuron.workers import device_busy
 
 MIB = 1 << 20
 log = logging.getLogger(__name__)
@@ -230,6 +231,23 @@ class Models:
         finally:
             del self._entries[entry.spec.id]
             self._set(entry, "unloaded")
+
+    async def restart(self, device: int) -> None:
+        """
+        Replace the processes of a device without models; returns once they are ready.
+
+        Raises:
+            DeviceUnavailable: There is no such device, or a process does not start.
+            DeviceBusy: It has models.
+        """
+        self._pick(device)
+        there = [e.spec.id for e in self._entries.values() if e.device == device]
+        if busy := [name for name in there if self._entries[name].status != "failed"]:
+            raise device_busy(device, busy)
+        for harness in self.harnesses.values():
+            if isinstance(harness, RestartableHarness):
+                await harness.restart(device)
+        await self.refresh()
 
     async def prepare(self, spec: ModelSpec, harness: str) -> None:
         """

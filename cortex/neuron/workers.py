@@ -1,5 +1,5 @@
 """
-Device worker processes as the neuron sees them: spawn, job channel, death, respawn.
+Device worker processes as the neuron sees them: spawn, job channel, death, respawn, restart.
 
 One writer, the event loop.  A worker that dies, or misses its heartbeat with a step in flight past
 the watchdog, is ended by its own process id and replaced; its requests end with an error, and its
@@ -16,14 +16,14 @@ import os
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
 from cortex import errors
 from cortex.config.load import environment
-from cortex.errors import CortexError, DeviceUnavailable
+from cortex.errors import CortexError, DeviceBusy, DeviceUnavailable
 from cortex.fleet.node import DeviceState
 from cortex.neuron.engine import jobs
 
@@ -63,6 +63,7 @@ class DeviceWorker:
         self._ready = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
         self._cause = ""
+        self._restarts = False
         self._deaths = 0  # in a row, without ever being ready
         self._kept: dict[str, jobs.Load] = {}
         self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
@@ -134,6 +135,25 @@ class DeviceWorker:
         finally:
             del self._unloads[model]
 
+    async def restart(self) -> None:
+        """
+        Put a new process in place of this one, and return once it is ready.
+
+        Raises:
+            DeviceBusy: It has models.
+            DeviceUnavailable: The new one does not start.
+        """
+        if models := [*self._kept, *self._loads]:
+            raise device_busy(self.index, models)
+        if self._ready.is_set() and (writer := self._writer) is not None:
+            self._restarts = True
+            self._ready.clear()  # what comes now waits for the new one
+            self._watcher.device_changed(self.index, "recovering")
+            if self._texts:
+                await asyncio.wait(self._texts.values())  # they end with the worker at the latest
+            writer.close()  # the worker leaves with its channel
+        await self._started()
+
     async def ask(self, job: jobs.Generate | jobs.Embed) -> AsyncGenerator[Said, None]:
         """
         Yield what comes of a request: tokens and a `Done`, or an `Embedded`, or a `Lost`.
@@ -175,8 +195,12 @@ class DeviceWorker:
                     self._deaths = 0
             except OSError as error:
                 self._cause = str(error)
-            self._deaths += 1
-            log.error("device %s: worker ended: %s", self.index, self._cause)
+            if self._restarts:
+                log.info("device %s: worker restarts", self.index)
+                self._restarts, self._deaths = False, 0
+            else:
+                self._deaths += 1
+                log.error("device %s: worker ended: %s", self.index, self._cause)
             self._watcher.device_changed(self.index, "recovering")
 
     async def _live(self) -> bool:
@@ -329,6 +353,12 @@ class DeviceWorker:
             stream.put_nowait(jobs.Lost(id=request_id, message=message))
         for model in self._kept:
             self._watcher.model_lost(model)
+
+
+def device_busy(index: int, models: Iterable[str]) -> DeviceBusy:
+    """Return the error for a restart of a device that has models on it."""
+    names = sorted(models)
+    return DeviceBusy(f"device {index} has {', '.join(names)}", details={"models": names})
 
 
 def error_of(event: jobs.LoadFailed | jobs.TextFailed) -> CortexError:

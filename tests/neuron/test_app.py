@@ -13,6 +13,7 @@ import cortex
 from cortex.chat.events import ChatEvent, Started, TextDelta
 from cortex.errors import InsufficientVram
 from cortex.fleet.model import ModelStats, RunningModel
+from cortex.neuron.harnesses.echo import Echo, EchoOptions
 from cortex.testing import until
 from tests.gateway.running import Wire, chat
 from tests.neuron.serving import program, serving
@@ -515,3 +516,33 @@ async def test_a_port_in_use_exits_2_with_one_sentence(tmp_path):
     said = f"cortex neuron: cannot listen on {taken.address}: address already in use"
     assert said in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+class Processes(Echo):
+    """An echo that pretends to have worker processes."""
+
+    def __init__(self, options, host) -> None:
+        super().__init__(options, host)
+        self.restarted: list[int] = []
+
+    async def restart(self, device: int) -> None:
+        self.restarted.append(device)
+
+
+async def test_a_device_without_models_is_restarted():
+    async with serving() as node:
+        assert await node.post("/devices/0/restart") == {"status": "restarted", "device": 0}
+        await node.load("m")
+        harness = Processes(EchoOptions(), node.neuron.models)
+        node.neuron.models.harnesses = {**node.neuron.models.harnesses, "processes": harness}
+
+        error = (await node.post("/devices/0/restart", 409))["error"]
+        assert (error["code"], error["models"]) == ("device_busy", ["m"])
+        assert error["message"] == "device 0 has m"
+        assert harness.restarted == []
+
+        await node.post("/models/unload", model_id="m")
+        await node.post("/devices/0/restart")
+        assert harness.restarted == [0]
+        await node.post("/devices/7/restart", 503)
+        assert (await node.post("/devices/one/restart", 400))["error"]["param"] == "index"

@@ -173,6 +173,10 @@ class TorchHarness:
             tokens_total=running.worker.tokens_total[model_id],
         )
 
+    async def restart(self, device: int) -> None:
+        if (worker := self._workers.get(device)) is not None:
+            await worker.restart()
+
     async def aclose(self) -> None:
         self._models.clear()
 

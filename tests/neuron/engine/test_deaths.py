@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
 import pytest
 
 from cortex.chat.events import Failed
+from cortex.errors import DeviceBusy
+from cortex.fleet.model import ModelSpec
 from tests.neuron.engine.conftest import load, running_harness
 from tests.neuron.engine.test_harness import answer, ask
 
@@ -48,3 +51,32 @@ async def test_no_worker_outlives_its_harness(tiny_llama):
         pid = harness._workers[0].pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_worker_that_is_restarted_is_a_new_process_at_once_and_takes_loads(tiny_llama):
+    async with running_harness() as (harness, host):
+        await load(harness, tiny_llama)
+        said = await answer(harness, ask("same", "a"))
+        before = harness._workers[0].pid
+        with pytest.raises(DeviceBusy, match="device 0 has tiny"):
+            await harness.restart(0)
+        assert harness._workers[0].pid == before
+
+        await harness.unload("tiny")
+        counting = asyncio.create_task(harness.counter(ModelSpec(id="other"), tiny_llama))
+        await asyncio.sleep(0)
+        assert harness._workers[0]._texts  # is being read, and will be to its end
+        restarting = asyncio.create_task(harness.restart(0))
+        also = asyncio.create_task(harness.restart(0))
+        await host.until(lambda: host.device_states[-1:] == ["recovering"])
+        await load(harness, tiny_llama)  # it waits for the new one
+        await asyncio.gather(restarting, also)
+        count = await counting
+
+        with pytest.raises(ProcessLookupError):
+            os.kill(before, 0)
+        assert harness._workers[0].pid != before
+        assert (await answer(harness, ask("same", "b")))[0] == said[0]
+        assert await count(ask("same")) == await harness.count(ask("same"))
+        assert host.device_states == ["ok", "recovering", "recovering", "ok"]
+        assert host.model_states == []
