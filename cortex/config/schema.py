@@ -141,9 +141,12 @@ class EvictionSection:
         min_residency_s: A model stays at least this long after its load.
         max_turn_s: A model that waits this long for room takes a turn from models in use: they
             finish what they have begun, and wait in turn.
+        defrag_after_cycles: Models gone from a device after which it is re-packed once it is idle;
+            0 is never.
     """
 
     strategy: str = "lru"
+    defrag_after_cycles: int = 50
     min_residency_s: float = 20.0
     max_turn_s: float = 30.0
 

@@ -98,6 +98,11 @@ def of_devices(nodes: list[Node]) -> Iterator[Metric]:
             if (value := getattr(device, name)) is not None:
                 said.add_metric([node.name, str(device.index)], value)
         yield said
+    defrags = CounterMetricFamily("cortex_defrags", "restarts of idle workers", labels=DEVICE)
+    for node in nodes:
+        for index, count in list(node.defrags.items()):
+            defrags.add_metric([node.name, str(index)], count)
+    yield defrags
 
 
 def gauge(name: str, meaning: str, labels: tuple[str, ...]) -> GaugeMetricFamily:

@@ -1,7 +1,8 @@
 """
 What the gateway does by itself, once a second.
 
-It unloads what nobody uses, loads what is wanted from the start, and keeps what it has learned.
+It unloads what nobody uses, loads what is wanted from the start, has devices re-packed, and keeps
+what it has learned.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from cortex.errors import CortexError
 from cortex.fleet.model import ModelSpec
 from cortex.gateway.catalogue import Names
+from cortex.gateway.defrag import Defrag
 from cortex.gateway.loads import Loads
 from cortex.gateway.nodes import Node, Nodes
 from cortex.gateway.placement import state_of
@@ -46,6 +48,7 @@ class Keeper:
         self._queues = queues
         self._sizes = sizes
         self._tasks = tasks
+        self._defrag = Defrag(nodes=nodes, names=names, loads=loads, queues=queues, tasks=tasks)
         self._closed = False
         self._preloaded: set[str] = set()
         self._again: dict[str, float] = {}  # when to try a preload that failed
@@ -64,9 +67,11 @@ class Keeper:
     def close(self) -> None:
         """Start nothing more."""
         self._closed = True
+        self._defrag.stop()
 
     def stop(self) -> None:
         """Keep what was learned since the last tick."""
+        self._defrag.stop()
         self._sizes.write(self._loads.needs_mb, self._names.specs)
 
     def tick(self, now: float) -> None:
@@ -78,6 +83,7 @@ class Keeper:
         for spec in list(self._wanted(now)):
             self._again[spec.id] = inf  # until it has failed
             self._tasks.create_task(self._preload(spec), name=f"preload {spec.id}")
+        self._defrag.tick()
 
     def _idle(self, now: float) -> Iterator[tuple[Node, str]]:
         """Yield what has been idle for the time to live of its model."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cortex.api import EvictionPolicy
-from cortex.config.schema import GatewayConfig
+from cortex.config.schema import EvictionSection, GatewayConfig
 from cortex.errors import (
     CortexError,
     LoadFailed,
@@ -79,6 +79,15 @@ class Loads:
         self._planner.adopt(config.eviction, policy)
 
     @property
+    def eviction(self) -> EvictionSection:
+        """The configuration in force."""
+        return self._planner.config
+
+    def at_work(self, node: Node) -> bool:
+        """Tell whether a load is under way on *node*, or could soon be."""
+        return self._planner.at_work(node)
+
+    @property
     def needs_mb(self) -> dict[str, int]:
         """Measured memory of models, by id."""
         return self._planner.needs_mb
@@ -101,6 +110,23 @@ class Loads:
         """
         if spec.id not in self._jobs:
             self._start(spec, None, again=False)
+
+    def bring_back(
+        self, spec: ModelSpec, claim: Placement, *, held: Callable[[], bool], is_modest: bool
+    ) -> Job:
+        """
+        Start to load *spec* again where it is about to go from; requests wait for that.
+
+        Args:
+            spec: It is loaded there, and no load of it is under way.
+            claim: Where, and that it goes: nothing else is placed there until the claim is dropped.
+            held: See `Job`.
+            is_modest: See `Job`.
+        """
+        job = self._start(spec, claim.node.name, again=True)
+        job.claim, job.held, job.is_modest = claim, held, is_modest
+        claim.node.closing.update(claim.evict)
+        return job
 
     async def ensure(self, spec: ModelSpec, node: str | None = None, again: bool = False) -> None:
         """
@@ -183,9 +209,15 @@ class Loads:
 
     async def _load(self, job: Job) -> None:
         model = job.spec.id
+        while job.held():
+            job.stage = "waiting for its device"
+            await self._nodes.changed(1.0)
         deadline = self._nodes.clock() + self._max_wait_s
         while (state := state_of(model, self._planner.having(job))) != "loaded":
             found = self._planner.place(job) if state == "absent" else COMING
+            if self._planner.gives_way(job, found):
+                log.info("%s is not loaded again on %s until asked for", model, job.wanted_on)
+                return
             if isinstance(found, Placement):
                 await self._try(job, found)
                 continue

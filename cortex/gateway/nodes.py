@@ -32,6 +32,7 @@ HEAT_HALF_LIFE_S = 600.0
 LONGEST_REST_S = 60.0
 REST_S = 1.0  # where a refusal does not say for how long
 HEARTBEAT_S = 10.0  # a neuron sends a keep-alive every 5 s
+STALE_S = 10.0  # a poll may be this much older than one that was answered before it
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +61,8 @@ class Node:
         most_free_mb: Memory that is free on the device that has most of it.
         heat: Requests for a model, as much as each counted when it was last asked.
         load_s: How long the last load of a model took.
+        cycles: Models that went from a device since its worker began, as far as was seen.
+        defrags: Times the worker of a device was restarted for that.
     """
 
     entry: NeuronEntry | UpstreamEntry
@@ -83,6 +86,8 @@ class Node:
     loaded_at: dict[str, float] = attrs.field(factory=dict)
     heat: dict[str, float] = attrs.field(factory=dict)
     load_s: dict[str, float] = attrs.field(factory=dict)
+    cycles: Counter[int] = attrs.field(factory=Counter)
+    defrags: Counter[int] = attrs.field(factory=Counter)
 
     @classmethod
     def of(cls, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> Node:
@@ -148,6 +153,18 @@ class Node:
         """Note that *model* is about to go; the next poll knows better."""
         if (found := self.models.get(model)) is not None:
             self.models[model] = attrs.evolve(found, status="unloading")
+
+    def count_cycles(self, health: Health, models: Iterable[NodeModel]) -> None:
+        """Count what went from each device since the last poll; a new process begins at 0."""
+        if self.health is not None and health.uptime_secs < self.health.uptime_secs - STALE_S:
+            self.cycles.clear()
+            return
+        before = {(model.id, device) for model in self.models.values() for device in model.devices}
+        there = {(model.id, device) for model in models for device in model.devices}
+        self.cycles.update(device for _, device in before - there)
+        for device in health.devices:
+            if device.state != "ok":  # its worker is about to be another one
+                del self.cycles[device.index]
 
     def queued(self, model: str) -> int:
         """Return how many requests wait on the node itself for *model*, as last polled."""
@@ -275,6 +292,7 @@ class Nodes:
     def answered(self, node: Node, health: Health, models: Sequence[NodeModel]) -> None:
         """Take in what a node said."""
         before, now = node.models, self.clock()
+        node.count_cycles(health, models)
         node.misses, node.error, node.health = 0, None, health
         node.models = {model.id: model for model in models}
         for model in models:

@@ -22,7 +22,7 @@ from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import LoadJob
 from cortex.gateway.catalogue import Names
 from cortex.gateway.nodes import Node, Nodes
-from cortex.gateway.placement import Nowhere, Placement, Rules, place, share_mb
+from cortex.gateway.placement import Nowhere, Placement, Rules, feasible_on, place, share_mb
 from cortex.gateway.queue import Queues
 
 WAITING = "waiting for room"
@@ -37,6 +37,8 @@ class Job:
     Attributes:
         tried: What went wrong, by node.
         claim: Where it takes its turn.
+        held: Tells whether it must not begin yet.
+        is_modest: While nobody waits for it, it rather ends than take room others may want.
     """
 
     spec: ModelSpec
@@ -50,6 +52,8 @@ class Job:
     began: float
     tried: dict[str, CortexError] = attrs.field(factory=dict)
     claim: Placement | None = None
+    held: Callable[[], bool] = lambda: False
+    is_modest: bool = False
 
     def view(self, waiting: int) -> LoadJob:
         """Return what the admin API shows; *waiting* requests wait for the model."""
@@ -80,7 +84,7 @@ class Planner:
     ) -> None:
         self.jobs: dict[str, Job] = {}
         self.needs_mb: dict[str, int] = {}
-        self._config = config
+        self.config = config
         self._nodes = nodes
         self._names = names
         self._policy = policy
@@ -88,7 +92,7 @@ class Planner:
 
     def adopt(self, config: EvictionSection, policy: EvictionPolicy) -> None:
         """Go by another configuration from now on."""
-        self._config, self._policy = config, policy
+        self.config, self._policy = config, policy
 
     def nodes_for(self, job: Job) -> list[Node]:
         """Return the nodes where *job* may go."""
@@ -109,7 +113,7 @@ class Planner:
         claims = [o.claim for o in self.jobs.values() if o is not job and o.claim is not None]
         rules = Rules(
             policy=self._policy,
-            min_residency_s=self._config.min_residency_s if polite else 0.0,
+            min_residency_s=self.config.min_residency_s if polite else 0.0,
             needs_mb=self.needs_mb,
             specs=self._names.specs,
             now=self._nodes.clock(),
@@ -121,9 +125,33 @@ class Planner:
         )
         return place(job.spec, self.nodes_for(job) if nodes is None else nodes, job.tried, rules)
 
+    def at_work(self, node: Node) -> bool:
+        """Tell whether a load is under way on *node*, or could soon be."""
+        placed = (at for job in self.jobs.values() for at in (job.placement, job.claim))
+        return any(at is not None and at.node is node for at in placed) or self._is_sought(node)
+
+    def _is_sought(self, node: Node, besides: Job | None = None) -> bool:
+        """Tell whether a load has no place yet, and may get one on *node*."""
+        return any(
+            job.placement is None
+            and not job.held()
+            and job.wanted_on in (None, node.name)
+            and feasible_on(job.spec, node, self.needs_mb) is None
+            for job in self.jobs.values()
+            if job is not besides
+        )
+
+    def gives_way(self, job: Job, found: Placement | Nowhere) -> bool:
+        """Tell whether *job* ends for others, or for lack of room, though it may go to *found*."""
+        if not job.is_modest or job.waiting or job.spec.id in self._queues:
+            return False
+        if not isinstance(found, Placement) or found.evict:
+            return True
+        return self._is_sought(found.node, besides=job)
+
     def give_turns(self) -> None:
         """Let those who have waited long enough for room claim it, the longest waiting first."""
-        now, config = self._nodes.clock(), self._config
+        now, config = self._nodes.clock(), self.config
         for job in self.jobs.values():
             if job.stage != WAITING or now - job.began < config.max_turn_s:
                 continue

@@ -28,7 +28,7 @@ from cortex.chat.events import (
 from cortex.chat.request import ChatRequest, Text, Thinking
 from cortex.config.schema import Address
 from cortex.dialects.openai_chat import OpenAIChat
-from cortex.errors import CortexError, InsufficientVram, ModelBusy, ModelNotFound
+from cortex.errors import CortexError, DeviceBusy, InsufficientVram, ModelBusy, ModelNotFound
 from cortex.fleet.model import ModelCard
 from cortex.fleet.node import (
     Device,
@@ -68,10 +68,11 @@ class FakeNeuron:
             ``late`` (it comes whole once it may).
         refusal: Answered to inference instead, as an HTTP error.
         load_error: Answered to a load instead; `unload_error` to an unload, `load_error_late` to a
-            load once it may.
+            load once it may; `restart_error` to the restart of a device.
         may_load: Loads wait for it.
+        may_restart: Restarts of a device wait for it, and the device recovers meanwhile.
         may_answer: Answers whose ending is ``late`` wait for it, head and all.
-        counts: ``poll``, ``load``, ``unload``, ``tokenizer``, ``chat``, ``count`` as asked;
+        counts: ``poll``, ``load``, ``unload``, ``restart``, ``tokenizer``, ``chat``, ``count`` as asked;
             ``cancelled`` chats whose client left.
         bodies: The bodies of the chats.
         headers: Their headers, names in lower case.
@@ -103,14 +104,18 @@ class FakeNeuron:
         self.load_error: CortexError | None = None
         self.load_error_late: CortexError | None = None
         self.unload_error: CortexError | None = None
+        self.restart_error: CortexError | None = None
         self.may_load = asyncio.Event()
         self.may_load.set()
+        self.may_restart = asyncio.Event()
+        self.may_restart.set()
         self.may_answer = asyncio.Event()
         self.counts: Counter[str] = Counter()
         self.in_flight: Counter[str] = Counter()
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self.models: dict[str, NodeModel] = {}
+        self.recovering: set[int] = set()
         self.name = name
         self._dialects = dialects or {"openai-chat": OpenAIChat()}
         self._sizes = dict(sizes or {})
@@ -174,6 +179,7 @@ class FakeNeuron:
         app.router.add_get("/models", self._list)
         app.router.add_post("/models/load", self._load)
         app.router.add_post("/models/unload", self._unload)
+        app.router.add_post("/devices/{index}/restart", self._restart)
         return app
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -182,7 +188,13 @@ class FakeNeuron:
         total = self._vram_mb
         used = {index: self.used_mb(index) for index in self._devices}
         devices = tuple(
-            Device(index=i, vram_total_mb=total, vram_used_mb=mb, vram_free_mb=total - mb)
+            Device(
+                index=i,
+                vram_total_mb=total,
+                vram_used_mb=mb,
+                vram_free_mb=total - mb,
+                state="recovering" if i in self.recovering else "ok",
+            )
             for i, mb in used.items()
         )
         models = tuple(
@@ -249,6 +261,20 @@ class FakeNeuron:
             raise ModelBusy(f"{model} has {self.in_flight[model]} requests in flight")
         del self.models[model]
         return reply({"status": "unloaded", "model_id": model})
+
+    async def _restart(self, request: web.Request) -> web.Response:
+        self.counts["restart"] += 1
+        device = int(request.match_info["index"])
+        if self.restart_error is not None:
+            raise self.restart_error
+        if there := [model.id for model in self.models.values() if device in model.devices]:
+            raise DeviceBusy(f"device {device} has {', '.join(there)}", details={"models": there})
+        self.recovering.add(device)
+        try:
+            await self.may_restart.wait()
+        finally:
+            self.recovering.discard(device)
+        return reply({"status": "restarted", "device": device})
 
     async def serve(
         self,

@@ -47,7 +47,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
 
-async def at_once(_: str) -> None:
+async def at_once(_: object) -> None:
     """Take no time."""
 
 
@@ -61,11 +61,14 @@ class VirtualNeuron:
         vram_mb: Memory of each device.
         loading: Waits as long as a load takes; what it raises is the neuron's answer.
         unloading: The same of an unload.
+        restarting: The same of the restart of a device.
         may_unload: Tells what is wrong with unloading a model, if anything is.
         seats: Requests a model takes at once.
         in_flight: Requests under way; whoever plays clients counts them.
         loads: Loads begun, by model.
         unloads: Unloads done, by model.
+        restarts: Restarts done, by device.
+        recovering: Devices that restart.
         broken: What should never have been asked of it.
     """
 
@@ -74,12 +77,15 @@ class VirtualNeuron:
     vram_mb: tuple[int, ...]
     loading: Callable[[str], Awaitable[None]] = at_once
     unloading: Callable[[str], Awaitable[None]] = at_once
+    restarting: Callable[[int], Awaitable[None]] = at_once
     may_unload: Callable[[str], str | None] = lambda _: None
     seats: int = 0
     models: dict[str, NodeModel] = attrs.field(factory=dict)
     in_flight: Counter[str] = attrs.field(factory=Counter)
     loads: Counter[str] = attrs.field(factory=Counter)
     unloads: Counter[str] = attrs.field(factory=Counter)
+    restarts: Counter[int] = attrs.field(factory=Counter)
+    recovering: set[int] = attrs.field(factory=set)
     broken: list[str] = attrs.field(factory=list)
 
     async def get(self, path: str, _: object) -> object:
@@ -94,7 +100,9 @@ class VirtualNeuron:
                 return Discovery(hostname=self.name, devices=infos, dialects=("openai-chat",))
 
     async def post(self, path: str, body: Mapping[str, Any], _: float) -> Mapping[str, Any]:
-        """Load or unload."""
+        """Load, unload, or restart a device."""
+        if path.startswith("/devices/"):
+            return await self._restart(int(path.split("/")[2]))
         model = body["model_id"]
         if path == "/models/unload":
             return await self._unload(model)
@@ -116,7 +124,13 @@ class VirtualNeuron:
     def _devices(self) -> tuple[Device, ...]:
         shown = [(index, mb, self._shown_mb(index)) for index, mb in self._totals()]
         return tuple(
-            Device(index=index, vram_total_mb=mb, vram_used_mb=used, vram_free_mb=mb - used)
+            Device(
+                index=index,
+                vram_total_mb=mb,
+                vram_used_mb=used,
+                vram_free_mb=mb - used,
+                state="recovering" if index in self.recovering else "ok",
+            )
             for index, mb, used in shown
         )
 
@@ -153,6 +167,15 @@ class VirtualNeuron:
             id=model, status="loaded", devices=devices, vram_used_mb=used_mb
         )
         return {"vram_used_mb": used_mb}
+
+    async def _restart(self, device: int) -> Mapping[str, Any]:
+        if there := [row.id for row in self.models.values() if device in row.devices]:
+            raise RemoteError(f"it has {', '.join(there)}", code="device_busy", status=409)
+        self.recovering.add(device)
+        await self.restarting(device)
+        self.recovering.discard(device)
+        self.restarts[device] += 1
+        return {"status": "restarted"}
 
     async def _unload(self, model: str) -> Mapping[str, Any]:
         if model not in self.models:
