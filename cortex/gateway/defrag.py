@@ -89,7 +89,7 @@ class Rules:
 
 def plan(nodes: Iterable[Node], rules: Rules) -> Repack | None:
     """Return what to re-pack now: of the devices that are due and idle, the most worn."""
-    if not rules.after_cycles:
+    if rules.after_cycles <= 0:
         return None
     due = [
         (-cycles, node.name, device, node)

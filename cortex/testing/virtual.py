@@ -170,7 +170,7 @@ class VirtualNeuron:
 
     async def _restart(self, device: int) -> Mapping[str, Any]:
         if there := [row.id for row in self.models.values() if device in row.devices]:
-            raise RemoteError(f"it has {', '.join(there)}", code="device_busy", status=409)
+            self.broken.append(f"device {device} of {self.name} is restarted with {there}")
         self.recovering.add(device)
         await self.restarting(device)
         self.recovering.discard(device)

@@ -27,6 +27,7 @@ from cortex.config.schema import (
 )
 from cortex.errors import CortexError, LoadFailed, RemoteError
 from cortex.fleet.model import ModelSpec
+from cortex.gateway import defrag
 from cortex.gateway.app import Gateway
 from cortex.plugins import Plugins
 from cortex.testing import VirtualLoop, VirtualNeuron
@@ -34,6 +35,7 @@ from cortex.testing import VirtualLoop, VirtualNeuron
 pytestmark = pytest.mark.timeout(120)  # it computes all the time
 RESIDENCY_S, TURN_S = 20.0, 30.0
 LOAD_S, UNLOAD_S, ANSWER_S, LONGEST_S = 10.0, 1.0, 5.0, 20.0
+RESTART_S = 10.0
 
 
 @pytest.fixture(autouse=True)
@@ -105,12 +107,17 @@ class Fleet:
 
     def why_not(self, name: str) -> Callable[[str], str | None]:
         def look(model: str) -> str | None:
-            if name in self.specs[model].pinned_on:
+            if name in self.specs[model].pinned_on and not self.repacks(name):
                 return "it is pinned"
             age_s = now() - self.loaded_at[name, model]
             return f"it is {age_s} s old" if age_s < RESIDENCY_S - 1e-6 else None
 
         return look
+
+    def repacks(self, name: str) -> bool:
+        """Tell whether a device of a node is about to be restarted, or was just now."""
+        task = self.gateway._keeper._defrag._task
+        return task is not None and not task.done() and f"defrag {name} " in task.get_name()
 
 
 async def plain_load() -> None:
@@ -123,12 +130,17 @@ async def fleet(
     *devices_mb: tuple[int, ...],
     seats: int = 0,
     load: Callable[[], Awaitable[None]] = plain_load,
+    defrag_after_cycles: int = 50,
 ) -> AsyncIterator[Fleet]:
     """Run a gateway over nodes that have these devices."""
     names = [f"node{number}" for number in range(len(devices_mb))]
     config = GatewayConfig(
         neurons=tuple(NeuronEntry(name=name, endpoint="http://h:1") for name in names),
-        eviction=EvictionSection(min_residency_s=RESIDENCY_S, max_turn_s=TURN_S),
+        eviction=EvictionSection(
+            min_residency_s=RESIDENCY_S,
+            max_turn_s=TURN_S,
+            defrag_after_cycles=defrag_after_cycles,
+        ),
         queue=QueueSection(max_depth=100_000),
         replies=RepliesSection(max_count=0),
     )
@@ -151,6 +163,7 @@ async def fleet(
                 seats=seats,
                 loading=made.loading(node.name, load),
                 unloading=lambda _: pause(UNLOAD_S),
+                restarting=lambda _: pause(RESTART_S),
                 may_unload=made.why_not(node.name),
             )
         await gateway.start()
@@ -207,6 +220,30 @@ def test_of_ten_thousand_arrivals_all_are_served_within_memory_and_in_bounded_ti
         assert not world.errors
         assert max(world.waits) < bound_s
         assert world.counts()[1] > 20  # there was something to decide
+
+    virtually(main)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_where_devices_are_re_packed_all_are_served_and_nothing_in_use_goes(seed, monkeypatch):
+    monkeypatch.setattr(defrag, "IDLE_S", 3.0)  # or with so few models nothing is ever idle
+
+    async def main() -> None:
+        async with fleet(EIGHT, *THREE, defrag_after_cycles=3) as world:
+            await arrive(world, random.Random(seed), 500, 4.0)
+            while any(map(world.repacks, world.neurons)):
+                await asyncio.sleep(1.0)
+            assert "pinned" in world.neurons["node1"].models
+
+        assert not world.errors
+        restarts = sum(neuron.restarts.total() for neuron in world.neurons.values())
+        assert restarts == sum(node.defrags.total() for node in world.gateway.nodes)
+        print(f"{restarts} restarts, the longest wait {max(world.waits):.1f} s")
+        assert restarts > 5
+        repack_s = 4 * UNLOAD_S + RESTART_S
+        assert max(world.waits) < TURN_S + repack_s + 3 * (
+            RESIDENCY_S + LONGEST_S + UNLOAD_S + LOAD_S
+        )
 
     virtually(main)
 
