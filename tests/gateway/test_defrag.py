@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from math import inf
 
 import attrs
 import pytest
 
+from cortex import testing
 from cortex.config.schema import PluginSettings
 from cortex.errors import CortexError, DeviceUnavailable, ModelBusy, RouteNotFound
 from cortex.fleet.model import ModelSpec
@@ -19,12 +21,13 @@ from cortex.gateway import defrag, keeper
 from cortex.gateway.defrag import Rules, plan
 from cortex.gateway.nodes import Node, Nodes
 from cortex.plugins import Plugins
-from cortex.testing import FakeNeuron, until
+from cortex.testing import FakeNeuron
 from tests.gateway.running import Running, running
 from tests.gateway.test_keeper import ticks
 from tests.gateway.test_placement import NOW, loaded, node
 
 AFTER = 3
+until = partial(testing.until, timeout_s=20.0)  # it takes many steps, on a machine that may be busy
 SPECS = {name: ModelSpec(id=name, vram_mb=mb) for name, mb in (("a", 30), ("b", 50), ("c", 10))}
 SPECS["pinned"] = ModelSpec(id="pinned", pinned_on=("n",))
 SPECS["elsewhere"] = ModelSpec(id="elsewhere", pinned_on=("other",))
@@ -354,7 +357,7 @@ async def test_a_gateway_that_stops_meanwhile_does_not_wait_for_it():
         neuron.may_restart.clear()
         await wear(gateway)
         await until(lambda: neuron.counts["restart"] == 1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await gateway.gateway.drain(1.0)
             await until(gateway.gateway._keeper._defrag._task.done)
         assert not first(gateway).closing
