@@ -72,8 +72,8 @@ class FakeNeuron:
         may_load: Loads wait for it.
         may_restart: Restarts of a device wait for it, and the device recovers meanwhile.
         may_answer: Answers whose ending is ``late`` wait for it, head and all.
-        counts: ``poll``, ``load``, ``unload``, ``restart``, ``tokenizer``, ``chat``, ``count`` as asked;
-            ``cancelled`` chats whose client left.
+        counts: ``poll``, ``load``, ``unload``, ``restart``, ``tokenizer``, ``chat``, ``count`` as
+            asked; ``cancelled`` chats whose client left.
         bodies: The bodies of the chats.
         headers: Their headers, names in lower case.
     """
