@@ -29,6 +29,7 @@ from cortex.config.schema import (
     PluginSettings,
     RepliesSection,
     TlsSection,
+    TracingSection,
     UpstreamEntry,
 )
 from cortex.config.strict import FromEnvironment, shown, structure
@@ -111,6 +112,7 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
         upstreams=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.upstreams),
         replies=_replies(config.replies, folder, where, "gateway"),
         audit=_beside(folder, config.audit, "path"),
+        tracing=_tracing(config.tracing, where),
         ledger=LedgerSection(path=_state(config.ledger.path, folder, "gateway-ledger.db")),
     )
     return config, catalogue
@@ -154,6 +156,7 @@ def load_neuron(path: Path | None) -> NeuronConfig:
         plugins=_plugin_settings(config.plugins, folder),
         tls=_tls(config.tls, folder),
         replies=_replies(config.replies, folder, where, "neuron"),
+        tracing=_tracing(config.tracing, where),
     )
 
 
@@ -263,6 +266,19 @@ def _replies(section: RepliesSection, folder: Path, where: str, program: str) ->
     _at_least(1, section.max_mb, f"{where}: replies.max_mb")
     _at_least(1, section.ttl_s, f"{where}: replies.ttl_s")
     return attrs.evolve(section, path=_state(section.path, folder, f"{program}-replies.db"))
+
+
+def _tracing(section: TracingSection, where: str) -> TracingSection:
+    """Return *section* with what OpenTelemetry's own variables say where it says nothing."""
+    env = environment()
+    endpoint = section.endpoint or env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
+    if endpoint is not None and not _is_endpoint(endpoint):
+        at = f"{where}: tracing.endpoint" if section.endpoint else "OTEL_EXPORTER_OTLP_ENDPOINT"
+        raise ConfigError(f"{at}: expected http://host:port, got {endpoint!r}")
+    if not 0 <= section.sample <= 1:
+        raise ConfigError(f"{where}: tracing.sample: expected 0 to 1, got {section.sample:g}")
+    service = section.service or env.get("OTEL_SERVICE_NAME") or None
+    return attrs.evolve(section, endpoint=endpoint, service=service)
 
 
 def _state(path: Path | None, folder: Path, otherwise: str) -> Path:

@@ -248,6 +248,22 @@ class AuditSection:
 
 
 @attrs.frozen(kw_only=True)
+class TracingSection:
+    """
+    ``[tracing]``: spans of requests, sent to an OpenTelemetry collector.
+
+    Attributes:
+        endpoint: Where it takes OTLP over HTTP; without one nothing is traced.
+        sample: How much of what no client has decided about is traced, 0 to 1.
+        service: What the spans say they are of; None is ``cortex-gateway`` or ``cortex-neuron``.
+    """
+
+    endpoint: str | None = None
+    sample: float = 1.0
+    service: str | None = None
+
+
+@attrs.frozen(kw_only=True)
 class GatewayConfig:
     """cortex.toml, and with it models.toml."""
 
@@ -259,6 +275,7 @@ class GatewayConfig:
     auth: AuthSection = attrs.field(factory=AuthSection)
     ledger: LedgerSection = attrs.field(factory=LedgerSection)
     audit: AuditSection = attrs.field(factory=AuditSection)
+    tracing: TracingSection = attrs.field(factory=TracingSection)
     neurons: tuple[NeuronEntry, ...] = ()
     upstreams: tuple[UpstreamEntry, ...] = ()
     plugins: PluginSettings = attrs.field(factory=PluginSettings)
@@ -309,4 +326,5 @@ class NeuronConfig:
     harness: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     sources: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     replies: RepliesSection = attrs.field(factory=RepliesSection)
+    tracing: TracingSection = attrs.field(factory=TracingSection)
     plugins: PluginSettings = attrs.field(factory=PluginSettings)

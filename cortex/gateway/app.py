@@ -42,6 +42,7 @@ from cortex.gateway.watch import Watch
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
 from cortex.systemd import Service
+from cortex.tracing import open_tracing
 from cortex.web import Handler, add_dialects, application, error_response, reply, request_id
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
@@ -77,6 +78,7 @@ class Gateway:
         self._ledger = Ledger(config.ledger.path)
         self._audit = Audit(config.audit.path, where)
         self._accounts = Accounts(self._ledger)
+        self._tracing = open_tracing(config.tracing, "gateway")
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
         self.nodes = Nodes([Node.of(entry, session) for entry in config.nodes], plugins, clock)
         self.names = Names(catalogue, self.nodes, plugins)
@@ -140,6 +142,8 @@ class Gateway:
         )
         admin.add_routes(app.router)
         app.on_cleanup.append(self._replies.close)
+        if self._tracing is not None:
+            app.on_cleanup.append(self._tracing.close)
         return app
 
     async def start(self) -> None:
@@ -266,6 +270,8 @@ class Gateway:
         recording = Recording(
             id=request_id(request), dialect=name, operation=operation, principal=principal
         )
+        if self._tracing is not None:
+            recording.span = self._tracing.begin(request, name, operation)
         entry = self.requests.enter(recording)
         try:
             if operation in OPERATIONS:
@@ -289,7 +295,7 @@ class Gateway:
             )
         except CortexError as error:
             response = error_response(request, error)
-            recording.status = response.status
+            recording.status, recording.code = response.status, error.code
             return response
         except asyncio.CancelledError:
             recording.outcome = "cancelled"

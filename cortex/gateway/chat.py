@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import perf_counter
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import attrs
 import msgspec
@@ -33,6 +33,9 @@ from cortex.replies import Replies, Tee
 from cortex.resumption import pack
 from cortex.web import error_response, id_headers, read_body
 from cortex.wire import decode, encode
+
+if TYPE_CHECKING:
+    from cortex.spans import Span
 
 ATTEMPTS = 2
 STALE_S = 1.0  # a neuron that goes later than that had the request
@@ -67,6 +70,7 @@ class Asked:
     tee: Tee | None
     hold: Hold | None
     resumes: bool
+    span: Span | None
 
 
 async def serve(
@@ -92,6 +96,7 @@ async def serve(
     """
     body = await read_body(request)
     peek = decode(_peek, body)
+    recording.asked = peek.model
     spec = names.resolve(peek.model)
     check_model(recording.principal, peek.model, spec.id)
     recording.model = spec.id
@@ -111,13 +116,14 @@ async def serve(
         tee=turn.tee,
         hold=hold,
         resumes=resumes,
+        span=recording.span,
     )
     try:
         return await ask(asked, recording, nodes, router, translators)
     except CortexError as error:
         if hold is None or not hold.is_open:
             raise
-        recording.status = error.status
+        recording.status, recording.code = error.status, error.code
         return hold.end(error)
 
 
@@ -232,7 +238,7 @@ async def route(
         node, how = await router.route(asked.head, asked.spec, asked.hold, avoid)
     finally:
         recording.waited(since)
-    recording.goes_to(node.name)
+    recording.goes_to(node.name, how)
     return node, how
 
 
@@ -243,6 +249,7 @@ def concluded(exchange: Exchange, dialect: Dialect, recording: Recording) -> web
         at = recording.node
         log.warning("node %s died in request %s: %s", at, recording.id, exchange.failed)
         died = UpstreamDied(f"node {at} died while it answered")
+        recording.code = died.code
         render = getattr(dialect, "render_stream_error", None)  # embeddings have no streams
         return exchange.break_off(render(died, recording.id) if render else b"")
     recording.outcome = "ok" if exchange.is_success else "error"
@@ -350,9 +357,10 @@ def compose(
         begun: How much of the body is what was said of the answer.
     """
     request, head = asked.request, asked.head
-    headers = "".join(
-        f"{name}: {request.headers[name]}\r\n" for name in FORWARDED if name in request.headers
-    )
+    passed = {name: request.headers[name] for name in FORWARDED if name in request.headers}
+    if asked.span is not None:
+        asked.span.propagate(passed)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in passed.items())
     headers += f"x-request-id: {head.id}\r\nx-cortex-model: {head.model}\r\n"
     if not node.is_upstream:
         headers += f"x-cortex-principal: {head.principal}\r\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
@@ -16,26 +16,41 @@ from cortex.fleet.principal import Principal
 from cortex.gateway.hold import Hold
 from cortex.gateway.relay import Exchange
 
+if TYPE_CHECKING:
+    from cortex.spans import Span
+
 
 @attrs.define(kw_only=True)
 class Recording:
-    """One request, from its head to its end."""
+    """
+    One request, from its head to its end.
+
+    Attributes:
+        asked: What its client calls the model.
+        code: Of the error that was its answer, if it was one of ours.
+        is_cold: It waited for a load.
+        span: It is traced.
+    """
 
     id: str
     dialect: str
     operation: Operation
     principal: Principal
     began: float = attrs.field(factory=perf_counter)
+    asked: str = ""
     model: str = ""
     node: str = ""
     status: int = 0
     outcome: Literal["ok", "error", "cancelled"] = "error"
+    code: str = ""
+    is_cold: bool = False
     resumed: bool = False
     exchange: Exchange | None = None
     hold: Hold | None = None
     stream: bool = False
     queued_s: float | None = None
     retried: tuple[str, ...] = ()
+    span: Span | None = None
 
     def head(self, stream: bool, affinity: str) -> RequestHead:
         """Return what the request is routed by; its model is resolved."""
@@ -56,8 +71,9 @@ class Recording:
         """Add a wait for a node, which began at *since* and is over."""
         self.queued_s = (self.queued_s or 0.0) + perf_counter() - since
 
-    def goes_to(self, node: str) -> None:
-        """Note where it is sent, after where it was sent before."""
+    def goes_to(self, node: str, how: str) -> None:
+        """Note where it is sent, after where it was sent before; *how* it had a turn there."""
+        self.is_cold |= how.endswith("-load")
         if self.node:
             self.retried += (self.node,)
         self.node = node
@@ -71,7 +87,7 @@ class Recording:
             if exchange.first_byte_s and exchange.status < HTTPStatus.BAD_REQUEST:
                 ttft_s = exchange.first_byte_s - self.began
                 decode_s = now - exchange.first_byte_s if self.stream else None
-        return RequestRecord(
+        record = RequestRecord(
             id=self.id,
             model=self.model,
             node=self.node,
@@ -91,3 +107,6 @@ class Recording:
             retried=self.retried,
             resumed=self.resumed,
         )
+        if self.span is not None:
+            self.span.finished(record, asked=self.asked, code=self.code, is_cold=self.is_cold)
+        return record

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from contextlib import nullcontext
 from time import monotonic
 from typing import Any
 
@@ -29,6 +30,7 @@ from cortex.neuron.metrics import NeuronCollector
 from cortex.neuron.models import Models
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies, Turn
+from cortex.tracing import open_tracing
 from cortex.web import add_dialects, application, read_body, read_json, reply
 
 REFRESH_S = 1.0
@@ -91,6 +93,7 @@ class Neuron:
         self._began = monotonic()
         self._dialects = {offer.name: offer.build() for offer in plugins.offers("dialect")}
         self._replies = Replies(config.replies)
+        self._tracing = open_tracing(config.tracing, "neuron")
         self._metrics = CollectorRegistry(auto_describe=False)
         self._metrics.register(NeuronCollector(self.health))
         plugins.gather("cortex_register_collectors", registry=self._metrics, role="neuron")
@@ -112,6 +115,8 @@ class Neuron:
         app.router.add_get("/metrics", self._prometheus)
         app.on_shutdown.append(self._on_shutdown)
         app.on_cleanup.append(self._replies.close)
+        if self._tracing is not None:
+            app.on_cleanup.append(self._tracing.close)
         return app
 
     async def refresh(self) -> None:
@@ -261,11 +266,16 @@ class Neuron:
         """Answer one inference request."""
         if operation in OPERATIONS:
             return await self._replies.serve(request, name, dialect, operation)
-        turn = Turn(await read_body(request))
-        if "x-cortex-joined" not in request.headers:  # else a gateway keeps them
-            turn = await self._replies.join(name, dialect, turn.body)
-        node = self._host.discovery.hostname
-        return await chat.serve(request, turn, dialect, operation, models=self.models, node=node)
+        node, span = self._host.discovery.hostname, None
+        if self._tracing is not None:
+            span = self._tracing.begin(request, name, operation)
+        with span or nullcontext():
+            turn = Turn(await read_body(request))
+            if "x-cortex-joined" not in request.headers:  # else a gateway keeps them
+                turn = await self._replies.join(name, dialect, turn.body)
+            return await chat.serve(
+                request, turn, dialect, operation, models=self.models, node=node, span=span
+            )
 
 
 def build_harnesses(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from time import time
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import attrs
 from aiohttp import web
@@ -29,6 +29,9 @@ from cortex.resumption import resumed, unpack
 from cortex.web import Stream, id_headers, request_id
 from cortex.wire import encode
 
+if TYPE_CHECKING:
+    from cortex.spans import Span
+
 KEEP_ALIVE_S = 5.0
 Choice = tuple[int, ChatEvent]
 log = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ async def serve(
     *,
     models: Models,
     node: str,
+    span: Span | None = None,
 ) -> web.StreamResponse:
     """
     Answer *request*, whose body is *turn*.
@@ -72,9 +76,13 @@ async def serve(
             chat = resumed(chat, said)
             encoder = turn.teed(cast("ChatDialect", dialect).encoder(chat, int(time())))
             model = wanted or chat.model
+            if span is not None:
+                encoder = span.watching(encoder, model, chat.n)
             harness = models.serving(model)
             asked_for = attrs.evolve(chat, model=model)
             return await answer_chat(request, asked_for, encoder, harness, headers)
+    if span is not None:
+        span.answered(model, usage)
     headers["x-cortex-usage"] = encode(usage).decode()
     return web.Response(body=answer, content_type="application/json", headers=headers)
 

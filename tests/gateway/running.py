@@ -32,6 +32,7 @@ from cortex.config.schema import (
     RepliesSection,
     RoutingSection,
     TlsSection,
+    TracingSection,
     UpstreamEntry,
 )
 from cortex.fleet.model import ModelSpec, RequestRecord
@@ -158,6 +159,7 @@ async def running(
     read: Read | None = None,
     tls: TlsSection | None = None,
     state_path: Path | None = None,
+    tracing: TracingSection | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -185,6 +187,7 @@ async def running(
         auth=auth or AuthSection(),
         ledger=ledger or LedgerSection(),
         audit=audit or AuditSection(),
+        tracing=tracing or TracingSection(),
     )
     catalogue = Catalogue(models=tuple(models), aliases=aliases or {})
     connector = aiohttp.TCPConnector(limit=0)

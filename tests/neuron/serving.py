@@ -13,7 +13,14 @@ from pathlib import Path
 import aiohttp
 import attrs
 
-from cortex.config.schema import Address, DefaultModel, NeuronConfig, PluginSettings, RepliesSection
+from cortex.config.schema import (
+    Address,
+    DefaultModel,
+    NeuronConfig,
+    PluginSettings,
+    RepliesSection,
+    TracingSection,
+)
 from cortex.events import Events
 from cortex.neuron import discovery
 from cortex.neuron.app import Neuron, build_harnesses
@@ -110,6 +117,7 @@ async def serving(
     harnesses: Sequence[str] = ("echo",),
     options: Mapping[str, Mapping[str, object]] | None = None,
     replies: RepliesSection | None = None,
+    tracing: TracingSection | None = None,
 ) -> AsyncIterator[Served]:
     """Run a neuron in this process; its default models are loaded once it listens."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -119,6 +127,7 @@ async def serving(
         token=token,
         harnesses=tuple(harnesses),
         replies=replies or RepliesSection(),
+        tracing=tracing or TracingSection(),
         harness={
             "echo": {"delay_s": delay_s, "load_s": load_s, "used_mb": used_mb},
             **(options or {}),
