@@ -315,6 +315,50 @@ def test_a_mistake_in_the_environment(tmp_path, monkeypatch, name, value, messag
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("text", "endpoint", "service"),
+    [
+        ("", "http://env:4318", "fleet"),
+        ('endpoint = "http://file:4318"\nservice = "mine"', "http://file:4318", "mine"),
+    ],
+)
+def test_opentelemetrys_own_variables_count_where_the_file_says_nothing(
+    tmp_path, monkeypatch, text, endpoint, service
+):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://env:4318")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "fleet")
+    path = write(tmp_path, f"[tracing]\n{text}\n")
+
+    for tracing in (load_gateway(path)[0].tracing, load_neuron(path).tracing):
+        assert (tracing.endpoint, tracing.service) == (endpoint, service)
+
+
+@pytest.mark.parametrize(
+    ("text", "variable", "message"),
+    [
+        (
+            'endpoint = "collector:4318"',
+            "",
+            "cortex.toml: tracing.endpoint: expected http://host:port, got 'collector:4318'",
+        ),
+        ("sample = 1.5", "", "cortex.toml: tracing.sample: expected 0 to 1, got 1.5"),
+        (
+            "",
+            "collector",
+            "OTEL_EXPORTER_OTLP_ENDPOINT: expected http://host:port, got 'collector'",
+        ),
+    ],
+)
+def test_a_mistake_in_what_is_to_be_traced(tmp_path, monkeypatch, text, variable, message):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", variable)
+    path = write(tmp_path, f"[tracing]\n{text}\n")
+
+    with pytest.raises(ConfigError) as caught:
+        load_gateway(path)
+
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("value", ["123", "true", "[x", "a b"])
 def test_a_token_of_the_environment_is_text_whatever_it_looks_like(monkeypatch, value):
     monkeypatch.setenv("NEURON_TOKEN", value)
