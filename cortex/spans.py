@@ -115,11 +115,11 @@ class Span:
         self._began_ns = began_ns
         self._error: str | None = None
 
-    def propagate(self, headers: dict[str, str]) -> None:
-        """Make *headers* of a request name this span, and no other, as its parent."""
-        for name in W3C.fields:
-            headers.pop(name, None)
-        W3C.inject(headers, trace.set_span_in_context(self._span))
+    def propagate(self, headers: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+        """Return *headers* that have one of *names*, with this span, and no other, as parent."""
+        given = {n: headers[n] for n in names if n in headers and n not in W3C.fields}
+        W3C.inject(given, trace.set_span_in_context(self._span))
+        return given
 
     def say(self, attributes: Mapping[str, Value | None]) -> None:
         """Add what is known of *attributes*."""
@@ -303,4 +303,3 @@ class Exporter(SpanExporter):
         if not self._is_closed:
             self._is_closed = True
             self._sender.shutdown()
-            logging.getLogger(OTLPSpanExporter.__module__).removeHandler(self._heard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -357,10 +358,10 @@ def compose(
         begun: How much of the body is what was said of the answer.
     """
     request, head = asked.request, asked.head
-    passed = {name: request.headers[name] for name in FORWARDED if name in request.headers}
+    given: Mapping[str, str] = request.headers
     if asked.span is not None:
-        asked.span.propagate(passed)
-    headers = "".join(f"{name}: {value}\r\n" for name, value in passed.items())
+        given = asked.span.propagate(given, FORWARDED)
+    headers = "".join(f"{name}: {given[name]}\r\n" for name in FORWARDED if name in given)
     headers += f"x-request-id: {head.id}\r\nx-cortex-model: {head.model}\r\n"
     if not node.is_upstream:
         headers += f"x-cortex-principal: {head.principal}\r\n"

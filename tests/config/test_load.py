@@ -41,7 +41,7 @@ CORTEX = {
     "gatway = 1": "gatway: unknown key (did you mean 'gateway'?)",
     "zzz = 1": (
         "zzz: unknown key (known: gateway, routing, eviction, queue, replies, auth, ledger, audit,"
-        " neurons, upstreams, plugins)"
+        " tracing, neurons, upstreams, plugins)"
     ),
     "gateway = 3": "gateway: expected a table, got 3 (a whole number)",
     "gateway = []": "gateway: expected a table, got a list",
