@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -399,21 +400,29 @@ async def test_every_attribute_is_documented_and_no_other(collector):
 # The collector is away.
 
 
-async def test_a_collector_that_is_away_delays_neither_answers_nor_the_stop(
-    monkeypatch, caplog, unused_tcp_port
-):
+@pytest.fixture
+def patient(monkeypatch) -> None:
+    """Have batches sent at once and tried for a minute, and the stop wait for little of that."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     monkeypatch.setattr(spans, "CLOSE_S", 0.2)
-    section = TracingSection(endpoint=f"http://127.0.0.1:{unused_tcp_port}")
-    async with asyncio.timeout(8):  # each try to send a batch may take 10 s
-        async with FakeNeuron(["m"]) as node, running(node, tracing=section) as fleet:
-            for _ in range(3):
-                await ask(fleet)
-    await until(lambda: not senders())
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_collector_that_is_away_delays_neither_answers_nor_the_stop(caplog):
+    with socket.socket() as taken:  # and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        section = TracingSection(endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        async with asyncio.timeout(20):
+            async with FakeNeuron(["m"]) as node, running(node, tracing=section) as fleet:
+                for _ in range(3):
+                    await ask(fleet)
+        await until(lambda: not senders())
     assert [record.name for record in caplog.records].count("cortex.spans") == 1
 
 
-async def test_a_collector_that_says_nothing_delays_neither_answers_nor_the_stop(monkeypatch):
-    monkeypatch.setattr(spans, "CLOSE_S", 0.2)
+@pytest.mark.usefixtures("patient")
+async def test_a_collector_that_says_nothing_delays_neither_answers_nor_the_stop():
     held: list[asyncio.StreamWriter] = []
 
     async def hold(_, writer):
@@ -423,10 +432,11 @@ async def test_a_collector_that_says_nothing_delays_neither_answers_nor_the_stop
     port = server.sockets[0].getsockname()[1]
     section = TracingSection(endpoint=f"http://127.0.0.1:{port}")
     try:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(20):
             async with FakeNeuron(["m"]) as node, running(node, tracing=section) as fleet:
                 await ask(fleet)
-        assert held
+                await until(lambda: held)
+                await ask(fleet)
         assert senders()
     finally:
         server.close()
