@@ -123,7 +123,7 @@ class Span:
 
     def say(self, attributes: Mapping[str, Value | None]) -> None:
         """Add what is known of *attributes*."""
-        self._span.set_attributes({k: sound(v) for k, v in attributes.items() if v is not None})
+        self._span.set_attributes({k: v for k, v in attributes.items() if v is not None})
 
     def finished(self, record: RequestRecord, *, asked: str, code: str, is_cold: bool) -> None:
         """
@@ -219,11 +219,6 @@ class WatchedEncoder:
         elif isinstance(event, Failed):
             self._span.failed(event.error)
         return self._encoder.feed(event, choice)
-
-
-def sound(value: Value) -> Value:
-    """Return *value* as it can be sent; a header may hold what is no text."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def of_record(record: RequestRecord, *, is_cold: bool) -> dict[str, Value | None]:
