@@ -42,7 +42,7 @@ LOAD_TIMEOUT_S_PER_GIB = 20.0
 MISFITS = 3  # times a node may say it has less room than it showed
 MISFIT_PAUSE_S = 1.0
 COMING = Nowhere(
-    ever=True, waits=True, reasons={}
+    ever=True, waits=True, why=dict
 )  # it comes by itself: hold, never a second placement
 log = logging.getLogger(__name__)
 
@@ -199,13 +199,15 @@ class Loads:
 
     def _end(self, job: Job, error: CortexError | None) -> None:
         del self._jobs[job.spec.id]
+        concerned = {job.spec.id, *(job.claim.evict if job.claim else ())}
         drop_claim(job)
+        self._planner.unsettle(job)
         if error is None:
             job.done.set_result(None)
         else:
             job.done.set_exception(error)
         self.on_end(job.spec.id, None if job.wanted_on else error)
-        self._nodes.wake()
+        self._nodes.wake(concerned)
 
     async def _load(self, job: Job) -> None:
         model = job.spec.id
@@ -233,21 +235,22 @@ class Loads:
 
     async def _try(self, job: Job, placement: Placement) -> None:
         """Load there; what goes wrong is remembered, and raised once that is enough."""
-        job.placement = placement
+        self._planner.settle(job, placement)
         node = placement.node
         if job.claim is not None and job.claim.node is not node:
             drop_claim(job)
+            self._nodes.wake()
         try:
             await self._load_there(job, placement)
         except RoomMissing:
             log.info("%s has too little room for %s", node.name, job.spec.id)
-            job.placement = None
+            self._planner.unsettle(job)
             await poll(node, self._nodes)
         except CortexError as error:
             log.warning("load of %s on %s: %s", job.spec.id, node.name, error)
             self._metrics.load_failures(job.spec.id, node.name).inc()
             job.tried[node.name] = error
-            job.placement = None
+            self._planner.unsettle(job)
             if len(job.tried) >= NODES_TO_TRY:
                 raise failure(job.tried) from None
 
@@ -256,11 +259,13 @@ class Loads:
         node.closing.update(placement.evict)  # from now on no request goes there
         try:
             for victim in placement.evict:
+                self._planner.making_room.add(node.name)
                 job.stage = f"evicting {victim}"
                 log.info("evict %s from %s for %s", victim, node.name, spec.id)
                 await self._evict(node, victim)
         finally:
             node.closing.difference_update(placement.evict)
+            self._planner.making_room.discard(node.name)
         job.stage = "loading"
         log.info("load %s on %s", spec.id, node.name)
         need_gib = (self._planner.needs_mb.get(spec.id) or spec.vram_mb or 0) / 1024
@@ -277,6 +282,7 @@ class Loads:
             raise
         if used_mb := answer.get("vram_used_mb"):
             self._planner.needs_mb[spec.id] = int(used_mb)
+            self._planner.settle(job, placement)  # by what it took, until its node shows that
         self._metrics.cold_starts(spec.id, node.name).inc()
         self._metrics.load_seconds(spec.id, node.name).observe(self._nodes.clock() - began)
         await poll(node, self._nodes)

@@ -24,6 +24,7 @@ from cortex.config.schema import NeuronEntry, UpstreamEntry
 from cortex.fleet.node import Discovery, FleetNode, Health, ModelHealth, NodeModel
 from cortex.gateway.breaker import Breaker, RetryBudget
 from cortex.gateway.neuron_client import NeuronClient
+from cortex.gateway.ranked import Ranked
 from cortex.gateway.relay import Exchange
 from cortex.plugins import Plugins
 
@@ -63,6 +64,7 @@ class Node:
         load_s: How long the last load of a model took.
         cycles: Models that went from a device since its worker began, as far as was seen.
         defrags: Times the worker of a device was restarted for that.
+        reserved: MiB that loads under way will have taken of each of these devices, by model.
     """
 
     entry: NeuronEntry | UpstreamEntry
@@ -88,6 +90,7 @@ class Node:
     load_s: dict[str, float] = attrs.field(factory=dict)
     cycles: Counter[int] = attrs.field(factory=Counter)
     defrags: Counter[int] = attrs.field(factory=Counter)
+    reserved: dict[str, tuple[int, tuple[int, ...]]] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, entry: NeuronEntry | UpstreamEntry, session: aiohttp.ClientSession) -> Node:
@@ -205,6 +208,26 @@ class Node:
             exchange.status and exchange.silent_s < HEARTBEAT_S for exchange in self.exchanges
         )
 
+    def reserved_mb(self, device: int, besides: str | None = None) -> int:
+        """Return what loads under way will yet take of *device*, but for that of one model."""
+        return sum(
+            max(0, share_mb - self._taken_mb(model, len(devices)))
+            for model, (share_mb, devices) in self.reserved.items()
+            if device in devices and model != besides
+        )
+
+    def _taken_mb(self, model: str, devices: int) -> int:
+        """Return what *model* takes of each of its devices already."""
+        shown = self.models.get(model)
+        return shown.vram_used_mb // devices if shown else 0
+
+    def room_mb(self) -> int:
+        """Return what is free, and not reserved, on the device that has most of it."""
+        if not self.reserved or self.health is None:
+            return self.most_free_mb
+        devices = self.health.devices
+        return max((d.vram_free_mb - self.reserved_mb(d.index) for d in devices), default=0)
+
     def view(self) -> FleetNode:
         """Return what the admin API shows."""
         return FleetNode(
@@ -235,9 +258,13 @@ class Nodes:
         self.clock = clock
         self._nodes = {node.name: node for node in nodes}
         self._having: dict[str, dict[str, Node]] = {}
+        self._room: Ranked[Node] = Ranked()
         self._plugins = plugins
         self._change: asyncio.Event = asyncio.Event()
+        self._concerned: set[str] | None = set()
         self.retries = RetryBudget()
+        for node in nodes:
+            self._index(node, ())
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())
@@ -251,6 +278,20 @@ class Nodes:
     def having(self, model: str) -> Collection[Node]:
         """Return the nodes that show *model*, in whatever state."""
         return self._having.get(model, {}).values()
+
+    def with_room(self, need_mb: int) -> Sequence[Node]:
+        """Return the nodes where as much is free on a device, and not reserved."""
+        return self._room.with_at_least(need_mb)
+
+    def reserve(self, node: Node, model: str, share_mb: int, devices: tuple[int, ...]) -> None:
+        """Note that a load of *model* is about to take as much of each of these devices."""
+        node.reserved[model] = share_mb, devices
+        self._rank(node)
+
+    def release(self, node: Node, model: str) -> None:
+        """Note that the load of *model* on *node* is over."""
+        node.reserved.pop(model, None)
+        self._rank(node)
 
     def kept(self, entry: NeuronEntry | UpstreamEntry) -> Node | None:
         """Return the node that *entry* describes, perhaps otherwise than before; None if new."""
@@ -267,7 +308,7 @@ class Nodes:
                 node.gone = True
                 if name in now:
                     now[name].drained = node.drained
-        self._nodes, self._having = now, {}
+        self._nodes, self._having, self._room = now, {}, Ranked()
         for node in nodes:
             self._index(node, ())
         self.wake()
@@ -284,10 +325,19 @@ class Nodes:
             async with asyncio.timeout(timeout_s):
                 await self._change.wait()
 
-    def wake(self) -> None:
-        """Wake whoever waits in `changed`."""
+    def wake(self, models: Iterable[str] | None = None) -> None:
+        """Wake whoever waits in `changed`; what changed concerns these models, or any."""
+        if models is None:
+            self._concerned = None
+        elif self._concerned is not None:
+            self._concerned.update(models)
         self._change.set()
         self._change = asyncio.Event()
+
+    def concerned(self) -> set[str] | None:
+        """Return the models that the changes since the last call concern; None is any."""
+        concerned, self._concerned = self._concerned, set()
+        return concerned
 
     def answered(self, node: Node, health: Health, models: Sequence[NodeModel]) -> None:
         """Take in what a node said."""
@@ -303,10 +353,14 @@ class Nodes:
                 self._plugins.notify("cortex_on_model_changed", node=node.name, model=model)
         for gone in node.loaded_at.keys() - {m.id for m in models if m.routable}:
             del node.loaded_at[gone]
+        for gone in before.keys() - node.models.keys():
+            if not node.in_flight[gone]:
+                del node.in_flight[gone]
         if self._nodes.get(node.name) is node:
             self._index(node, before)
+        was_healthy = node.healthy
         self._set_healthy(node, True)
-        self.wake()
+        self.wake({*before, *node.models} if was_healthy else None)
 
     def _index(self, node: Node, before: Iterable[str]) -> None:
         for model in before:
@@ -314,6 +368,11 @@ class Nodes:
                 self._having[model].pop(node.name, None)
         for model in node.models:
             self._having.setdefault(model, {})[node.name] = node
+        self._rank(node)
+
+    def _rank(self, node: Node) -> None:
+        if self._nodes.get(node.name) is node:
+            self._room.put(node.name, node.room_mb(), node)
 
     def missed(self, node: Node, error: str, is_slow: bool = False) -> None:
         """

@@ -20,6 +20,7 @@ from cortex.gateway.nodes import Node
 
 MIB = 1 << 20
 LOOK_AT = 16  # nodes to compare, of those that would do
+LOOK_AT_MOST = 256  # nodes to look for a place on before a load waits, and then looks at others
 
 
 @attrs.frozen(kw_only=True)
@@ -40,15 +41,21 @@ class Placement:
 @attrs.frozen(kw_only=True)
 class Nowhere:
     """
-    It cannot be loaded now, or not ever; `reasons` by node.
+    It cannot be loaded now, or not ever.
 
     Attributes:
         waits: A node that works may have room later.
+        why: Tells the reasons, which are many words of many nodes, to whoever wants to know.
     """
 
     ever: bool
     waits: bool
-    reasons: Mapping[str, str]
+    why: Callable[[], Mapping[str, str]]
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why not, by node."""
+        return self.why()
 
     def __str__(self) -> str:
         return "; ".join(f"{node}: {why}" for node, why in self.reasons.items()) or "no node"
@@ -83,7 +90,11 @@ class Rules:
 
 
 def place(
-    spec: ModelSpec, nodes: Iterable[Node], without: Container[str], rules: Rules
+    spec: ModelSpec,
+    nodes: Sequence[Node],
+    without: Container[str],
+    rules: Rules,
+    roomy: Sequence[Node] | None = None,
 ) -> Placement | Nowhere:
     """
     Choose where to load *spec*.
@@ -93,10 +104,10 @@ def place(
         nodes: The fleet.
         without: Names of nodes not to try.
         rules: The policy, and what was learned.
+        roomy: Those of *nodes* that have room on a device, if that is known.
     """
-    nodes = list(nodes)
     return (
-        _with_room(spec, nodes, without, rules)
+        _with_room(spec, nodes if roomy is None else roomy, without, rules)
         or _making_room(spec, nodes, without, rules)
         or _nowhere(spec, nodes, without, rules)
     )
@@ -106,12 +117,10 @@ def _with_room(
     spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
 ) -> Placement | None:
     """Return the least busy node where nothing has to go."""
-    need_mb = share_mb(spec, rules.needs_mb)
-    roomy = [node for node in nodes if node.most_free_mb >= need_mb]
-    able = _able(spec, roomy, without, rules)
+    able = _able(spec, nodes, without, rules)
     while some := list(islice(able, LOOK_AT)):
         for node in sorted(some, key=_least_busy):
-            options = [option for option in _options(spec, node, rules) if not option.victims]
+            options = list(_options(spec, node, rules, evicting=False))
             if (found := _placed(spec, node, options)) is not None:
                 return found
     return None
@@ -123,9 +132,9 @@ def _making_room(
     """Return where what has to go is what the policy would let go first."""
     found: list[Placement] = []
     for seen, node in enumerate(_able(spec, nodes, without, rules)):
-        if seen >= LOOK_AT and found:
+        if seen >= (LOOK_AT if found else LOOK_AT_MOST):
             break
-        placement = _placed(spec, node, list(_options(spec, node, rules)))
+        placement = _placed(spec, node, list(_options(spec, node, rules, evicting=True)))
         if placement is not None:
             found.append(placement)
     if len(found) < 2:  # noqa: PLR2004 - there is nothing to choose
@@ -140,8 +149,10 @@ def _able(
     spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
 ) -> Iterator[Node]:
     """Yield the nodes that may load it, of many others first each time."""
-    start = int(rules.now * 1e6) % max(len(nodes), 1)
-    for node in chain(nodes[start:], nodes[:start]):
+    count = len(nodes)
+    start = int(rules.now * 1e6) % max(count, 1)
+    for at in range(start, start + count):
+        node = nodes[at % count]
         is_open = node.in_service and not (node.name in without or node.name in rules.making_room)
         if is_open and feasible_on(spec, node, rules.needs_mb) is None:
             yield node
@@ -154,24 +165,30 @@ def _least_busy(node: Node) -> tuple[int, str]:
 def _nowhere(
     spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
 ) -> Nowhere:
-    reasons: dict[str, str] = {}
-    ever = waits = False
-    for node in nodes:
-        if (why := feasible_on(spec, node, rules.needs_mb)) is not None:
-            reasons[node.name] = why
-            continue
-        ever = True
-        if node.name in without:
-            reasons[node.name] = "it failed there"
-        elif not node.healthy:
-            reasons[node.name] = node.error or "it is not healthy"
-        elif node.drained:
-            reasons[node.name] = "it is drained"
-        elif node.name in rules.making_room:
-            waits, reasons[node.name] = True, "it makes room for another model"
-        else:
-            waits, reasons[node.name] = True, why_not(spec, node)
-    return Nowhere(ever=ever, waits=waits, reasons=reasons)
+    fit = (node for node in nodes if feasible_on(spec, node, rules.needs_mb) is None)
+    first = next(fit, None)
+    waits = first is not None and any(
+        node.in_service and node.name not in without for node in chain((first,), fit)
+    )
+    return Nowhere(
+        ever=first is not None,
+        waits=waits,
+        why=lambda: {node.name: _reason(spec, node, without, rules) for node in nodes},
+    )
+
+
+def _reason(spec: ModelSpec, node: Node, without: Container[str], rules: Rules) -> str:
+    if (why := feasible_on(spec, node, rules.needs_mb)) is not None:
+        return why
+    if node.name in without:
+        return "it failed there"
+    if not node.healthy:
+        return node.error or "it is not healthy"
+    if node.drained:
+        return "it is drained"
+    if node.name in rules.making_room:
+        return "it makes room for another model"
+    return why_not(spec, node)
 
 
 def feasible_on(
@@ -228,7 +245,7 @@ class Option:
     victims: Sequence[LoadedModel]
 
 
-def _options(spec: ModelSpec, node: Node, rules: Rules) -> Iterator[Option]:
+def _options(spec: ModelSpec, node: Node, rules: Rules, *, evicting: bool) -> Iterator[Option]:
     need_mb = share_mb(spec, rules.needs_mb)
     for device in usable(spec, node):
         if (node.name, device.index) in rules.claimed:
@@ -236,6 +253,8 @@ def _options(spec: ModelSpec, node: Node, rules: Rules) -> Iterator[Option]:
         free_mb = device.vram_free_mb - rules.reserved_mb(node, device.index)
         missing_mb = need_mb - free_mb
         victims: Sequence[LoadedModel] = ()
+        if missing_mb > 0 and not evicting:
+            continue
         if missing_mb > 0:
             movable = evictable(node, device.index, rules)
             victims = rules.policy.victims(missing_mb * MIB, spec, movable, rules.now)

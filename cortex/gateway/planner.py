@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -71,7 +71,14 @@ class Job:
 
 
 class Planner:
-    """Places loads; *jobs* are those under way, the oldest first."""
+    """
+    Places loads.
+
+    Attributes:
+        jobs: Those under way, the oldest first.
+        needs_mb: Measured memory of models, by id.
+        making_room: Names of nodes where one of them evicts right now.
+    """
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class Planner:
         self.jobs: dict[str, Job] = {}
         self.needs_mb: dict[str, int] = {}
         self.config = config
+        self.making_room: set[str] = set()
         self._nodes = nodes
         self._names = names
         self._policy = policy
@@ -98,7 +106,8 @@ class Planner:
         """Return the nodes where *job* may go."""
         if job.wanted_on is None:
             return list(self._nodes)
-        return [node for node in self._nodes if node.name == job.wanted_on]
+        node = self._nodes.get(job.wanted_on)
+        return [] if node is None else [node]
 
     def having(self, job: Job) -> list[Node]:
         """Return those of them that show its model."""
@@ -109,21 +118,37 @@ class Planner:
         self, job: Job, nodes: Iterable[Node] | None = None, polite: bool = True
     ) -> Placement | Nowhere:
         """Return where *job* goes now; unless *polite*, where it would if nobody used anything."""
-        others = list(self._placed_besides(job))
-        claims = [o.claim for o in self.jobs.values() if o is not job and o.claim is not None]
+        spec = job.spec
+        claims = [o.claim for o in self.jobs.values() if o.claim is not None and o is not job]
         rules = Rules(
             policy=self._policy,
             min_residency_s=self.config.min_residency_s if polite else 0.0,
             needs_mb=self.needs_mb,
             specs=self._names.specs,
             now=self._nodes.clock(),
-            reserved_mb=self._reserved_mb(others),
-            making_room={at.node.name for other, at in others if other.stage.startswith("evict")},
+            reserved_mb=lambda node, device: node.reserved_mb(device, besides=spec.id),
+            making_room=self.making_room,
             claimed={(claim.node.name, device) for claim in claims for device in claim.devices},
             wanted=self._queues,
             polite=polite,
         )
-        return place(job.spec, self.nodes_for(job) if nodes is None else nodes, job.tried, rules)
+        if nodes is not None:
+            return place(spec, list(nodes), job.tried, rules)
+        roomy = self._nodes.with_room(share_mb(spec, self.needs_mb)) if job.wanted_on is None else None
+        return place(spec, self.nodes_for(job), job.tried, rules, roomy)
+
+    def settle(self, job: Job, placement: Placement) -> None:
+        """Let *job* go there: what it is about to take counts as taken."""
+        self.unsettle(job)
+        job.placement = placement
+        share = share_mb(job.spec, self.needs_mb)
+        self._nodes.reserve(placement.node, job.spec.id, share, placement.devices)
+
+    def unsettle(self, job: Job) -> None:
+        """Let *job* look for a place again, or end."""
+        if job.placement is not None:
+            self._nodes.release(job.placement.node, job.spec.id)
+            job.placement = None
 
     def at_work(self, node: Node) -> bool:
         """Tell whether a load is under way on *node*, or could soon be."""
@@ -164,29 +189,6 @@ class Planner:
                 node = job.claim.node
                 old = (m for m in job.claim.evict if node.age_s(m, now) >= config.min_residency_s)
                 node.closing.update(old)
-
-    def _placed_besides(self, job: Job) -> Iterator[tuple[Job, Placement]]:
-        for other in self.jobs.values():
-            if other is not job and other.placement is not None:
-                yield other, other.placement
-
-    def _reserved_mb(self, placed: list[tuple[Job, Placement]]) -> Callable[[Node, int], int]:
-        """Return what tells how much of a device loads under way will yet take."""
-        there: dict[str, list[tuple[Job, Placement]]] = {}
-        for pair in placed:
-            there.setdefault(pair[1].node.name, []).append(pair)
-
-        def reserved_mb(node: Node, device: int) -> int:
-            on = [job.spec for job, at in there.get(node.name, ()) if device in at.devices]
-            return sum(max(0, share_mb(spec, self.needs_mb) - taken_mb(spec, node)) for spec in on)
-
-        return reserved_mb
-
-
-def taken_mb(spec: ModelSpec, node: Node) -> int:
-    """Return what *spec* takes of each of its devices already."""
-    shown = node.models.get(spec.id)
-    return shown.vram_used_mb // spec.min_devices if shown else 0
 
 
 def is_stale(claim: Placement) -> bool:

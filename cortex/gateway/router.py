@@ -32,6 +32,7 @@ from cortex.gateway.queue import Queue, Queues, Ticket
 from cortex.gateway.translation import Translators
 
 TOKENIZER_TIMEOUT_S = 300.0  # it may have to be fetched
+ALL_EVERY_S = 1.0  # some things change by time alone
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -139,7 +140,7 @@ class Router:
         if (queue := self._queues.get(model)) is not None:
             self._seat(queue)
         if model in node.closing and not node.in_flight[model]:
-            self._nodes.wake()
+            self._nodes.wake(())
 
     def close(self, why: CortexError) -> None:
         """Let go of all who wait, and let nobody wait any more."""
@@ -149,10 +150,15 @@ class Router:
 
     async def tend_forever(self) -> None:
         """Seat who waits whenever a node changes, and see that what is waited for is loaded."""
+        at_all = 0.0
         while True:
-            await self._nodes.changed(1.0)
+            await self._nodes.changed(ALL_EVERY_S)
+            concerned, now = self._nodes.concerned(), self._nodes.clock()
+            if concerned is None or now - at_all >= ALL_EVERY_S:
+                concerned, at_all = None, now
             for queue in self._queues:
-                self._tend(queue)
+                if concerned is None or queue.spec.id in concerned:
+                    self._tend(queue)
 
     @property
     def reads_affinity(self) -> bool:
