@@ -59,7 +59,7 @@ class Keeper:
         """Tick until closed."""
         while not self._closed:
             self.tick(monotonic())
-            if self._sizes.are_kept:
+            if self._sizes.are_news(self._loads.needs_mb, self._names.specs):
                 sizes = dict(self._loads.needs_mb)
                 await asyncio.to_thread(self._sizes.write, sizes, self._names.specs)
             await asyncio.sleep(EVERY_S)

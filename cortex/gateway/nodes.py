@@ -37,8 +37,8 @@ STALE_S = 10.0  # a poll may be this much older than one that was answered befor
 log = logging.getLogger(__name__)
 
 
-def _note_room(node: Node, _: object, health: Health | None) -> Health | None:
-    node.most_free_mb = max((d.vram_free_mb for d in health.devices), default=0) if health else 0
+def _note_rows(node: Node, _: object, health: Health | None) -> Health | None:
+    node.rows = {row.id: row for row in health.models} if health else {}
     return health
 
 
@@ -59,7 +59,7 @@ class Node:
         closing: Models that get no more requests here: they make room once they are idle.
         last_used: When a model was last asked, monotonic seconds.
         loaded_at: When a model was first seen loaded, monotonic seconds.
-        most_free_mb: Memory that is free on the device that has most of it.
+        rows: What it last said of each model.
         heat: Requests for a model, as much as each counted when it was last asked.
         load_s: How long the last load of a model took.
         cycles: Models that went from a device since its worker began, as far as was seen.
@@ -77,8 +77,8 @@ class Node:
     breaker: Breaker = attrs.field(factory=Breaker)
     resting: dict[str, float] = attrs.field(factory=dict)
     ejections: int = 0
-    health: Health | None = attrs.field(default=None, on_setattr=_note_room)
-    most_free_mb: int = 0
+    health: Health | None = attrs.field(default=None, on_setattr=_note_rows)
+    rows: dict[str, ModelHealth] = attrs.field(factory=dict)
     discovery: Discovery | None = None
     models: dict[str, NodeModel] = attrs.field(factory=dict)
     in_flight: Counter[str] = attrs.field(factory=Counter)
@@ -137,12 +137,10 @@ class Node:
 
     def has_seat(self, model: str) -> bool:
         """Tell whether *model* takes one more request at once; its queue is here, not there."""
-        limit = next((row.max_in_flight for row in self._rows() if row.id == model), 0)
+        row = self.rows.get(model)
+        limit = row.max_in_flight if row else 0
         is_free = not limit or self.in_flight[model] < limit
         return is_free and (self.breaker.is_closed or not self.in_flight.total())
-
-    def _rows(self) -> tuple[ModelHealth, ...]:
-        return self.health.models if self.health else ()
 
     def rest(self, model: str, seconds: float) -> None:
         """Ask other nodes for *model* for a while, if there are any: this one refused."""
@@ -171,16 +169,18 @@ class Node:
 
     def queued(self, model: str) -> int:
         """Return how many requests wait on the node itself for *model*, as last polled."""
-        return next((row.queue_depth for row in self._rows() if row.id == model), 0)
+        row = self.rows.get(model)
+        return row.queue_depth if row else 0
 
     def busy(self, model: str) -> bool:
         """Tell whether anybody uses *model* here, this gateway or not."""
-        elsewhere = any(row.in_flight + row.queue_depth for row in self._rows() if row.id == model)
-        return self.in_flight[model] > 0 or elsewhere
+        row = self.rows.get(model)
+        return self.in_flight[model] > 0 or bool(row and row.in_flight + row.queue_depth)
 
     def kv_used_pct(self, model: str) -> float | None:
         """Return how full the cache of *model* is, as last polled, if the node says so."""
-        return next((row.kv_used_pct for row in self._rows() if row.id == model), None)
+        row = self.rows.get(model)
+        return row.kv_used_pct if row else None
 
     def note_use(self, model: str, now: float) -> None:
         """Take note that *model* is asked."""
@@ -223,9 +223,7 @@ class Node:
 
     def room_mb(self) -> int:
         """Return what is free, and not reserved, on the device that has most of it."""
-        if not self.reserved or self.health is None:
-            return self.most_free_mb
-        devices = self.health.devices
+        devices = self.health.devices if self.health else ()
         return max((d.vram_free_mb - self.reserved_mb(d.index) for d in devices), default=0)
 
     def view(self) -> FleetNode:

@@ -20,22 +20,16 @@ from cortex.gateway.nodes import Node
 
 MIB = 1 << 20
 LOOK_AT = 16  # nodes to compare, of those that would do
-LOOK_AT_MOST = 256  # nodes to look for a place on before a load waits, and then looks at others
+LOOK_AT_MOST = 96  # nodes to look for a place on before a load waits; then it looks at others
 
 
 @attrs.frozen(kw_only=True)
 class Placement:
-    """
-    Load it on these devices of this node, after unloading `evict` there.
-
-    Attributes:
-        last: Of what is to go, what the policy would let go last.
-    """
+    """Load it on these devices of this node, after unloading `evict` there."""
 
     node: Node
     devices: tuple[int, ...]
     evict: tuple[str, ...] = ()
-    last: LoadedModel | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -120,9 +114,8 @@ def _with_room(
     able = _able(spec, nodes, without, rules)
     while some := list(islice(able, LOOK_AT)):
         for node in sorted(some, key=_least_busy):
-            options = list(_options(spec, node, rules, evicting=False))
-            if (found := _placed(spec, node, options)) is not None:
-                return found
+            if options := _best(spec, list(_options(spec, node, rules, evicting=False))):
+                return _placement(node, options)
     return None
 
 
@@ -130,19 +123,21 @@ def _making_room(
     spec: ModelSpec, nodes: Sequence[Node], without: Container[str], rules: Rules
 ) -> Placement | None:
     """Return where what has to go is what the policy would let go first."""
-    found: list[Placement] = []
+    found: list[tuple[Node, list[Option], LoadedModel | None]] = []
     for seen, node in enumerate(_able(spec, nodes, without, rules)):
         if seen >= (LOOK_AT if found else LOOK_AT_MOST):
             break
-        placement = _placed(spec, node, list(_options(spec, node, rules, evicting=True)))
-        if placement is not None:
-            found.append(placement)
-    if len(found) < 2:  # noqa: PLR2004 - there is nothing to choose
-        return found[0] if found else None
-    found.sort(key=lambda placement: _least_busy(placement.node))
-    last = [placement.last for placement in found if placement.last is not None]
-    first = next(iter(rules.policy.victims(1, spec, last, rules.now)), None)
-    return next((p for p in found if p.last is first), found[0])
+        if options := _best(spec, list(_options(spec, node, rules, evicting=True))):
+            found.append((node, options, _last(options)))
+    if not found:
+        return None
+    found.sort(key=lambda row: _least_busy(row[0]))
+    node, options, last = found[0]
+    if len(found) > 1:
+        all_last = [last for _, _, last in found if last is not None]
+        first = next(iter(rules.policy.victims(1, spec, all_last, rules.now)), None)
+        node, options, last = next((row for row in found if row[2] is first), found[0])
+    return _placement(node, options)
 
 
 def _able(
@@ -153,7 +148,8 @@ def _able(
     start = int(rules.now * 1e6) % max(count, 1)
     for at in range(start, start + count):
         node = nodes[at % count]
-        is_open = node.in_service and not (node.name in without or node.name in rules.making_room)
+        name = node.name
+        is_open = node.in_service and not (name in without or name in rules.making_room)
         if is_open and feasible_on(spec, node, rules.needs_mb) is None:
             yield node
 
@@ -236,7 +232,7 @@ def why_not(spec: ModelSpec, node: Node) -> str:
     return "its devices are full of models that are pinned, busy or new"
 
 
-@attrs.frozen
+@attrs.define
 class Option:
     """A device, and what would have to go from it."""
 
@@ -263,18 +259,25 @@ def _options(spec: ModelSpec, node: Node, rules: Rules, *, evicting: bool) -> It
         yield Option(device.index, free_mb, victims)
 
 
-def _placed(spec: ModelSpec, node: Node, options: list[Option]) -> Placement | None:
+def _best(spec: ModelSpec, options: list[Option]) -> list[Option]:
+    """Return as many as it takes, those first from which least has to go; none if too few."""
     if len(options) < spec.min_devices:
-        return None
+        return []
     options.sort(key=lambda option: (len(option.victims), -option.free_mb, option.device))
-    chosen = options[: spec.min_devices]
-    evict = tuple(dict.fromkeys(model.id for option in chosen for model in option.victims))
-    last = [option.victims[-1] for option in chosen if option.victims]
+    return options[: spec.min_devices]
+
+
+def _last(options: Sequence[Option]) -> LoadedModel | None:
+    """Return which of what has to go was used last."""
+    last = [option.victims[-1] for option in options if option.victims]
+    return last[0] if len(last) == 1 else max(last, key=lambda m: m.last_used, default=None)
+
+
+def _placement(node: Node, options: Sequence[Option]) -> Placement:
     return Placement(
         node=node,
-        devices=tuple(option.device for option in chosen),
-        evict=evict,
-        last=max(last, key=lambda model: model.last_used, default=None),
+        devices=tuple(option.device for option in options),
+        evict=tuple(dict.fromkeys(model.id for option in options for model in option.victims)),
     )
 
 
@@ -282,15 +285,14 @@ def evictable(node: Node, device: int, rules: Rules) -> list[LoadedModel]:
     """Return what may be unloaded from a device: not in use, not pinned, resident long enough."""
     movable = []
     for model in node.models.values():
-        if not model.routable or device not in model.devices:
+        if (rules.polite and node.busy(model.id)) or device not in model.devices:
             continue
         spec = rules.specs.get(model.id)
         if spec is not None and node.name in spec.pinned_on:
             continue
-        if node.age_s(model.id, rules.now) < rules.min_residency_s:
+        if not model.routable or node.age_s(model.id, rules.now) < rules.min_residency_s:
             continue
-        wanted = model.id in rules.wanted and model.id not in node.closing
-        if rules.polite and (wanted or node.busy(model.id)):
+        if rules.polite and model.id in rules.wanted and model.id not in node.closing:
             continue
         movable.append(
             LoadedModel(

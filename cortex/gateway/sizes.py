@@ -51,11 +51,11 @@ class Sizes:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._written: dict[str, Size] = {}
+        self._told: tuple[Mapping[str, int], Mapping[str, ModelSpec]] = {}, {}
 
-    @property
-    def are_kept(self) -> bool:
-        """Whether there is a file."""
-        return self._path is not None
+    def are_news(self, needs_mb: Mapping[str, int], specs: Mapping[str, ModelSpec]) -> bool:
+        """Tell whether anything may have changed since the last `write`, if there is a file."""
+        return self._path is not None and (needs_mb, specs) != self._told
 
     def read(self, specs: Mapping[str, ModelSpec]) -> dict[str, int]:
         """Return what is known of models, as *specs* has them made; a bad file is no file."""
@@ -81,6 +81,7 @@ class Sizes:
             model: Size(mb, made_of(specs.get(model, ModelSpec(id=model))))
             for model, mb in sorted(needs_mb.items())
         }
+        self._told = dict(needs_mb), specs
         if self._path is None or now == self._written:
             return
         self._written = now  # a disk that fails is told of once a change

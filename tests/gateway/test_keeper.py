@@ -148,6 +148,26 @@ async def test_what_a_model_took_is_known_after_a_restart(tmp_path):
         assert node.counts["load"] == 1
 
 
+async def test_nothing_is_written_while_nothing_new_is_learned(tmp_path, monkeypatch):
+    wrote: list[dict[str, int]] = []
+    write = Sizes.write
+
+    def counting(self, needs_mb, specs):
+        wrote.append(dict(needs_mb))
+        write(self, needs_mb, specs)
+
+    monkeypatch.setattr(Sizes, "write", counting)
+    path = tmp_path / "sizes.json"
+    async with FakeNeuron(sizes={"m": 600}) as node, running(node, state_path=path) as gateway:
+        await ticks(gateway)
+        before = len(wrote)
+        await gateway.ask()
+        await until(lambda: Sizes(path).read({"m": ModelSpec(id="m")}) == {"m": 600})
+        await ticks(gateway, 5)
+
+        assert wrote[before:] == [{"m": 600}]
+
+
 def test_a_size_counts_for_a_model_as_it_was_made(tmp_path):
     path, was = tmp_path / "sizes.json", ModelSpec(id="m", context=4096)
     Sizes(path).write({"m": 600, "other": 7}, {"m": was})
