@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import heapq
 import logging
 import os
@@ -21,7 +20,7 @@ import platform
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter, thread_time
@@ -45,6 +44,7 @@ from cortex.config.schema import (  # noqa: E402
 from cortex.errors import CortexError  # noqa: E402
 from cortex.fleet.model import ModelSpec  # noqa: E402
 from cortex.gateway.app import Gateway  # noqa: E402
+from cortex.gateway.command import collect_seldom  # noqa: E402
 from cortex.gateway.poller import first_round  # noqa: E402
 from cortex.plugins import Plugins  # noqa: E402
 from cortex.testing import VirtualLoop, VirtualNeuron  # noqa: E402
@@ -83,6 +83,7 @@ class Outcome:
     waits: dict[str, list[float]] = attrs.field(factory=lambda: defaultdict(list))
     loads: int = 0
     refused: int = 0
+    used_mb: int = 0
 
 
 def zipf(dice: random.Random, models: int, count: int) -> Iterator[int]:
@@ -136,6 +137,15 @@ def timed(owner: Any, name: str, into: Took) -> None:
     setattr(owner, name, call)
 
 
+def finish(asking: Coroutine[None, None, None]) -> None:
+    """Run what waits for nothing, without the cost of a task."""
+    try:
+        asking.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("it waits")
+
+
 def gateway_of(nodes: int, models: int, policy: str, tasks: asyncio.TaskGroup) -> Gateway:
     """Return a gateway over neurons that are not there."""
     plugins = Plugins(PluginSettings(only=frozenset()))
@@ -179,6 +189,7 @@ async def run(nodes: int, models: int, policy: str, asked: Sequence[Arrival]) ->
         router = gateway._router  # noqa: SLF001 - what is measured
         timed(gateway.loads._planner, "place", outcome.decisions["place"])  # noqa: SLF001
         timed(router, "_choose", outcome.decisions["route"])
+        collect_seldom()  # as `cortex serve` does
         tending = tasks.create_task(router.tend_forever())
 
         async def ask(arrival: Arrival, spec: ModelSpec) -> None:
@@ -198,8 +209,14 @@ async def run(nodes: int, models: int, policy: str, asked: Sequence[Arrival]) ->
                 if number % SHOW_EVERY == 0 and sys.stderr.isatty():
                     print(f"\r{number} of {len(asked)} ", end="", file=sys.stderr, flush=True)
                 await asyncio.sleep(began + arrival.at - loop.time())
-                clients.create_task(ask(arrival, gateway.names.specs[f"m{arrival.model}"]))
+                spec = gateway.names.specs[f"m{arrival.model}"]
+                served = any(node.serves(spec.id) for node in gateway.nodes.having(spec.id))
+                if served and spec.id not in gateway.queues:
+                    finish(ask(arrival, spec))
+                else:
+                    clients.create_task(ask(arrival, spec))
         neurons = [cast("VirtualNeuron", node.client) for node in gateway.nodes]
+        outcome.used_mb = sum(neuron.used_mb(0) for neuron in neurons)
         outcome.loads = sum(neuron.loads.total() for neuron in neurons)
         assert not any(neuron.broken for neuron in neurons)  # noqa: S101 - it would mean nothing
         tending.cancel()
@@ -268,10 +285,12 @@ def row(load: str, nodes: int, models: int, policy: str, asked: Sequence[Arrival
             f"{100 * loads / len(asked):.2f}"
             for loads in (
                 outcome.loads,
+                pooled(asked, outcome.used_mb // GIB, sizes, knows=False),
                 pooled(asked, whole, sizes, knows=False),
                 pooled(asked, whole, sizes, knows=True),
             )
         ),
+        f"{100 * outcome.used_mb / GIB / whole:.0f}",
         f"{at(waits, 0.99):.1f}",
         f"{jain(mean_s):.4f}",
         str(outcome.refused),
@@ -295,12 +314,11 @@ def main() -> None:
     print(f"{nodes} nodes of {DEVICE_GIB} GiB, {models} models, {count} arrivals; {cores}\n")
     print(
         "| load | policy | place, us p50 / p99 | by the clock | route, us p50 / p99 "
-        "| cold % | lru % | belady % | wait p99, s | Jain | refused |"
+        "| cold % | lru of as much % | lru % | belady % | full % | wait p99, s | Jain | refused |"
     )
-    print("|" + " --- |" * 11, flush=True)
+    print("|" + " --- |" * 13, flush=True)
     for load in options.load or LOADS:
         asked = arrivals(load, nodes, models, count, options.seed)
-        gc.freeze()
         for policy in options.policy or ("lru", "cost"):
             print(row(load, nodes, models, policy, asked), flush=True)
 

@@ -19,8 +19,8 @@ from cortex.fleet.node import Device
 from cortex.gateway.nodes import Node
 
 MIB = 1 << 20
-LOOK_AT = 16  # nodes to compare, of those that would do
-LOOK_AT_MOST = 96  # nodes to look for a place on before a load waits; then it looks at others
+LOOK_AT = 8  # nodes to compare, of those that would do
+LOOK_AT_MOST = 64  # nodes to look for a place on before a load waits; then it looks at others
 
 
 @attrs.frozen(kw_only=True)
