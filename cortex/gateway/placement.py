@@ -132,11 +132,11 @@ def _making_room(
     if not found:
         return None
     found.sort(key=lambda row: _least_busy(row[0]))
-    node, options, last = found[0]
+    node, options, _ = found[0]
     if len(found) > 1:
         all_last = [last for _, _, last in found if last is not None]
         first = next(iter(rules.policy.victims(1, spec, all_last, rules.now)), None)
-        node, options, last = next((row for row in found if row[2] is first), found[0])
+        node, options, _ = next((row for row in found if row[2] is first), found[0])
     return _placement(node, options)
 
 

@@ -134,7 +134,9 @@ class Planner:
         )
         if nodes is not None:
             return place(spec, list(nodes), job.tried, rules)
-        roomy = self._nodes.with_room(share_mb(spec, self.needs_mb)) if job.wanted_on is None else None
+        roomy = (
+            self._nodes.with_room(share_mb(spec, self.needs_mb)) if job.wanted_on is None else None
+        )
         return place(spec, self.nodes_for(job), job.tried, rules, roomy)
 
     def settle(self, job: Job, placement: Placement) -> None:
