@@ -89,6 +89,12 @@ class Fleet:
             assert not neuron.broken
             for device, budget_mb in enumerate(neuron.vram_mb):
                 assert neuron.used_mb(device) <= budget_mb
+        nodes = self.gateway.nodes
+        for need_mb in (1, 40, 80):
+            roomy = {node.name for node in nodes.with_room(need_mb)}
+            assert roomy == {node.name for node in nodes if node.room_mb() >= need_mb}
+        under_way = {load.model for load in self.gateway.loads.views()}
+        assert under_way >= {model for node in nodes for model in node.reserved}
 
     def counts(self) -> tuple[int, int]:
         """Return how many loads and unloads there were."""
