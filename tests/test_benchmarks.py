@@ -88,10 +88,10 @@ def test_the_simulation_stands_between_the_best_there_can_be_and_nothing():
         text=True,
         timeout=30,
     )
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[4:]]
+    titles, _, *lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    rows = [dict(zip(titles, line, strict=True)) for line in lines]
 
-    assert [row[:2] for row in rows] == [["zipf", "lru"], ["bursty", "lru"]]
+    assert [(row["load"], row["policy"]) for row in rows] == [("zipf", "lru"), ("bursty", "lru")]
     for row in rows:
-        cold, _, best = (float(cell) for cell in row[4:7])
-        assert 0 < best <= cold < 100
-        assert row[-1] == "0"
+        assert 0 < float(row["belady %"]) <= float(row["cold %"]) < 100
+        assert row["refused"] == "0"

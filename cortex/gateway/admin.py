@@ -20,7 +20,8 @@ from cortex.gateway.catalogue import Names
 from cortex.gateway.explaining import explain
 from cortex.gateway.ledger import DAY_S, Ledger, date_of
 from cortex.gateway.loads import Loads
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.queue import Queues
 from cortex.gateway.reload import Reload
 from cortex.gateway.requests import Requests

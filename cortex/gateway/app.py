@@ -29,7 +29,8 @@ from cortex.gateway.ledger import Ledger
 from cortex.gateway.loads import Loads
 from cortex.gateway.loop_delay import measure_forever
 from cortex.gateway.metrics import GatewayMetrics
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.queue import Queues
 from cortex.gateway.recording import Recording

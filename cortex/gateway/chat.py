@@ -22,7 +22,8 @@ from cortex.gateway.auth import check_model
 from cortex.gateway.catalogue import Names
 from cortex.gateway.hold import Hold
 from cortex.gateway.kept import Kept
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.poller import poll
 from cortex.gateway.recording import Recording
 from cortex.gateway.relay import Exchange, Refused

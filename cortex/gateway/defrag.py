@@ -22,7 +22,8 @@ from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import NodeModel
 from cortex.gateway.catalogue import Names
 from cortex.gateway.loads import Loads
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import Placement, feasible_on
 from cortex.gateway.planner import Job, drop_claim
 from cortex.gateway.poller import poll

@@ -8,7 +8,8 @@ from cortex.chat.request import RequestHead
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Explanation, Verdict
 from cortex.gateway.loads import Loads
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import Placement, state_of
 from cortex.gateway.queue import Queues
 from cortex.gateway.router import Router, Waiting

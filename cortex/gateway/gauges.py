@@ -15,7 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cortex.fleet.node import Device, ModelHealth, NodeModel
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.queue import Queues
 
 MODEL = ("model", "node")

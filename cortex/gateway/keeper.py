@@ -19,7 +19,8 @@ from cortex.fleet.model import ModelSpec
 from cortex.gateway.catalogue import Names
 from cortex.gateway.defrag import Defrag
 from cortex.gateway.loads import Loads
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import state_of
 from cortex.gateway.queue import Queues
 from cortex.gateway.sizes import Sizes

@@ -28,7 +28,8 @@ from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import LoadJob
 from cortex.gateway.catalogue import Names
 from cortex.gateway.metrics import GatewayMetrics
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import Nowhere, Placement, state_of
 from cortex.gateway.planner import WAITING, Job, Planner, drop_claim
 from cortex.gateway.poller import poll

@@ -16,7 +16,7 @@ import attrs
 from cortex.api import EvictionPolicy
 from cortex.fleet.model import LoadedModel, ModelSpec
 from cortex.fleet.node import Device
-from cortex.gateway.nodes import Node
+from cortex.gateway.node import Node
 
 MIB = 1 << 20
 LOOK_AT = 8  # nodes to compare, of those that would do

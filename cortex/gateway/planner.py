@@ -21,7 +21,8 @@ from cortex.errors import CortexError
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import LoadJob
 from cortex.gateway.catalogue import Names
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import Nowhere, Placement, Rules, feasible_on, place, share_mb
 from cortex.gateway.queue import Queues
 

@@ -12,7 +12,8 @@ from cortex.config.schema import UpstreamEntry
 from cortex.errors import CortexError, RemoteError
 from cortex.fleet.node import Discovery, Health, Limit, NodeModel
 from cortex.gateway.neuron_client import UpstreamSlow
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 
 POLL_S = 2.0
 POLL_WHILE_LOADING_S = 0.3

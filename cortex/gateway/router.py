@@ -26,7 +26,8 @@ from cortex.errors import (
 from cortex.fleet.model import Candidate, ModelSpec
 from cortex.gateway.hold import Hold
 from cortex.gateway.loads import Loads, load_body
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import feasible_on, state_of
 from cortex.gateway.queue import Queue, Queues, Ticket
 from cortex.gateway.translation import Translators

@@ -31,7 +31,7 @@ from cortex.chat.request import ChatRequest, RequestHead
 from cortex.errors import CortexError
 from cortex.gateway.hold import KEEP_ALIVE_S, Hold
 from cortex.gateway.neuron_client import Connection, NeuronClient
-from cortex.gateway.nodes import Node
+from cortex.gateway.node import Node
 from cortex.gateway.relay import REFUSAL_BYTES, REFUSALS, Exchange
 from cortex.replies import Tee
 

@@ -14,7 +14,8 @@ import attrs
 
 from cortex.events import Events
 from cortex.gateway.loads import Loads
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 
 LOOK_S = 1.0  # how old news may be at most
 PAUSE_S = 0.05  # between two looks

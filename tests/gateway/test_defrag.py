@@ -19,7 +19,8 @@ from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Device, Health
 from cortex.gateway import defrag, keeper
 from cortex.gateway.defrag import Rules, plan
-from cortex.gateway.nodes import Node, Nodes
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
 from cortex.plugins import Plugins
 from cortex.testing import FakeNeuron
 from tests.gateway.running import Running, running

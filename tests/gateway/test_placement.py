@@ -8,7 +8,7 @@ from cortex.config.schema import NeuronEntry
 from cortex.eviction.lru import LeastRecentlyUsed
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Device, DeviceInfo, Discovery, Health, ModelHealth, NodeModel
-from cortex.gateway.nodes import Node
+from cortex.gateway.node import Node
 from cortex.gateway.placement import LOOK_AT, Nowhere, Placement, Rules, place, state_of
 
 NOW = 1000.0
