@@ -7,6 +7,8 @@ where that gives the same bytes is it known what was said, and how the stream ha
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,15 +22,74 @@ from aiohttp import web
 from cortex.api import ChatClient, ChatDialect, ReplyDecoder, ReplyEncoder
 from cortex.chat.events import ChatEvent, Started, TextDelta, ThinkingDelta
 from cortex.chat.request import ChatRequest
+from cortex.errors import CortexError, UpstreamUnreachable
 from cortex.gateway import relay
+from cortex.gateway.asking import Asked, carry, compose
 from cortex.gateway.hold import Hold
 from cortex.gateway.neuron_client import Connection, NeuronClient
-from cortex.gateway.relay import Exchange
+from cortex.gateway.node import Node
+from cortex.gateway.nodes import Nodes
+from cortex.gateway.poller import poll
+from cortex.gateway.recording import Recording
+from cortex.gateway.relay import Exchange, Refused
+from cortex.gateway.router import Router
 from cortex.gateway.translation import Translated, Translation
 from cortex.replies import Tee
-from cortex.resumption import Said
+from cortex.resumption import Said, pack
 
+log = logging.getLogger(__name__)
 CREATED = re.compile(rb'"created(?:_at)?":"?([^",}]+)')
+
+
+async def resumed(
+    asked: Asked, broken: Exchange, recording: Recording, nodes: Nodes, router: Router
+) -> Exchange | None:
+    """Have another node that has the model say the rest of a stream that broke off."""
+    if broken.failed is None or broken.kept is None:
+        return None
+    dead, hold, kept = nodes.get(recording.node), asked.hold, broken.kept.whole()
+    if not kept or dead is None or hold is None:
+        return None
+    dialect = cast("ChatDialect", asked.dialect)
+    rest = await asyncio.to_thread(rest_of, dialect, asked.body, recording.id, kept)
+    if rest is None:
+        return None
+    hold.goes_on(rest.encoder)
+    if dead.healthy:  # as far as is known: nobody waits for one that is not to say so
+        await hold.during(poll(dead, nodes))
+    able = [n for n in nodes if n is not dead and n.serves(asked.spec.id) and not n.is_upstream]
+    return await go_on(asked, rest, dead, recording, router) if able else None
+
+
+async def go_on(
+    asked: Asked, rest: Rest, dead: Node, recording: Recording, router: Router
+) -> Exchange | None:
+    """Carry the rest of an answer from another node than *dead*; None if it cannot be had."""
+    broken = recording.exchange
+    assert asked.hold is not None and broken is not None  # noqa: S101, PT018 - a stream has broken
+    try:
+        node, _ = await router.route(asked.head, asked.spec, asked.hold, avoid=dead)
+    except CortexError:
+        return None
+    try:
+        if node is dead or node.is_upstream:
+            return None
+        exchange = Resumed(asked.request, rest, broken, tee=asked.tee, hold=asked.hold)
+        recording.exchange, recording.node = exchange, node.name
+        body, begun = pack(asked.body, rest.said)
+        await carry(exchange, node, compose(asked, node, body, begun=begun))
+    except (UpstreamUnreachable, Refused) as error:
+        log.warning("node %s does not go on with %s: %r", node.name, recording.id, error)
+        recording.exchange, recording.node = broken, dead.name
+        return None
+    finally:
+        router.leave(node, asked.spec.id)
+    recording.resumed = True
+    log.warning(
+        "node %s died in request %s, %s went on: %s",
+        *(dead.name, recording.id, node.name, broken.failed),
+    )
+    return exchange
 
 
 @attrs.frozen(kw_only=True)

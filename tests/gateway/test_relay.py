@@ -13,8 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from cortex.errors import DeviceUnavailable, RemoteError
 from cortex.fleet.model import ModelSpec
-from cortex.gateway import chat as gateway_chat
-from cortex.gateway import poller, relay
+from cortex.gateway import asking, poller, relay
 from cortex.gateway.relay import Exchange
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
@@ -213,7 +212,7 @@ async def test_a_kept_connection_the_neuron_has_closed_goes_unnoticed(last_words
 
 
 async def test_a_neuron_that_took_a_request_and_died_does_not_get_it_again(monkeypatch):
-    monkeypatch.setattr(gateway_chat, "STALE_S", 0.0)
+    monkeypatch.setattr(asking, "STALE_S", 0.0)
     async with raw([sized(BODY)], [CLOSE]) as (node, _), FakeNeuron(["m"]) as other:
         async with running(node, other) as gateway:
             await gateway.stream()
