@@ -95,3 +95,16 @@ def test_the_simulation_stands_between_the_best_there_can_be_and_nothing():
     for row in rows:
         assert 0 < float(row["belady %"]) <= float(row["cold %"]) < 100
         assert row["refused"] == "0"
+
+
+def test_the_gateway_is_measured_beside_the_node_alone():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/gateway.py", "--json", "--seconds=0.2", "--only=0"],
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    (row,) = json.loads(done.stdout).values()
+    assert row["direct"]["requests"] > 0
+    assert row["gateway"]["requests"] > 0
+    assert row["gateway"]["cpu_us"] > 0
