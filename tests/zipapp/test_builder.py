@@ -63,7 +63,7 @@ def test_a_line_for_each_step_then_the_figures(built: Built) -> None:
     assert built.figures["ok"] is True
     assert built.figures["size_bytes"] == built.pyz.stat().st_size
     assert built.figures["first_start_ms"] > built.figures["help_ms"] > 0
-    assert 0 < built.figures["help_cpu_ms"] <= 150
+    assert built.figures["help_cpu_ms"] > 0
 
 
 def test_another_checkout_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_file_over_its_budgets_is_not_kept(built: Built, tmp_path: Path) -> No
     last.parent.mkdir()
     last.write_text("of the last build")
 
-    done = build(checkout, "slim", "--json")
+    done = build(checkout, "slim", "--strict", "--json")
 
     assert done.returncode == 1
     assert not last.exists()
@@ -103,7 +103,6 @@ def test_a_file_over_its_budgets_is_not_kept(built: Built, tmp_path: Path) -> No
         ({}, FLAVOUR, []),
         ({"size_bytes": 10_000_000, "help_cpu_ms": 150.0, "entries": 65_535}, FLAVOUR, []),
         ({"size_bytes": 10_000_001}, FLAVOUR, ["10,000,001 bytes, max_bytes is 10,000,000"]),
-        ({"help_cpu_ms": 151.0}, FLAVOUR, ["151 ms for --help, max_help_ms is 150"]),
         ({"entries": 65_536}, HUGE, ["65,536 entries, Python 3.12 starts at most 65,535"]),
         ({"size_bytes": 2**31 - 1}, HUGE, []),
         (
@@ -117,6 +116,12 @@ def test_what_breaks_a_budget(
     changes: dict[str, float], flavour: zipapp.Flavour, broken: list[str]
 ) -> None:
     assert attrs.evolve(FIGURES, **changes).broken(flavour) == broken
+
+
+def test_what_starts_slowly_is_told() -> None:
+    assert attrs.evolve(FIGURES, help_cpu_ms=150.0).slow(FLAVOUR) == []
+    (said,) = attrs.evolve(FIGURES, help_cpu_ms=151.0).slow(FLAVOUR)
+    assert said == "151 ms for --help, max_help_ms is 150"
 
 
 @pytest.mark.parametrize(
