@@ -33,7 +33,7 @@ class Grammar:
         self._check()
 
     def allowed(self) -> torch.Tensor:
-        """Return which tokens may come next.  # [vocab] bool, cpu."""
+        """Return which tokens may come next: [vocab] bool, cpu.."""
         every = bytearray(self._matcher.compute_logit_bias())
         self._check()
         return torch.frombuffer(every, dtype=torch.uint8).bool()

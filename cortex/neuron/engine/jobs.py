@@ -28,12 +28,20 @@ class Load(Message, frozen=True, kw_only=True):
         path: A ``.gguf`` file or a folder with config.json and safetensors.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         context: Tokens of context at most; None is the checkpoint's own limit.
+        memory_bytes: What weights and cache may take together; None leaves it to *cache_fraction*,
+            the share of what is free once the weights are there.
+        max_sequences: Requests that run at once.
+        max_batch_tokens: Tokens of one step.
     """
 
     model: str
     path: str
     dtype: str = "auto"
     context: int | None = None
+    memory_bytes: int | None = None
+    cache_fraction: float = 0.9
+    max_sequences: int = 256
+    max_batch_tokens: int = 2048
 
 
 class Unload(Message, frozen=True, kw_only=True):
@@ -145,7 +153,9 @@ class Loaded(Message, frozen=True, kw_only=True):
     The model can be used.
 
     Attributes:
+        used_bytes: Of weights and cache.
         dimensions: Components of the vectors it makes; None if it makes text.
+        body: How it runs: `fast`, `modules` or `plain`, and why no faster way.
     """
 
     model: str
@@ -153,6 +163,7 @@ class Loaded(Message, frozen=True, kw_only=True):
     context: int
     text: TextFiles
     dimensions: int | None = None
+    body: str = ""
 
 
 class LoadFailed(Message, frozen=True, kw_only=True):
@@ -215,11 +226,13 @@ class Done(Message, frozen=True, kw_only=True):
 
     Attributes:
         reason: ``stop`` (an end token), ``length`` or ``cancelled``.
+        cached_tokens: Of the prompt, found in the cache.
     """
 
     id: str
     reason: str
     completion_tokens: int
+    cached_tokens: int = 0
     queue_ms: float
     prefill_ms: float
     decode_ms: float
@@ -272,6 +285,8 @@ Event = (
     | Pong
     | Poisoned
 )
+
+End = Done | Embedded | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 decode_job = msgspec.msgpack.Decoder(Job).decode

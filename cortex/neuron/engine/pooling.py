@@ -39,7 +39,7 @@ class Pooling:
 
     def __call__(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
-        Return a vector for each text.  # [texts, dimensions] float32.
+        Return a vector for each text: [texts, dimensions] float32..
 
         Args:
             states: # [texts, tokens, width], any float type

@@ -1,83 +1,126 @@
-"""One request on the device: its tokens, its cache, its next token."""
+"""One request on the device: its tokens, its place in the cache, and how it ended."""
 
 from __future__ import annotations
 
+import random
 from time import perf_counter
 
+import attrs
 import torch
-from transformers import DynamicCache
 
 from cortex.neuron.engine.grammar import Grammar
-from cortex.neuron.engine.jobs import Done, Generate, Token
-from cortex.neuron.engine.sampler import Sampler, logprobs
-from cortex.neuron.engine.weights import Weights
-
-PREFILL_TOKENS = 512
+from cortex.neuron.engine.jobs import Done, Generate
 
 
+@attrs.define(eq=False)
 class Sequence:
     """
-    Prefills in chunks, then decodes a token a step; other sequences step in between.
+    A prompt and what was made of it.
 
-    A step is the unit of cancellation and fairness.
+    Attributes:
+        tokens: Ids of prompt and answer, as far as the host knows them.
+        planned: Tokens whose keys are in the cache once every step that was launched is through.
+        in_flight: Tokens that were sampled in steps the host has not looked at yet.
+        row: Its row of device state; -1 while it waits.
+        blocks: Its blocks of the cache, in order.
+        digests: Hashes of what fills a block, as far as they were needed; they outlive blocks.
+        kept: How many of its blocks can be found by them.
+        cached: Prompt tokens that were found in the cache.
+        epoch: How often it was preempted; what was launched before the last time is void.
+        allowed: Which tokens its grammar lets come next.  # [vocabulary] bool, cpu
+        reason: Why it ended: ``stop``, ``length`` or ``cancelled``.
     """
 
-    def __init__(
-        self, job: Generate, weights: Weights, device: torch.device, grammar: Grammar | None
-    ) -> None:
-        self.job = job
-        self.reason: str | None = None
-        self.completion_tokens = 0
-        self._weights = weights
-        self._device = device
-        self._sampler = Sampler(job)
-        self._grammar = grammar
-        self._cache = DynamicCache(config=weights.module.config)
-        self._ahead = job.prompt  # tokens whose keys are not in the cache yet
-        self._received = perf_counter()
-        self._started = self._first = 0.0
+    job: Generate
+    grammar: Grammar | None = None
+    tokens: list[int] = attrs.field(init=False)
+    prompt_tokens: int = attrs.field(init=False)
+    seed: int = attrs.field(init=False)
+    planned: int = 0
+    in_flight: int = 0
+    row: int = -1
+    blocks: list[int] = attrs.field(factory=list)
+    digests: list[bytes] = attrs.field(factory=list)
+    kept: int = 0
+    cached: int = 0
+    epoch: int = 0
+    allowed: torch.Tensor | None = None
+    reason: str | None = None
+    received: float = attrs.field(factory=perf_counter)
+    started: float = 0.0
+    first: float = 0.0
 
-    def step(self) -> Token | None:
+    def __attrs_post_init__(self) -> None:
+        self.tokens = list(self.job.prompt)
+        self.prompt_tokens = len(self.tokens)
+        seed = self.job.seed
+        self.seed = random.getrandbits(63) if seed is None else seed % (1 << 63)
+
+    @property
+    def id(self) -> str:
+        return self.job.id
+
+    @property
+    def total(self) -> int:
+        """Tokens of prompt and answer, those included that only the device knows."""
+        return len(self.tokens) + self.in_flight
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether more than its last token is to be computed."""
+        return self.planned + 1 < self.total
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether there is something to compute now."""
+        if self.planned >= self.total:
+            return False
+        if self.total - self.prompt_tokens >= self.job.max_tokens:
+            return False
+        return not (self.in_flight and self.is_watched)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the next token depends on what the host makes of the one before."""
+        job = self.job
+        return self.grammar is not None or bool(job.frequency_penalty or job.presence_penalty)
+
+    def starts(self) -> None:
+        """Note that its first step is about to be run, if it is the first."""
+        self.started = self.started or perf_counter()
+
+    def take(self, token: int, end_tokens: frozenset[int]) -> bool:
         """
-        Run one forward pass.
+        Take the next token of the answer; sets `reason` if it was the last.
 
         Returns:
-            The token it sampled; None while the prompt is not through, and for an end token.
+            Whether it is part of the answer: an end token is not.
         """
-        if not self._started:
-            self._started = perf_counter()
-        chunk, self._ahead = self._ahead[:PREFILL_TOKENS], self._ahead[PREFILL_TOKENS:]
-        ids = torch.tensor([chunk], device=self._device)  # [1, chunk] int64
-        logits = self._weights.module(
-            input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        ).logits  # [1, 1, vocab]
-        if self._ahead:
-            return None
-        row = logits[0, -1]
-        token = self._sampler.pick(row, self._grammar.allowed() if self._grammar else None)
-        self._first = self._first or perf_counter()
-        self.completion_tokens += 1
-        self._ahead = [token]
-        if token in self._weights.end_tokens:
+        self.first = self.first or perf_counter()
+        self.tokens.append(token)
+        if token in end_tokens:
             self.reason = "stop"
-            return None
-        if self._grammar is not None and self._grammar.accept(token):
+            return False
+        if self.grammar is not None and self.grammar.accept(token):
             self.reason = "stop"
         elif self.completion_tokens >= self.job.max_tokens:
             self.reason = "length"
-        if self.job.logprobs is None:
-            return Token(self.job.id, token)
-        return Token(self.job.id, token, *logprobs(row, token, self.job.logprobs))
+        return True
 
     def done(self, reason: str) -> Done:
         """Return the closing event."""
         now = perf_counter()
-        started, first = self._started or now, self._first or now
+        started, first = self.started or now, self.first or now
         return Done(
             id=self.job.id,
             reason=reason,
             completion_tokens=self.completion_tokens,
-            queue_ms=1e3 * (started - self._received),
+            cached_tokens=self.cached,
+            queue_ms=1e3 * (started - self.received),
             prefill_ms=1e3 * (first - started),
             decode_ms=1e3 * (now - first),
         )

@@ -22,9 +22,8 @@ import torch
 
 from cortex.errors import CortexError
 from cortex.neuron.engine import jobs, text_files, weights
-from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
-from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.model import Model, build
 
 EXIT_POISONED = 70
 
@@ -36,8 +35,8 @@ class Worker:
         self._channel = channel
         self._device = device
         self._jobs: queue.SimpleQueue[jobs.Job] = queue.SimpleQueue()
-        self._models: dict[str, weights.Weights] = {}
-        self._running: dict[str, Sequence | Embedding] = {}
+        self._models: dict[str, Model] = {}
+        self._owners: dict[str, Model] = {}  # of the requests under way
         self._grammars: dict[str, Grammar] = {}  # of the requests that wait
         self._send_lock = threading.Lock()
         self._step_began = 0.0
@@ -74,7 +73,7 @@ class Worker:
     def _compiled(self, job: jobs.Generate, source: str) -> bool:
         """Compile a request's grammar, which may take a second: no step waits for it."""
         try:
-            self._grammars[job.id] = Grammar(source, self._models[job.model].grammar_tokens)
+            self._grammars[job.id] = Grammar(source, self._models[job.model].weights.grammar_tokens)
         except ValueError as error:
             self._send(jobs.Lost(id=job.id, message=str(error)))
             return False
@@ -99,7 +98,7 @@ class Worker:
 
     def _pending(self) -> Iterator[jobs.Job]:
         """Yield the jobs that wait; block for one only if there is nothing to do."""
-        if not self._running:
+        if not any(model.engine.has_work for model in self._models.values()):
             self._step_began = 0.0
             yield self._jobs.get()
         self._step_began = perf_counter()
@@ -113,29 +112,30 @@ class Worker:
                 self._load(job)
             case jobs.Unload(model=model):
                 self._unload(model)
-            case jobs.Generate(id=request_id, model=model):
-                grammar = self._grammars.pop(request_id, None)
-                if (found := self._models.get(model)) is None:
-                    self._send(jobs.Lost(id=request_id, message=f"model {model!r} is not loaded"))
-                else:
-                    self._running[request_id] = Sequence(job, found, self._device, grammar)
-            case jobs.Embed(id=request_id, model=model):
-                found = self._models.get(model)
-                if found is None or found.pooling is None:
-                    self._send(jobs.Lost(id=request_id, message=f"model {model!r} is not loaded"))
-                else:
-                    pooling = found.pooling
-                    self._running[request_id] = Embedding(job, found, pooling, self._device)
-            case jobs.Cancel(id=request_id):
-                if (sequence := self._running.pop(request_id, None)) is not None:
-                    self._send(sequence.done("cancelled"))
+            case jobs.Generate(id=request):
+                self._begin(job, self._grammars.pop(request, None))
+            case jobs.Embed():
+                self._begin(job, None)
+            case jobs.Cancel(id=request):
+                owner = self._owners.pop(request, None)
+                if owner is not None and (event := owner.engine.cancel(request)) is not None:
+                    self._send(event)
+
+    def _begin(self, job: jobs.Generate | jobs.Embed, grammar: Grammar | None) -> None:
+        model = self._models.get(job.model)
+        embeds = isinstance(job, jobs.Embed)
+        if model is None or embeds != (model.weights.pooling is not None):
+            self._send(jobs.Lost(id=job.id, message=f"model {job.model!r} is not loaded"))
+        else:
+            self._owners[job.id] = model
+            model.engine.add(job, grammar)
 
     def _load(self, job: jobs.Load) -> None:
         def report(stage: str, done: int, total: int) -> None:
             self._send(jobs.LoadProgress(model=job.model, stage=stage, done=done, total=total))
 
         try:
-            loaded = weights.load(job, self._device, report)
+            loaded = build(job, weights.load(job, self._device, report), self._device)
         except CortexError as error:
             details = msgspec.convert(error.details, dict[str, str | int | list[str]])
             self._send(
@@ -154,42 +154,33 @@ class Worker:
                     model=job.model,
                     used_bytes=loaded.used_bytes,
                     context=loaded.context,
-                    text=loaded.text,
-                    dimensions=loaded.pooling.dimensions if loaded.pooling else None,
+                    text=loaded.weights.text,
+                    dimensions=getattr(loaded.weights.pooling, "dimensions", None),
+                    body=loaded.body,
                 )
             )
 
-    def _unload(self, model: str) -> None:
-        for sequence in [s for s in self._running.values() if s.job.model == model]:
-            del self._running[sequence.job.id]
-            self._send(jobs.Lost(id=sequence.job.id, message=f"model {model!r} was unloaded"))
-        self._models.pop(model, None)
+    def _unload(self, name: str) -> None:
+        if (model := self._models.pop(name, None)) is not None:
+            for request in model.engine.requests:
+                del self._owners[request]
+                self._send(jobs.Lost(id=request, message=f"model {name!r} was unloaded"))
+        del model
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        self._send(jobs.Unloaded(model=model))
+        self._send(jobs.Unloaded(model=name))
 
     def _step(self) -> None:
-        """Advance every request by one step and send what came of it."""
-        tokens: list[jobs.Token] = []
-        ended: list[jobs.Event] = []
-        for request_id, sequence in list(self._running.items()):
-            try:
-                token = sequence.step()
-            except Exception as error:
-                if is_poison(error):
-                    raise
-                ended.append(jobs.Lost(id=request_id, message=f"{type(error).__name__}: {error}"))
-                del self._running[request_id]
+        """Advance every model by one step and send what came of it."""
+        for model in list(self._models.values()):
+            if not model.engine.has_work:
                 continue
-            if token is not None:
-                tokens.append(token)
-            if sequence.reason is not None:
-                ended.append(sequence.done(sequence.reason))
-                del self._running[request_id]
-        if tokens:
-            self._send(jobs.Tokens(tokens=tokens))
-        for event in ended:
-            self._send(event)
+            tokens, ended = model.engine.step()
+            if tokens:
+                self._send(jobs.Tokens(tokens=tokens))
+            for event in ended:
+                self._owners.pop(event.id, None)
+                self._send(event)
 
     def _send(self, event: jobs.Event) -> None:
         try:
@@ -197,11 +188,6 @@ class Worker:
                 self._channel.sendall(jobs.frame(event))
         except OSError:
             os._exit(0)  # the neuron is gone
-
-
-def is_poison(error: Exception) -> bool:
-    """Tell whether *error* leaves the device's context beyond use."""
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 def main() -> None:

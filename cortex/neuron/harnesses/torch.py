@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -40,7 +41,7 @@ from cortex.neuron.text.side import Prompt, Text
 from cortex.neuron.workers import DeviceWorker
 
 NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate", "llguidance")
-CANCEL_TIMEOUT_S = 10.0
+log = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +52,9 @@ class TorchOptions:
     Attributes:
         dtype: ``auto`` is the checkpoint's own on a GPU and float32 on a CPU.
         device: ``auto`` takes every GPU, or the CPU if there is none.
+        kv_cache_fraction: Of the memory that is free once a model's weights are there, the share
+            its cache may take, where models.toml does not say how much the model may take.
+        max_batch_tokens: Tokens of one step: prompts are computed in pieces of at most so many.
         max_sequences: Requests of one model that run at once; more wait.
         threads: CPU threads of a worker; 0 lets torch decide.
         watchdog_s: A worker whose step takes longer is replaced.
@@ -58,6 +62,8 @@ class TorchOptions:
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    kv_cache_fraction: float = 0.9
+    max_batch_tokens: int = 2048
     max_sequences: int = 256
     threads: int = 0
     watchdog_s: float = 120.0
@@ -107,8 +113,13 @@ class TorchHarness:
             path=str(checkpoint.path),
             dtype=self._options.dtype,
             context=spec.context,
+            memory_bytes=spec.vram_mb << 20 if spec.vram_mb else None,
+            cache_fraction=self._options.kv_cache_fraction,
+            max_sequences=self._options.max_sequences,
+            max_batch_tokens=self._options.max_batch_tokens,
         )
         loaded = await worker.load(job, stage)
+        log.info("%s on device %d runs %s", spec.id, worker.index, loaded.body)
         defaults = (checkpoint.sampling, loaded.text.sampling, spec.defaults)  # the last wins
         self._models[spec.id] = Running(
             worker=worker,
@@ -317,6 +328,7 @@ def finished(job: jobs.Generate, answer: Answer, done: jobs.Done | None = None) 
         usage=Usage(
             prompt_tokens=len(job.prompt),
             completion_tokens=done.completion_tokens if done else answer.tokens,
+            cached_tokens=done.cached_tokens if done else 0,
             reasoning_tokens=answer.reasoning_tokens,
             queue_ms=times[0],
             prefill_ms=times[1],

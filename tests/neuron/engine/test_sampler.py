@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from cortex.neuron.engine.jobs import Generate
-from cortex.neuron.engine.sampler import Sampler
+from cortex.neuron.engine.sampler import Draw, sample
 
 LOGITS = torch.tensor([1.0, 4.0, 3.5, 0.0])
 
 
-def sampler(**more):
-    return Sampler(Generate(id="r", model="m", prompt=[1], max_tokens=9, **more))
-
-
 def picks(count, **more):
-    one = sampler(**more)
-    return [one.pick(LOGITS.clone()) for _ in range(count)]
+    """Pick one token after the other from the same logits."""
+    job = Generate(id="r", model="m", prompt=[1], max_tokens=9, **more)
+    said = []
+    for position in range(count):
+        draw = Draw(job=job, seed=job.seed or 0, position=position, answer=tuple(said))
+        said.append(int(sample(LOGITS[None].clone(), [draw])))
+    return said
 
 
 def test_temperature_zero_is_the_largest():
@@ -47,9 +48,10 @@ def test_a_negative_penalty_keeps_what_was_said():
 
 
 def test_the_logits_are_left_as_they_were():
-    logits = LOGITS.clone()
-    sampler(temperature=0.0, logit_bias={0: 5}).pick(logits)
-    assert torch.equal(logits, LOGITS)
+    logits = LOGITS[None].clone()
+    job = Generate(id="r", model="m", prompt=[1], max_tokens=9, temperature=1.0, logit_bias={0: 5})
+    sample(logits, [Draw(job=job, seed=1, position=1)])
+    assert torch.equal(logits[0], LOGITS)
 
 
 def test_the_same_seed_draws_the_same():
@@ -59,7 +61,13 @@ def test_the_same_seed_draws_the_same():
 
 @pytest.mark.parametrize(
     ("narrow", "allowed"),
-    [({"top_k": 1}, {1}), ({"top_k": 2}, {1, 2}), ({"top_p": 0.5}, {1}), ({"top_p": 0.7}, {1, 2})],
+    [
+        ({"top_k": 1}, {1}),
+        ({"top_k": 2}, {1, 2}),
+        ({"top_p": 0.5}, {1}),
+        ({"top_p": 0.7}, {1, 2}),
+        ({"top_k": 3, "top_p": 0.7}, {1, 2}),
+    ],
 )
 def test_top_k_and_top_p_keep_the_likeliest(narrow, allowed):
     assert set(picks(300, seed=1, temperature=1.0, **narrow)) == allowed

@@ -1,0 +1,140 @@
+"""One model that answers many requests at once: schedule, run, take in what came of it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+
+from cortex.neuron.engine.blocks import Blocks
+from cortex.neuron.engine.grammar import Grammar
+from cortex.neuron.engine.jobs import Embed, End, Generate, Lost, Token
+from cortex.neuron.engine.poison import is_poison
+from cortex.neuron.engine.runner import Launched, Runner
+from cortex.neuron.engine.scheduler import Chunk, Scheduler
+from cortex.neuron.engine.sequence import Sequence
+
+
+class Batching:
+    """
+    Continuous batching over a paged cache.
+
+    On a GPU a step is launched before the one before it is looked at, so that the device never
+    waits for the host; on a CPU that would only be a step of delay.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        blocks: Blocks,
+        *,
+        rows: int,
+        budget_tokens: int,
+        end_tokens: frozenset[int],
+        runs_ahead: bool,
+    ) -> None:
+        self._runner = runner
+        self._end_tokens = end_tokens
+        self._runs_ahead = runs_ahead
+        self._launched: deque[Launched] = deque()
+        self._found: dict[str, Sequence] = {}
+        self.scheduler = Scheduler(blocks, rows=rows, budget_tokens=budget_tokens)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._found or self._launched)
+
+    @property
+    def requests(self) -> list[str]:
+        """The ids of the requests under way."""
+        return list(self._found)
+
+    def add(self, job: Generate | Embed, grammar: Grammar | None = None) -> None:
+        """Begin a request for text; its prompt and answer fit the cache."""
+        assert isinstance(job, Generate)  # noqa: S101 - the worker has asked
+        sequence = self._found[job.id] = Sequence(job, grammar)
+        self.scheduler.add(sequence)
+
+    def cancel(self, request: str) -> End | None:
+        """End a request now; returns its closing event if it was under way."""
+        if (sequence := self._found.pop(request, None)) is None:
+            return None
+        self.scheduler.remove(sequence)
+        sequence.reason = "cancelled"
+        return sequence.done("cancelled")
+
+    def step(self) -> tuple[list[Token], list[End]]:
+        """Launch what is next, take in what is through; returns tokens, and ends of requests."""
+        tokens: list[Token] = []
+        ended: list[End] = []
+        if chunks := self._masked(self.scheduler.plan(), ended):
+            self._launch(chunks, ended)
+        if self._launched and (len(self._launched) > self._runs_ahead or not chunks):
+            self._take(self._launched.popleft(), tokens, ended)
+        return tokens, ended
+
+    def _masked(self, chunks: list[Chunk], ended: list[End]) -> list[Chunk]:
+        """Ask the grammars what may come; returns the chunks of those that have a way on."""
+        able = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            try:
+                if chunk.samples and sequence.grammar is not None:
+                    sequence.allowed = sequence.grammar.allowed()
+            except ValueError as error:
+                self._lose(sequence, str(error), ended)
+            else:
+                able.append(chunk)
+        return able
+
+    def _launch(self, chunks: list[Chunk], ended: list[End]) -> None:
+        for chunk in chunks:
+            chunk.sequence.starts()
+        self._runner.move(self.scheduler.moved)
+        try:
+            launched = self._runner.launch(chunks)
+        except torch.OutOfMemoryError as error:  # who asks for most goes, the others try again
+            most = max(chunks, key=lambda chunk: chunk.count).sequence
+            self._lose(most, f"the device has too little memory for it: {error}", ended)
+        except Exception as error:
+            if is_poison(error):
+                raise
+            for chunk in chunks:
+                self._lose(chunk.sequence, f"{type(error).__name__}: {error}", ended)
+        else:
+            self.scheduler.launched(chunks)
+            self._launched.append(launched)
+
+    def _take(self, launched: Launched, tokens: list[Token], ended: list[End]) -> None:
+        for number, token in enumerate(launched.tokens()):
+            sequence, epoch = launched.samplers[number]
+            if sequence.reason is not None or sequence.epoch != epoch:
+                continue  # it ended, or computes this anew
+            sequence.in_flight -= 1
+            try:
+                is_said = sequence.take(token, self._end_tokens)
+            except ValueError as error:  # its grammar has no way on
+                self._lose(sequence, str(error), ended)
+                continue
+            if is_said:
+                tokens.append(self._token(sequence, launched, number, token))
+            if sequence.reason is not None:
+                self._end(sequence, sequence.done(sequence.reason), ended)
+            else:
+                self.scheduler.keep(sequence)
+
+    def _token(self, sequence: Sequence, launched: Launched, number: int, token: int) -> Token:
+        if sequence.job.logprobs is None:
+            return Token(sequence.id, token)
+        return Token(sequence.id, token, *launched.logprobs(number, sequence.job.logprobs))
+
+    def _end(self, sequence: Sequence, event: End, ended: list[End]) -> None:
+        sequence.reason = sequence.reason or "lost"
+        self.scheduler.keep(sequence)
+        self.scheduler.remove(sequence)
+        self._found.pop(sequence.id, None)
+        ended.append(event)
+
+    def _lose(self, sequence: Sequence, message: str, ended: list[End]) -> None:
+        self._end(sequence, Lost(id=sequence.id, message=message), ended)

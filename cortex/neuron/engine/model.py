@@ -1,0 +1,151 @@
+"""A loaded model and the way it runs: our steps over a paged cache where that is proven right."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from cortex.errors import InsufficientVram
+from cortex.neuron.engine import probe
+from cortex.neuron.engine.attention import Cache, Heads
+from cortex.neuron.engine.batching import Batching
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks
+from cortex.neuron.engine.embedding import Embedding
+from cortex.neuron.engine.grammar import Grammar
+from cortex.neuron.engine.jobs import Embed, Generate, Load
+from cortex.neuron.engine.modules import Modules, record
+from cortex.neuron.engine.plain import Plain
+from cortex.neuron.engine.runner import Runner
+from cortex.neuron.engine.turns import Turns
+from cortex.neuron.engine.weights import Weights
+
+HEADROOM = 0.1  # of the memory a model may take: activations, and what the allocator rounds up
+CPU_CACHE_BYTES = 2 << 30  # on a host, whose memory is not the model's alone
+LEAST_TOKENS = 2048  # a cache of fewer is refused, if the model's context has as many
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """
+    A model that can be asked.
+
+    Attributes:
+        engine: Answers requests.
+        context: Tokens of prompt and answer: what the weights allow and the cache holds.
+        body: The way it runs, for people.
+        used_bytes: Of weights and cache.
+    """
+
+    weights: Weights
+    engine: Batching | Turns
+    context: int
+    body: str
+    used_bytes: int
+
+
+def build(job: Load, weights: Weights, device: torch.device) -> Model:
+    """
+    Return a model that runs the fastest way that is right for it.
+
+    Raises:
+        InsufficientVram: There is no room for a cache.
+        torch.OutOfMemoryError: The same, found later.
+    """
+    plain = partial(
+        Model,
+        weights=weights,
+        engine=Turns(partial(begin, weights, device)),
+        context=weights.context,
+        used_bytes=weights.used_bytes,
+    )
+    if weights.pooling is not None:
+        return plain(body="plain")
+    module = weights.module
+    own = module.config._attn_implementation  # noqa: SLF001 - it has no other name
+    tried = probe.sequences(weights.vocabulary, device)
+    wanted = probe.truth(module, tried)
+    try:
+        heads = record(module, tried[0])
+        trial = Cache(heads, probe.BLOCKS, module.dtype, device)
+        body, why = probe.prove(partial(Modules, module, trial), tried, wanted)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        body, why = None, f"{type(error).__name__}: {error}"
+    if body is None:
+        module.set_attn_implementation(own)
+        return plain(body=f"plain: {why}")
+    blocks = count_blocks(job, weights, heads, device)
+    cache = Cache(heads, blocks, module.dtype, device)
+    context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
+    runner = Runner(
+        Modules(module, cache),
+        rows=job.max_sequences,
+        blocks=-(-context // BLOCK_TOKENS),
+        device=device,
+    )
+    batching = Batching(
+        runner,
+        Blocks(blocks),
+        rows=job.max_sequences,
+        budget_tokens=job.max_batch_tokens,
+        end_tokens=weights.end_tokens,
+        runs_ahead=device.type == "cuda",
+    )
+    return Model(
+        weights=weights,
+        engine=batching,
+        context=context,
+        body=f"modules: {why}",
+        used_bytes=weights.used_bytes + cache.used_bytes,
+    )
+
+
+def begin(
+    weights: Weights, device: torch.device, job: Generate | Embed, grammar: Grammar | None
+) -> Plain | Embedding:
+    """Return a request that runs by itself."""
+    if isinstance(job, Generate):
+        return Plain(job, weights, device, grammar)
+    assert weights.pooling is not None  # noqa: S101 - the worker has asked
+    return Embedding(job, weights, weights.pooling, device)
+
+
+def count_blocks(job: Load, weights: Weights, heads: dict[int, Heads], device: torch.device) -> int:
+    """
+    Return how many blocks the cache gets: enough for all sequences, or what there is room for.
+
+    Raises:
+        InsufficientVram: The room is too small for one sequence of any use.
+    """
+    token_bytes = sum(h.elements for h in heads.values()) * weights.module.dtype.itemsize
+    block_bytes = token_bytes * BLOCK_TOKENS
+    per_sequence = -(-weights.context // BLOCK_TOKENS)
+    free = free_bytes(device)
+    if job.memory_bytes is not None:
+        room = int(job.memory_bytes * (1 - HEADROOM)) - weights.used_bytes
+    else:
+        room = int(free * job.cache_fraction)
+        room = min(room, CPU_CACHE_BYTES) if device.type == "cpu" else room
+    least = min(weights.context, LEAST_TOKENS) * token_bytes + block_bytes
+    room = max(room, min(least, int(free * job.cache_fraction)))
+    if room < least:
+        raise InsufficientVram(
+            f"{job.model}: {room >> 20} MiB are left for its cache, {-(-least >> 20)} are needed",
+            details={"needed_mb": -(-(weights.used_bytes + least) >> 20), "free_mb": free >> 20},
+        )
+    return int(min(1 + per_sequence * job.max_sequences, room // block_bytes))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a device that nobody uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    found: dict[str, Any] = dict(line.split(":", 1) for line in lines)
+    return int(found["MemAvailable"].split()[0]) << 10

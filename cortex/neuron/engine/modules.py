@@ -1,0 +1,79 @@
+"""
+Tier 0: a model of transformers run as it is, over our steps and cache.
+
+Any decoder whose attention goes through transformers' attention interface can be run this way; it
+is right, and as fast as its modules are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from cortex.neuron.engine import attention
+from cortex.neuron.engine.attention import Cache, Heads
+from cortex.neuron.engine.step import Step
+
+RECORDER = "cortex-recorder"
+
+
+class Modules:
+    """Runs *module*, a causal language model whose attention is ours from now on."""
+
+    tier = 0
+
+    def __init__(self, module: Any, cache: Cache) -> None:
+        module.set_attn_implementation(attention.NAME)
+        self._module = module
+        self._cache = cache
+
+    def logits(self, step: Step) -> torch.Tensor:
+        """Return the logits of the tokens that are wanted: [wanted, vocabulary]."""
+        out = self._module(
+            input_ids=step.ids[None],
+            position_ids=step.positions[None],
+            use_cache=False,
+            logits_to_keep=step.wanted,
+            step=step,
+            cache_pages=self._cache,
+        )
+        logits: torch.Tensor = out.logits[0]
+        return logits
+
+
+def record(module: Any, ids: torch.Tensor) -> dict[int, Heads]:
+    """
+    Return what each layer's attention keeps of a token, by running *module* over some.
+
+    Args:
+        module: A causal language model; its attention is another one from now on.
+        ids: # [tokens] int64
+    """
+    heads: dict[int, Heads] = {}
+    module.set_attn_implementation(RECORDER)
+    module(input_ids=ids[None], use_cache=False, heads=heads)
+    return heads
+
+
+def recording(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    heads: dict[int, Heads],
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """Do as torch's attention does, and note what it is given."""
+    heads[module.layer_idx] = Heads(count=key.shape[1], key=key.shape[3], value=value.shape[3])
+    out: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **more)[0]
+    return out, None
+
+
+AttentionInterface.register(RECORDER, recording)
+AttentionMaskInterface.register(RECORDER, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

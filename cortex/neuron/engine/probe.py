@@ -1,0 +1,102 @@
+"""
+Proof that a body computes what transformers computes, on a few tokens of no meaning.
+
+Two sequences are run through a body in pieces, chunks of prompts and decodes mixed, and every
+logit is compared with that of the model's own forward over each of them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from cortex.neuron.engine.blocks import BLOCK_TOKENS
+from cortex.neuron.engine.step import Step
+
+LENGTHS = (37, 21)
+PLANS = ((20, 9), (1, 11), (15, 1), (1, 0))  # tokens of each sequence, a step a row
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+BLOCKS = 1 + sum(-(-length // BLOCK_TOKENS) for length in LENGTHS)
+
+
+class Body(Protocol):
+    """What runs steps."""
+
+    tier: int
+
+    def logits(self, step: Step) -> torch.Tensor: ...
+
+
+def sequences(vocabulary: int, device: torch.device) -> list[torch.Tensor]:
+    """Return the ids that are tried: [tokens] int64 each."""
+    made = torch.Generator().manual_seed(0)
+    tried = [torch.randint(0, vocabulary, (length,), generator=made) for length in LENGTHS]
+    return [ids.to(device) for ids in tried]
+
+
+def truth(module: Any, tried: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what transformers computes: [tokens, vocabulary] each."""
+    return [module(input_ids=ids[None], use_cache=False).logits[0] for ids in tried]
+
+
+def error(body: Body, tried: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """Return how far *body* is from what is *wanted*, relative to its size."""
+    got = [torch.empty_like(logits) for logits in wanted]
+    done = [0] * len(tried)
+    for plan in PLANS:
+        step, places = _step(tried, done, plan)
+        logits = body.logits(step)
+        for number, start, end, row in places:
+            got[number][start:end] = logits[row : row + end - start]
+            done[number] = end
+    pairs = zip(got, wanted, strict=True)
+    return max(float((a - b).float().norm() / b.float().norm()) for a, b in pairs)
+
+
+def prove(
+    make: Callable[[], Body], tried: list[torch.Tensor], wanted: list[torch.Tensor]
+) -> tuple[Body | None, str]:
+    """Return the body if it is right, else None; and how far off it is, or what it raised."""
+    try:
+        body = make()
+        off = error(body, tried, wanted)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # noqa: BLE001 - whatever it is: this body is not for this model
+        return None, f"{type(problem).__name__}: {problem}"
+    limit = TOLERANCE.get(wanted[0].dtype, 3e-2)
+    return (body if off < limit else None), f"its logits are off by {off:.1e}"
+
+
+def _step(
+    tried: list[torch.Tensor], done: list[int], plan: tuple[int, ...]
+) -> tuple[Step, list[tuple[int, int, int, int]]]:
+    """Return the next step, and which tokens of which sequence its rows are."""
+    device = tried[0].device
+    order = sorted((n for n, count in enumerate(plan) if count), key=lambda n: plan[n] != 1)
+    counts = tuple(plan[n] for n in order)
+    ends = tuple(done[n] + plan[n] for n in order)
+    firsts = [1 + sum(-(-length // BLOCK_TOKENS) for length in LENGTHS[:n]) for n in order]
+    width = -(-max(LENGTHS) // BLOCK_TOKENS)
+    positions = torch.cat([torch.arange(done[n], done[n] + plan[n]) for n in order])
+    slots = [
+        torch.arange(done[n], done[n] + plan[n]) + first * BLOCK_TOKENS
+        for n, first in zip(order, firsts, strict=True)
+    ]
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    step = Step(
+        ids=torch.cat([tried[n][done[n] : done[n] + plan[n]] for n in order]),
+        positions=positions.to(device),
+        slots=torch.cat(slots).to(device),
+        starts=starts.int().to(device),
+        lengths=torch.tensor(ends, dtype=torch.int32, device=device),
+        table=torch.stack([torch.arange(f, f + width) for f in firsts]).int().to(device),
+        wanted=torch.arange(sum(counts), device=device),
+        decodes=counts.count(1),
+        counts=counts,
+        ends=ends,
+    )
+    rows = starts.tolist()
+    return step, [(n, done[n], done[n] + plan[n], row) for n, row in zip(order, rows, strict=False)]

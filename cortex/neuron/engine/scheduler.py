@@ -1,0 +1,189 @@
+"""
+Who computes what in the next step: continuous batching, chunked prefill, preemption.
+
+Rules: what decodes goes first; what is left of the token budget goes to prompts, those under way
+before new ones, those in the order they came.  Where blocks run out, the youngest sequence gives
+its own back and computes again later, mostly from what is still found of it.  Host only, no
+tensors; a plan is made in one stretch.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, digest_of
+from cortex.neuron.engine.sequence import Sequence
+
+
+@attrs.frozen
+class Chunk:
+    """The tokens ``start .. start + count`` of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+    @property
+    def samples(self) -> bool:
+        """Whether a token comes of it: it reaches the end of what is known."""
+        return self.end == self.sequence.total
+
+
+class Scheduler:
+    """
+    The sequences of one model.
+
+    Attributes:
+        running: Those that have a row, the oldest first.
+        waiting: Those that have none.
+        moved: Blocks that came into tables of rows since that was last read, by row and place.
+        preemptions: How often a sequence gave its blocks back.
+        hit_tokens: Prompt tokens found in the cache; *asked_tokens* of all.
+    """
+
+    def __init__(self, blocks: Blocks, *, rows: int, budget_tokens: int) -> None:
+        self.blocks = blocks
+        self.running: dict[str, Sequence] = {}
+        self.waiting: dict[str, Sequence] = {}
+        self.moved: dict[tuple[int, int], int] = {}
+        self.preemptions = 0
+        self.hit_tokens = 0
+        self.asked_tokens = 0
+        self._budget_tokens = budget_tokens
+        self._rows = list(range(rows, 0, -1))  # row 0 is padding's
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn; it fits the cache, alone."""
+        self.waiting[sequence.id] = sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        """Let a sequence go, wherever it is."""
+        self.waiting.pop(sequence.id, None)
+        if self.running.pop(sequence.id, None) is not None:
+            self._release(sequence)
+
+    def plan(self) -> list[Chunk]:
+        """Return what to compute next, decoding first; nothing if there is nothing to do."""
+        chunks: list[Chunk] = []
+        left = self._budget_tokens
+        wanting = [s for s in self.running.values() if s.wants_step]
+        for sequence in sorted(wanting, key=lambda s: s.is_prefilling):
+            if left and sequence.row >= 0:
+                left -= self._continue(sequence, left, chunks)
+        while left and self.waiting and self._rows:
+            sequence = self._next()
+            if not (count := self._admit(sequence, left)):
+                break
+            chunks.append(Chunk(sequence, sequence.planned, count))
+            left -= count
+        return chunks
+
+    def launched(self, chunks: list[Chunk]) -> None:
+        """Take note that *chunks* are on their way: their keys will be there for what follows."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.in_flight += chunk.samples
+            sequence.planned = chunk.end
+            self.keep(sequence)
+
+    def keep(self, sequence: Sequence) -> None:
+        """Let the full blocks of a sequence be found."""
+        known = min(sequence.planned, len(sequence.tokens)) // BLOCK_TOKENS
+        while sequence.kept < known:
+            block = sequence.blocks[sequence.kept]
+            self.blocks.keep(block, digest(sequence, sequence.kept))
+            sequence.kept += 1
+
+    def check(self) -> None:
+        """Check, when nothing runs, that everything was given back."""
+        self.blocks.check()
+        assert self.running or not self.blocks.used, "blocks are lost"  # noqa: S101
+
+    def _continue(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
+        count = min(sequence.total - sequence.planned, left)
+        while not self._grow(sequence, sequence.planned + count):
+            planned = {chunk.sequence for chunk in chunks}
+            victim = next(s for s in reversed(self.running.values()) if s not in planned)
+            self._preempt(victim)
+            if victim is sequence:
+                return 0
+        chunks.append(Chunk(sequence, sequence.planned, count))
+        return count
+
+    def _next(self) -> Sequence:
+        """Return who waits longest, those first that have run before."""
+        return min(self.waiting.values(), key=lambda s: (-s.epoch, s.received))
+
+    def _admit(self, sequence: Sequence, left: int) -> int:
+        """Give a sequence a row and blocks for what it can compute now; 0 if there is no room."""
+        sequence.row = self._rows.pop()
+        self._find(sequence)
+        if blocks_for(sequence.total) - len(sequence.blocks) > self.blocks.free:
+            self._release(sequence)  # admitted piecemeal it would be preempted soon
+            return 0
+        count = min(sequence.total - sequence.planned, left)
+        self._grow(sequence, sequence.planned + count)
+        for place, block in enumerate(sequence.blocks):
+            self.moved[sequence.row, place] = block
+        del self.waiting[sequence.id]
+        self.running[sequence.id] = sequence
+        if not sequence.epoch:
+            sequence.cached = sequence.planned
+            self.hit_tokens += sequence.cached
+            self.asked_tokens += sequence.prompt_tokens
+        return count
+
+    def _find(self, sequence: Sequence) -> None:
+        """Share the blocks that hold what a sequence begins with; one token at least is left."""
+        for number in range((len(sequence.tokens) - 1) // BLOCK_TOKENS):
+            if (block := self.blocks.find(digest(sequence, number))) is None:
+                break
+            self.blocks.share(block)
+            sequence.blocks.append(block)
+        sequence.kept = len(sequence.blocks)
+        sequence.planned = sequence.kept * BLOCK_TOKENS
+
+    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+        need = blocks_for(tokens) - len(sequence.blocks)
+        if need > self.blocks.free:
+            return False
+        for _ in range(need):
+            block = self.blocks.take()
+            if sequence.id in self.running:
+                self.moved[sequence.row, len(sequence.blocks)] = block
+            sequence.blocks.append(block)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        del self.running[sequence.id]
+        self._release(sequence)
+        sequence.in_flight = 0  # what is on its way is dropped with it
+        sequence.epoch += 1
+        self.preemptions += 1
+        self.waiting[sequence.id] = sequence
+
+    def _release(self, sequence: Sequence) -> None:
+        for block in reversed(sequence.blocks):
+            self.blocks.drop(block)
+        self._rows.append(sequence.row)
+        sequence.blocks, sequence.kept = [], 0
+        sequence.row, sequence.planned = -1, 0
+
+
+def blocks_for(tokens: int) -> int:
+    """Return how many blocks so many tokens take."""
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def digest(sequence: Sequence, number: int) -> bytes:
+    """Return the hash of a sequence's block, one after the last that was asked for at most."""
+    if number == len(sequence.digests):
+        before = sequence.digests[-1] if number else b""
+        start = number * BLOCK_TOKENS
+        tokens = sequence.tokens[start : start + BLOCK_TOKENS]
+        sequence.digests.append(digest_of(before, tokens))
+    return sequence.digests[number]

@@ -1,0 +1,256 @@
+"""Continuous batching: answers are what a model's own forward gives, whatever the schedule."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import transformers
+
+from cortex.neuron.engine import probe
+from cortex.neuron.engine.attention import Cache
+from cortex.neuron.engine.batching import Batching
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks
+from cortex.neuron.engine.jobs import Done, Generate, Lost
+from cortex.neuron.engine.modules import Modules, record
+from cortex.neuron.engine.runner import Runner
+
+CPU = torch.device("cpu")
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
+    "phi3": {},
+    "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.7},
+    "qwen3_moe": {"head_dim": 16, **EXPERTS},
+    "olmo2": {},
+    "gpt2": {"n_positions": 1024},
+}
+
+
+def model_of(family):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]})
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def engine_of(module, *, blocks=200, rows=16, budget_tokens=64, runs_ahead=False, end_tokens=()):
+    heads = record(module, torch.arange(3))
+    cache = Cache(heads, blocks, module.dtype, CPU)
+    runner = Runner(Modules(module, cache), rows=rows, blocks=64, device=CPU)
+    return Batching(
+        runner,
+        Blocks(blocks),
+        rows=rows,
+        budget_tokens=budget_tokens,
+        end_tokens=frozenset(end_tokens),
+        runs_ahead=runs_ahead,
+    )
+
+
+def greedy(module, prompt, count):
+    """Return what the model's own forward says, a token after the other, without any cache."""
+    module.set_attn_implementation("sdpa")
+    tokens = list(prompt)
+    for _ in range(count):
+        logits = module(input_ids=torch.tensor([tokens]), use_cache=False).logits
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def ask(name, prompt, count, **more):
+    more = {"temperature": 0.0, **more}
+    return Generate(id=name, model="m", prompt=list(prompt), max_tokens=count, **more)
+
+
+def run(engine, jobs=(), until=None):
+    """Return what was said, by request, and how each ended."""
+    for job in jobs:
+        engine.add(job)
+    said, ends = {}, {}
+    while engine.has_work and not (until and until(said)):
+        tokens, ended = engine.step()
+        for token in tokens:
+            said.setdefault(token.request, []).append(token.id)
+        ends |= {event.id: event for event in ended}
+    return said, ends
+
+
+def prompts(count, seed=0, shared=0):
+    made = random.Random(seed)
+    beginning = [made.randrange(3, 300) for _ in range(shared)]
+    lengths = [made.choice([1, 5, 16, 17, 40, 90]) for _ in range(count)]
+    return [beginning + [made.randrange(3, 300) for _ in range(n)] for n in lengths]
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return model_of("llama")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.timeout(90)
+def test_answers_are_those_of_the_models_own_forward(family):
+    module = model_of(family)
+    asked = prompts(5)
+    wanted = {str(n): greedy(module, prompt, 8 + n) for n, prompt in enumerate(asked)}
+    engine = engine_of(module)
+
+    said, ends = run(engine, [ask(str(n), prompt, 8 + n) for n, prompt in enumerate(asked)])
+
+    assert said == wanted
+    assert {end.reason for end in ends.values()} == {"length"}
+    engine.scheduler.check()
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+@pytest.mark.parametrize(("blocks", "budget_tokens"), [(200, 64), (24, 48), (24, 7)])
+@pytest.mark.timeout(90)
+def test_no_schedule_changes_an_answer(llama, blocks, budget_tokens, runs_ahead):
+    asked = prompts(9, shared=50)
+    wanted = {str(n): greedy(llama, prompt, 20) for n, prompt in enumerate(asked)}
+    engine = engine_of(llama, blocks=blocks, budget_tokens=budget_tokens, runs_ahead=runs_ahead)
+
+    said, ends = run(engine, [ask(str(n), prompt, 20) for n, prompt in enumerate(asked)])
+
+    assert said == wanted
+    assert len(ends) == len(asked)
+    assert bool(engine.scheduler.preemptions) == ((blocks, budget_tokens) == (24, 48))
+    engine.scheduler.check()
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+def test_an_end_token_ends_an_answer_and_is_no_part_of_it(llama, runs_ahead):
+    (prompt,) = prompts(1)
+    whole = greedy(llama, prompt, 12)
+    end = whole[5]
+    engine = engine_of(llama, runs_ahead=runs_ahead, end_tokens=[end])
+
+    said, ends = run(engine, [ask("r", prompt, 12)])
+
+    assert said["r"] == whole[: whole.index(end)]
+    assert ends["r"].reason == "stop"
+    assert ends["r"].completion_tokens == whole.index(end) + 1
+
+
+def test_a_prompt_that_begins_like_one_before_is_not_computed_again(llama):
+    first, second = prompts(2, shared=100)
+    engine = engine_of(llama)
+
+    _, before = run(engine, [ask("first", first, 4)])
+    said, ends = run(engine, [ask("second", second, 4)])
+
+    assert before["first"].cached_tokens == 0
+    assert ends["second"].cached_tokens == 100 // BLOCK_TOKENS * BLOCK_TOKENS
+    assert said["second"] == greedy(llama, second, 4)
+
+
+def test_the_same_seed_says_the_same_alone_and_among_others(llama):
+    prompt, *others = prompts(6)
+    one = ask("one", prompt, 15, temperature=1.0, seed=7)
+    alone, _ = run(engine_of(llama), [one])
+    among, _ = run(
+        engine_of(llama, blocks=24, budget_tokens=30, runs_ahead=True),
+        [*(ask(str(n), other, 15, temperature=1.0) for n, other in enumerate(others)), one],
+    )
+
+    assert among["one"] == alone["one"]
+    assert len(set(alone["one"])) > 5
+
+
+def test_sixty_four_at_once_in_a_cache_for_eight_all_finish_as_they_would_alone(llama):
+    asked = prompts(64, seed=3)
+    wanted = {str(n): greedy(llama, prompt, 6) for n, prompt in enumerate(asked)}
+    engine = engine_of(llama, blocks=1 + 8 * 7, rows=64)
+
+    said, ends = run(engine, [ask(str(n), prompt, 6) for n, prompt in enumerate(asked)])
+
+    assert said == wanted
+    assert len(ends) == 64
+    engine.scheduler.check()
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+@pytest.mark.timeout(120)
+def test_whoever_leaves_takes_all_there_is_of_it_along(llama, runs_ahead):
+    made = random.Random(5)
+    engine = engine_of(llama, blocks=40, rows=8, runs_ahead=runs_ahead)
+    free, open_ = engine.scheduler.blocks.free, set()
+    for number in range(600):
+        name = str(number)
+        engine.add(ask(name, prompts(1, seed=number)[0], made.randrange(1, 12)))
+        open_.add(name)
+        if made.random() < 0.5:
+            gone = made.choice(sorted(open_))
+            event = engine.cancel(gone)
+            assert event is None or event.reason == "cancelled"
+        if made.random() < 0.7 or len(open_) > 20:
+            _, ended = engine.step()
+            open_ -= {event.id for event in ended}
+        open_ &= set(engine.requests)
+
+    run(engine)
+    assert not engine.requests
+    assert engine.scheduler.blocks.free == free
+    assert not engine.scheduler.waiting
+    assert not engine.scheduler.running
+    engine.scheduler.check()
+
+
+def test_memory_that_runs_out_costs_who_asked_for_most_of_it_and_nobody_else(llama, monkeypatch):
+    engine = engine_of(llama, budget_tokens=512)
+    short, long = prompts(1)[0], [5] * 300
+    body, real = engine._runner._body, engine._runner._body.logits
+
+    def logits(step):
+        if max(step.counts) > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(step)
+
+    monkeypatch.setattr(body, "logits", logits)
+    said, ends = run(engine, [ask("short", short, 5), ask("long", long, 5)])
+
+    assert isinstance(ends["long"], Lost)
+    assert "too little memory" in ends["long"].message
+    assert isinstance(ends["short"], Done)
+    assert said["short"] == greedy(llama, short, 5)
+    engine.scheduler.check()
+
+
+def test_a_body_that_is_wrong_is_not_used(llama):
+    tried = probe.sequences(300, CPU)
+    llama.set_attn_implementation("sdpa")
+    wanted = probe.truth(llama, tried)
+    cache = Cache(record(llama, tried[0]), probe.BLOCKS, torch.float32, CPU)
+    right, _ = probe.prove(lambda: Modules(llama, cache), tried, wanted)
+    assert right is not None
+
+    class Wrong(Modules):
+        def logits(self, step):
+            return super().logits(step) * 1.01
+
+    wrong, why = probe.prove(lambda: Wrong(llama, cache), tried, wanted)
+    assert wrong is None
+    assert "off by 1.0e-02" in why
