@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
 from transformers import AttentionInterface
 
-from cortex.neuron.engine.blocks import BLOCK_TOKENS
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for
 from cortex.neuron.engine.step import Step
 
 NAME = "cortex"
@@ -109,7 +109,7 @@ def _decode(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
     """Attend with one query a sequence, all of them at once."""
     count = step.decodes
     longest = max(step.ends[:count])
-    blocks = step.table[:count, : -(-longest // BLOCK_TOKENS)].long()
+    blocks = step.table[:count, : blocks_for(longest)].long()
     k = pages.keys[blocks].flatten(1, 2).transpose(1, 2)  # [sequences, kv_heads, keys, width]
     v = pages.values[blocks].flatten(1, 2).transpose(1, 2)
     places = torch.arange(k.shape[2], device=k.device)
@@ -128,7 +128,7 @@ def _chunk(queries: torch.Tensor, pages: Pages, step: Step, number: int) -> torc
     window = pages.window
     count, end = step.counts[number], step.ends[number]
     first = max(end - count - window + 1, 0) // BLOCK_TOKENS if window else 0
-    blocks = step.table[number, first : -(-end // BLOCK_TOKENS)].long()
+    blocks = step.table[number, first : blocks_for(end)].long()
     end -= first * BLOCK_TOKENS
     k = pages.keys[blocks].flatten(0, 1)[:end].transpose(0, 1)  # [kv_heads, keys, width]
     v = pages.values[blocks].flatten(0, 1)[:end].transpose(0, 1)

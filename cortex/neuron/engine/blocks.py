@@ -67,11 +67,6 @@ class Blocks:
         if digest not in self._by_digest and block not in self._digests:
             self._by_digest[digest], self._digests[block] = block, digest
 
-    def forget(self) -> None:
-        """Let nothing be found any more."""
-        self._by_digest.clear()
-        self._digests.clear()
-
     def check(self) -> None:
         """
         Check that counts and tables agree.
@@ -84,6 +79,11 @@ class Blocks:
             assert (users == 0) == (block in self._free), f"block {block}: {users} users"  # noqa: S101
         for digest, block in self._by_digest.items():
             assert self._digests[block] == digest, f"block {block} is found by another hash"  # noqa: S101
+
+
+def blocks_for(tokens: int) -> int:
+    """Return how many blocks so many tokens take."""
+    return -(-tokens // BLOCK_TOKENS)
 
 
 def digest_of(before: bytes, tokens: Sequence[int]) -> bytes:

@@ -13,7 +13,7 @@ from cortex.errors import InsufficientVram
 from cortex.neuron.engine import probe
 from cortex.neuron.engine.attention import Cache, Heads
 from cortex.neuron.engine.batching import Batching
-from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for
 from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Embed, Generate, Load
@@ -72,9 +72,9 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         heads = record(module, tried[0])
         trial = Cache(heads, probe.BLOCKS, module.dtype, device)
         body, why = probe.prove(partial(Modules, module, trial), tried, wanted)
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is: it goes the plain way
         body, why = None, f"{type(error).__name__}: {error}"
     if body is None:
         module.set_attn_implementation(own)
@@ -85,7 +85,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     runner = Runner(
         Modules(module, cache),
         rows=job.max_sequences,
-        blocks=-(-context // BLOCK_TOKENS),
+        blocks=blocks_for(context),
         device=device,
     )
     batching = Batching(
@@ -124,7 +124,7 @@ def count_blocks(job: Load, weights: Weights, heads: dict[int, Heads], device: t
     """
     token_bytes = sum(h.elements for h in heads.values()) * weights.module.dtype.itemsize
     block_bytes = token_bytes * BLOCK_TOKENS
-    per_sequence = -(-weights.context // BLOCK_TOKENS)
+    per_sequence = blocks_for(weights.context)
     free = free_bytes(device)
     if job.memory_bytes is not None:
         room = int(job.memory_bytes * (1 - HEADROOM)) - weights.used_bytes

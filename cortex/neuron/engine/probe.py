@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
-from cortex.neuron.engine.blocks import BLOCK_TOKENS
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for
 from cortex.neuron.engine.step import Step
 
 LENGTHS = (37, 21)
 PLANS = ((20, 9), (1, 11), (15, 1), (1, 0))  # tokens of each sequence, a step a row
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-BLOCKS = 1 + sum(-(-length // BLOCK_TOKENS) for length in LENGTHS)
+BLOCKS = 1 + sum(map(blocks_for, LENGTHS))
 
 
 class Body(Protocol):
@@ -78,8 +78,8 @@ def _step(
     order = sorted((n for n, count in enumerate(plan) if count), key=lambda n: plan[n] != 1)
     counts = tuple(plan[n] for n in order)
     ends = tuple(done[n] + plan[n] for n in order)
-    firsts = [1 + sum(-(-length // BLOCK_TOKENS) for length in LENGTHS[:n]) for n in order]
-    width = -(-max(LENGTHS) // BLOCK_TOKENS)
+    firsts = [1 + sum(map(blocks_for, LENGTHS[:n])) for n in order]
+    width = blocks_for(max(LENGTHS))
     positions = torch.cat([torch.arange(done[n], done[n] + plan[n]) for n in order])
     slots = [
         torch.arange(done[n], done[n] + plan[n]) + first * BLOCK_TOKENS
@@ -90,7 +90,6 @@ def _step(
         ids=torch.cat([tried[n][done[n] : done[n] + plan[n]] for n in order]),
         positions=positions.to(device),
         slots=torch.cat(slots).to(device),
-        starts=starts.int().to(device),
         lengths=torch.tensor(ends, dtype=torch.int32, device=device),
         table=torch.stack([torch.arange(f, f + width) for f in firsts]).int().to(device),
         wanted=torch.arange(sum(counts), device=device),

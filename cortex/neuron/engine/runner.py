@@ -105,7 +105,6 @@ class Runner:
             ids=torch.where(told[0] < 0, self._last[rows[owner]], told[0]),
             positions=position,
             slots=blocks * BLOCK_TOKENS + position % BLOCK_TOKENS,
-            starts=torch.tensor(starts, dtype=torch.int32, device=device),
             lengths=torch.tensor([c.end for c in chunks], dtype=torch.int32, device=device),
             table=table,
             wanted=torch.tensor(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import attrs
 
-from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, digest_of
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for, digest_of
 from cortex.neuron.engine.sequence import Sequence
 
 
@@ -172,11 +172,6 @@ class Scheduler:
         self._rows.append(sequence.row)
         sequence.blocks, sequence.kept = [], 0
         sequence.row, sequence.planned = -1, 0
-
-
-def blocks_for(tokens: int) -> int:
-    """Return how many blocks so many tokens take."""
-    return -(-tokens // BLOCK_TOKENS)
 
 
 def digest(sequence: Sequence, number: int) -> bytes:

@@ -17,7 +17,6 @@ class Step:
         ids: Token ids.  # [tokens] int64
         positions: Of each in its sequence.  # [tokens] int64
         slots: Where in the cache its key goes: block x `BLOCK_TOKENS` + place.  # [tokens] int64
-        starts: First token of each sequence, and the end.  # [sequences + 1] int32
         lengths: Keys of each sequence, the new ones included.  # [sequences] int32
         table: Blocks of each sequence; what is beyond its length is anything.
             # [sequences, blocks] int32
@@ -28,7 +27,6 @@ class Step:
     ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    starts: torch.Tensor
     lengths: torch.Tensor
     table: torch.Tensor
     wanted: torch.Tensor
