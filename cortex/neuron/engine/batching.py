@@ -91,7 +91,8 @@ class Batching:
     def _launch(self, chunks: list[Chunk], ended: list[End]) -> None:
         for chunk in chunks:
             chunk.sequence.starts()
-        self._runner.move(self.scheduler.moved)
+        self._runner.rows.move(self.scheduler.moved)
+        self._runner.rows.enter(self.scheduler.entered)
         try:
             launched = self._runner.launch(chunks)
         except torch.OutOfMemoryError as error:  # who asks for most goes, the others try again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import torch
 
 from cortex.errors import InsufficientVram
 from cortex.neuron.engine import probe
-from cortex.neuron.engine.attention import Cache, Heads
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for
+from cortex.neuron.engine.cache import Cache, Heads
 from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Embed, Generate, Load
+from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.modules import Modules, record
 from cortex.neuron.engine.plain import Plain
 from cortex.neuron.engine.runner import Runner
+from cortex.neuron.engine.stack import Stack
 from cortex.neuron.engine.turns import Turns
 from cortex.neuron.engine.weights import Weights
 
@@ -66,28 +69,15 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         return plain(body="plain")
     module = weights.module
     own = module.config._attn_implementation  # noqa: SLF001 - it has no other name
-    tried = probe.sequences(weights.vocabulary, device)
-    wanted = probe.truth(module, tried)
-    try:
-        heads = record(module, tried[0])
-        trial = Cache(heads, probe.BLOCKS, module.dtype, device)
-        body, why = probe.prove(partial(Modules, module, trial), tried, wanted)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever it is: it goes the plain way
-        body, why = None, f"{type(error).__name__}: {error}"
+    body, heads, why = _body(weights, device)
     if body is None:
         module.set_attn_implementation(own)
         return plain(body=f"plain: {why}")
     blocks = count_blocks(job, weights, heads, device)
     cache = Cache(heads, blocks, module.dtype, device)
     context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
-    runner = Runner(
-        Modules(module, cache),
-        rows=job.max_sequences,
-        blocks=blocks_for(context),
-        device=device,
-    )
+    runner = Runner(body, cache, rows=job.max_sequences, blocks=blocks_for(context), device=device)
+    runner.warm_up()
     batching = Batching(
         runner,
         Blocks(blocks),
@@ -100,9 +90,36 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         weights=weights,
         engine=batching,
         context=context,
-        body=f"modules: {why}",
+        body=f"{body.name}: {why}",
         used_bytes=weights.used_bytes + cache.used_bytes,
     )
+
+
+def _body(
+    weights: Weights, device: torch.device
+) -> tuple[probe.Body | None, dict[int, Heads], str]:
+    """Return the fastest body that is right, how the layers attend, and what was found."""
+    module = weights.module
+    tried = probe.sequences(weights.vocabulary, device)
+    wanted = probe.truth(module, tried)
+    try:
+        heads = record(module, tried[0])
+        trial = Cache(heads, probe.BLOCKS, module.dtype, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is: it goes the plain way
+        return None, {}, f"{type(error).__name__}: {error}"
+    ways: list[Callable[[], probe.Body]] = [
+        lambda: Stack(module, kernels_for(device)),
+        lambda: Modules(module),
+    ]
+    said = []
+    for way in ways:
+        body, why = probe.prove(way, trial, tried, wanted)
+        if body is not None:
+            return body, heads, "; ".join([why, *said])
+        said.append(f"not faster: {why}")
+    return None, heads, "; ".join(said)
 
 
 def begin(

@@ -15,7 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from cortex.neuron.engine import attention
-from cortex.neuron.engine.attention import Cache, Heads
+from cortex.neuron.engine.cache import Cache, Heads
+from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.step import Step
 
 RECORDER = "cortex-recorder"
@@ -24,22 +25,23 @@ RECORDER = "cortex-recorder"
 class Modules:
     """Runs *module*, a causal language model whose attention is ours from now on."""
 
-    tier = 0
+    name = "modules"
 
-    def __init__(self, module: Any, cache: Cache) -> None:
+    def __init__(self, module: Any) -> None:
         module.set_attn_implementation(attention.NAME)
         self._module = module
-        self._cache = cache
+        self._kernels = kernels_for(module.device)
 
-    def logits(self, step: Step) -> torch.Tensor:
+    def logits(self, step: Step, cache: Cache) -> torch.Tensor:
         """Return the logits of the tokens that are wanted: [wanted, vocabulary]."""
         out = self._module(
             input_ids=step.ids[None],
             position_ids=step.positions[None],
             use_cache=False,
-            logits_to_keep=step.wanted,
+            logits_to_keep=0 if step.wanted is None else step.wanted,
             step=step,
-            cache_pages=self._cache,
+            cache_pages=cache,
+            kernels=self._kernels,
         )
         logits: torch.Tensor = out.logits[0]
         return logits
@@ -47,7 +49,7 @@ class Modules:
 
 def record(module: Any, ids: torch.Tensor) -> dict[int, Heads]:
     """
-    Return what each layer's attention keeps of a token, by running *module* over some.
+    Return how each layer attends, by running *module* over some tokens.
 
     Args:
         module: A causal language model; its attention is another one from now on.
@@ -59,19 +61,34 @@ def record(module: Any, ids: torch.Tensor) -> dict[int, Heads]:
     return heads
 
 
-def recording(
+def recording(  # noqa: PLR0917 - as transformers calls it
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
     *,
     heads: dict[int, Heads],
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Do as torch's attention does, and note what it is given."""
-    heads[module.layer_idx] = Heads(count=key.shape[1], key=key.shape[3], value=value.shape[3])
-    out: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **more)[0]
+    """Do as torch's attention does, more or less, and note what it is given."""
+    heads[module.layer_idx] = Heads(
+        count=key.shape[1],
+        key=key.shape[3],
+        value=value.shape[3],
+        scale=scaling if scaling is not None else query.shape[3] ** -0.5,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    attended = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **more
+    )
+    out: torch.Tensor = attended[0]
     return out, None
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from cortex.neuron.engine import sampler
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Done, Generate, Token
-from cortex.neuron.engine.runner import draw
+from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.sequence import Sequence
 from cortex.neuron.engine.weights import Weights
 
@@ -33,6 +33,9 @@ class Plain:
         self._sequence = Sequence(job, grammar)
         self._weights = weights
         self._device = device
+        self._rows = Rows(1, 0, device)
+        self._sequence.row = 0
+        self._rows.enter([self._sequence])
         self._cache = DynamicCache(config=weights.module.config)
 
     @property
@@ -59,7 +62,9 @@ class Plain:
             return None
         if sequence.grammar is not None:
             sequence.allowed = sequence.grammar.allowed()
-        picked = sampler.sample(logits, [draw(sequence)])
+        scores = sampler.adjusted(logits, [sequence]) if sequence.is_adjusted else logits
+        self._rows.lengths[0] = sequence.planned
+        picked = sampler.pick(scores, self._rows, self._rows.lengths.new_zeros(1))
         token = int(picked)
         if not sequence.take(token, self._weights.end_tokens):
             return None

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for
-from cortex.neuron.engine.step import Step
+from cortex.neuron.engine.cache import Cache
+from cortex.neuron.engine.step import Step, tiles_of
 
 LENGTHS = (37, 21)
 PLANS = ((20, 9), (1, 11), (15, 1), (1, 0))  # tokens of each sequence, a step a row
@@ -24,9 +25,9 @@ BLOCKS = 1 + sum(map(blocks_for, LENGTHS))
 class Body(Protocol):
     """What runs steps."""
 
-    tier: int
+    name: str
 
-    def logits(self, step: Step) -> torch.Tensor: ...
+    def logits(self, step: Step, cache: Cache) -> torch.Tensor: ...
 
 
 def sequences(vocabulary: int, device: torch.device) -> list[torch.Tensor]:
@@ -41,13 +42,13 @@ def truth(module: Any, tried: list[torch.Tensor]) -> list[torch.Tensor]:
     return [module(input_ids=ids[None], use_cache=False).logits[0] for ids in tried]
 
 
-def error(body: Body, tried: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """Return how far *body* is from what is *wanted*, relative to its size."""
+def error(body: Body, cache: Cache, tried: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """Return how far *body* is from what is *wanted*, relative to its size; overwrites *cache*."""
     got = [torch.empty_like(logits) for logits in wanted]
     done = [0] * len(tried)
     for plan in PLANS:
         step, places = _step(tried, done, plan)
-        logits = body.logits(step)
+        logits = body.logits(step, cache)
         for number, start, end, row in places:
             got[number][start:end] = logits[row : row + end - start]
             done[number] = end
@@ -56,12 +57,15 @@ def error(body: Body, tried: list[torch.Tensor], wanted: list[torch.Tensor]) -> 
 
 
 def prove(
-    make: Callable[[], Body], tried: list[torch.Tensor], wanted: list[torch.Tensor]
+    make: Callable[[], Body],
+    cache: Cache,
+    tried: list[torch.Tensor],
+    wanted: list[torch.Tensor],
 ) -> tuple[Body | None, str]:
     """Return the body if it is right, else None; and how far off it is, or what it raised."""
     try:
         body = make()
-        off = error(body, tried, wanted)
+        off = error(body, cache, tried, wanted)
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # noqa: BLE001 - whatever it is: this body is not for this model
@@ -96,6 +100,7 @@ def _step(
         decodes=counts.count(1),
         counts=counts,
         ends=ends,
+        tiles=tiles_of(counts, ends, device),
     )
     rows = starts.tolist()
     return step, [(n, done[n], done[n] + plan[n], row) for n, row in zip(order, rows, strict=False)]

@@ -9,65 +9,47 @@ logits plus Gumbel noise is a draw from their softmax, so nothing is normalised 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
 
-import attrs
 import torch
 
-from cortex.neuron.engine.jobs import Generate
+if TYPE_CHECKING:
+    from cortex.neuron.engine.rows import Rows
+    from cortex.neuron.engine.sequence import Sequence
 
 LIKELIEST = 1024  # of a row, sorted for top-p; the rest only where those have too little of it
 MASK = (1 << 32) - 1
 
 
-@attrs.frozen(kw_only=True)
-class Draw:
-    """
-    How one row is to be drawn.
-
-    Attributes:
-        seed: Of its request.
-        position: Of the token that is picked.
-        answer: What was picked before, for penalties.
-        allowed: Which tokens may come; None is all.  # [at least vocabulary] bool
-    """
-
-    job: Generate
-    seed: int
-    position: int
-    answer: Rows[int] = ()
-    allowed: torch.Tensor | None = None
-
-
-def sample(logits: torch.Tensor, draws: Rows[Draw]) -> torch.Tensor:
-    """
-    Return a token id for each row: [rows] int64.
-
-    Args:
-        logits: # [rows, vocabulary], any float type; as the model gave them
-        draws: One for each row.
-    """
-    logits = _adjusted(logits, draws)
-    if all(draw.job.temperature == 0 for draw in draws):
+def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
+    """Draw a token for each of *which* rows: [rows] int64; see `kernels.Kernels.pick`."""
+    knobs = rows.knobs[which]
+    temperatures = knobs[:, :1]
+    if not temperatures.any():
         return logits.argmax(-1)
-    temperatures = _column(logits, [draw.job.temperature or 1.0 for draw in draws])
-    scores = _filtered(logits.float() / temperatures, draws)
-    greedy = torch.tensor([draw.job.temperature == 0 for draw in draws], device=logits.device)
-    keys = [_key(draw.seed, draw.position) for draw in draws]
-    noise = gumbel(torch.tensor(keys, device=logits.device), logits.shape[1])
-    return torch.where(greedy[:, None], scores, scores + noise).argmax(-1)
+    greedy = temperatures == 0
+    scores = logits.float() / temperatures.masked_fill(greedy, 1.0)
+    scores = _filtered(scores, rows.top_k[which], knobs[:, 1], knobs[:, 2])
+    noise = gumbel(keys(rows.seeds[which], rows.lengths[which]), logits.shape[1])
+    return torch.where(greedy, scores, scores + noise).argmax(-1)
 
 
-def gumbel(keys: torch.Tensor, count: int) -> torch.Tensor:
+def keys(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return a word of 32 bits for the token of a request at a position: [rows] int64."""
+    words = mix((seeds >> 32) ^ mix(positions & MASK))
+    return mix((seeds & MASK) ^ words)
+
+
+def gumbel(words: torch.Tensor, count: int) -> torch.Tensor:
     """
     Return Gumbel noise: [rows, count] float32.
 
     Args:
-        keys: Of each row, below 2 ** 32.  # [rows] int64
+        words: Of each row, of 32 bits.  # [rows] int64
         count: How many there are for each.
     """
-    ids = torch.arange(count, device=keys.device) * 0x9E3779B1
-    mixed = mix((keys[:, None] + ids) & MASK)
+    ids = torch.arange(count, device=words.device) * 0x9E3779B1
+    mixed = mix((words[:, None] + ids) & MASK)
     uniform = (mixed.double() + 0.5) / (1 << 32)
     return -torch.log(-torch.log1p(-uniform)).float()
 
@@ -81,80 +63,65 @@ def mix(words: torch.Tensor) -> torch.Tensor:
     return words
 
 
-def _key(seed: int, position: int) -> int:
-    """Return a word of 32 bits for a request's token."""
-    word = seed ^ (seed >> 31) ^ (position * 0x9E3779B97F4A7C15)
-    word = (word ^ (word >> 29)) * 0xBF58476D1CE4E5B9 & ((1 << 64) - 1)
-    return (word >> 32) & MASK
-
-
-def _column(like: torch.Tensor, values: Rows[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
-
-
-def _adjusted(logits: torch.Tensor, draws: Rows[Draw]) -> torch.Tensor:
+def adjusted(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     """
-    Return the logits with bias and penalties, and without what may not come.
+    Return logits with bias and penalties, and without what may not come.
 
     Penalties count the tokens of the answer, not of the prompt, as OpenAI's and vLLM's do.
+
+    Args:
+        logits: # [rows, vocabulary], any float type; left as they are
+        sequences: One for each row.
     """
-    changed: dict[int, torch.Tensor] = {}
-    for row, draw in enumerate(draws):
-        less = _less(draw, logits.shape[1])
-        if not less and draw.allowed is None:
-            continue
-        line = logits[row].float()
-        if less:
-            ids = torch.tensor(list(less), device=logits.device)
-            line = line.index_add(0, ids, _column(line, list(less.values()))[:, 0], alpha=-1)
-        if draw.allowed is not None:
-            kept = draw.allowed[: line.numel()].to(logits.device)
-            line = line.masked_fill(~kept, -torch.inf)
-        changed[row] = line
-    if not changed:
-        return logits
-    logits = logits.float()  # a copy, or ours to change
-    logits = logits.clone()
-    for row, line in changed.items():
-        logits[row] = line
+    logits = logits.to(torch.float32, copy=True)
+    for row, sequence in enumerate(sequences):
+        line = logits[row]
+        if less := _less(sequence, len(line)):
+            ids = torch.tensor(list(less), device=line.device)
+            line.index_add_(0, ids, torch.tensor(list(less.values())).to(line), alpha=-1)
+        if sequence.allowed is not None:
+            kept = sequence.allowed[: len(line)].to(line.device)
+            line.masked_fill_(~kept, -torch.inf)
     return logits
 
 
-def _less(draw: Draw, vocabulary: int) -> dict[int, float]:
+def _less(sequence: Sequence, vocabulary: int) -> dict[int, float]:
     """Return what is taken off logits, by token id."""
-    job = draw.job
+    job = sequence.job
     off = {token: -bias for token, bias in job.logit_bias.items() if token < vocabulary}
     if job.frequency_penalty or job.presence_penalty:
-        for token, count in Counter(draw.answer).items():
+        for token, count in Counter(sequence.answer).items():
             penalty = job.presence_penalty + count * job.frequency_penalty
             off[token] = off.get(token, 0.0) + penalty
     return off
 
 
-def _filtered(scores: torch.Tensor, draws: Rows[Draw]) -> torch.Tensor:
-    """Return the scores with -inf for what top-k and top-p leave out."""
-    wanted = [0 < d.job.top_k < scores.shape[1] or d.job.top_p < 1 for d in draws]
-    if not any(wanted):
+def _filtered(
+    scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """Return the scores with -inf for what top-k, then top-p, and min-p leave out."""
+    count = scores.shape[1]
+    cut = (top_k > 0) & (top_k < count)
+    if not (cut.any() or (top_p < 1).any() or (min_p > 0).any()):
         return scores
-    least = torch.full_like(scores[:, 0], -torch.inf)
-    for row, draw in enumerate(draws):
-        if wanted[row]:
-            least[row] = _least(scores[row], draw.job)
+    limit = torch.where(cut, top_k, count)[:, None]
+    likeliest = int(min(max(LIKELIEST, int(top_k.masked_fill(~cut, 0).max())), count))
+    best = scores.topk(likeliest).values
+    within = torch.arange(likeliest, device=scores.device) < limit
+    top = best.masked_fill(~within, -torch.inf)
+    total = torch.where(cut, top.logsumexp(-1), scores.logsumexp(-1))[:, None]
+    held = (best - total).exp().sum(-1)
+    if likeliest < count and ((held < top_p) & (top_p < 1) & ~cut).any():
+        best = scores.sort(descending=True).values
+    shares = (best - total).exp()
+    before = shares.cumsum(-1) - shares  # the mass of all likelier tokens
+    kept = (before < top_p[:, None]) | (top_p[:, None] >= 1)
+    kept[:, 0] = True
+    kept &= torch.arange(best.shape[1], device=best.device) < limit
+    least = best.masked_fill(~kept, torch.inf).amin(-1)
+    least = torch.where(cut | (top_p < 1), least, -torch.inf)
+    least = torch.maximum(least, best[:, 0] + min_p.log())
     return scores.masked_fill(scores < least[:, None], -torch.inf)
-
-
-def _least(scores: torch.Tensor, job: Generate) -> torch.Tensor:
-    """Return the least score that is kept of a row: [] float32."""
-    count = min(job.top_k or scores.numel(), scores.numel())
-    best = scores.topk(count if job.top_k else min(count, LIKELIEST)).values
-    total = (best if job.top_k else scores).logsumexp(-1)
-    if job.top_p < 1:
-        if best.numel() < count and (best - total).exp().sum() < job.top_p:
-            best = scores.topk(count).values
-        shares = (best - total).exp()
-        before = shares.cumsum(-1) - shares  # the mass of all likelier tokens
-        best = best[before < job.top_p]
-    return best[-1]
 
 
 def logprobs(

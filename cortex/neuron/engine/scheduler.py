@@ -41,6 +41,7 @@ class Scheduler:
         running: Those that have a row, the oldest first.
         waiting: Those that have none.
         moved: Blocks that came into tables of rows since that was last read, by row and place.
+        entered: Sequences that came to rows since that was last read.
         preemptions: How often a sequence gave its blocks back.
         hit_tokens: Prompt tokens found in the cache; *asked_tokens* of all.
     """
@@ -50,6 +51,7 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         self.moved: dict[tuple[int, int], int] = {}
+        self.entered: list[Sequence] = []
         self.preemptions = 0
         self.hit_tokens = 0
         self.asked_tokens = 0
@@ -129,6 +131,7 @@ class Scheduler:
         self._grow(sequence, sequence.planned + count)
         for place, block in enumerate(sequence.blocks):
             self.moved[sequence.row, place] = block
+        self.entered.append(sequence)
         del self.waiting[sequence.id]
         self.running[sequence.id] = sequence
         if not sequence.epoch:

@@ -89,6 +89,16 @@ class Sequence:
         job = self.job
         return self.grammar is not None or bool(job.frequency_penalty or job.presence_penalty)
 
+    @property
+    def answer(self) -> list[int]:
+        """What was said so far."""
+        return self.tokens[self.prompt_tokens :]
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether its logits are not taken as they are."""
+        return self.is_watched or bool(self.job.logit_bias)
+
     def starts(self) -> None:
         """Note that its first step is about to be run, if it is the first."""
         self.started = self.started or perf_counter()

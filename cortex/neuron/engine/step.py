@@ -5,6 +5,8 @@ from __future__ import annotations
 import attrs
 import torch
 
+TILE_TOKENS = 32
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class Step:
@@ -20,8 +22,10 @@ class Step:
         lengths: Keys of each sequence, the new ones included.  # [sequences] int32
         table: Blocks of each sequence; what is beyond its length is anything.
             # [sequences, blocks] int32
-        wanted: Tokens whose logits are wanted.  # [wanted] int64
-        counts: New tokens of each sequence, known to the host; *ends* its `lengths`.
+        wanted: Tokens whose logits are wanted; None is all.  # [wanted] int64
+        counts: New tokens of each sequence, known to the host.
+        ends: `lengths`, where the host knows them: not where a GPU decodes.
+        tiles: Of `tiles_of`, where kernels want them.
     """
 
     ids: torch.Tensor
@@ -29,7 +33,30 @@ class Step:
     slots: torch.Tensor
     lengths: torch.Tensor
     table: torch.Tensor
-    wanted: torch.Tensor
+    wanted: torch.Tensor | None
     decodes: int
     counts: tuple[int, ...]
-    ends: tuple[int, ...]
+    ends: tuple[int, ...] = ()
+    tiles: torch.Tensor | None = None
+
+
+def tiles_of(
+    counts: tuple[int, ...], ends: tuple[int, ...], device: torch.device
+) -> torch.Tensor | None:
+    """
+    Cut what does not decode into tiles of tokens, each of which attends by itself.
+
+    Returns:
+        Of each its sequence, its first token in the batch, how many it has, and how many keys the
+        last of them sees; None if all decode.  # [tiles, 4] int32
+    """
+    tiles = []
+    start = 0
+    for number, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        for first in range(0, count if count > 1 else 0, TILE_TOKENS):
+            size = min(TILE_TOKENS, count - first)
+            tiles.append((number, start + first, size, end - count + first + size))
+        start += count
+    if not tiles:
+        return None
+    return torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True)

@@ -9,12 +9,14 @@ import torch
 import transformers
 
 from cortex.neuron.engine import probe
-from cortex.neuron.engine.attention import Cache
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks
+from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.jobs import Done, Generate, Lost
+from cortex.neuron.engine.kernels import reference
 from cortex.neuron.engine.modules import Modules, record
 from cortex.neuron.engine.runner import Runner
+from cortex.neuron.engine.stack import Stack
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -40,8 +42,16 @@ FAMILIES = {
     "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.7},
     "qwen3_moe": {"head_dim": 16, **EXPERTS},
     "olmo2": {},
+    "gemma2": {"head_dim": 16, "sliding_window": 24},
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 24,
+    },
     "gpt2": {"n_positions": 1024},
 }
+STACKS = {"llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "qwen3_moe", "gpt_oss"}
 
 
 def model_of(family):
@@ -50,10 +60,13 @@ def model_of(family):
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def engine_of(module, *, blocks=200, rows=16, budget_tokens=64, runs_ahead=False, end_tokens=()):
+def engine_of(
+    module, *, body=None, blocks=200, rows=16, budget_tokens=64, runs_ahead=False, end_tokens=()
+):
     heads = record(module, torch.arange(3))
     cache = Cache(heads, blocks, module.dtype, CPU)
-    runner = Runner(Modules(module, cache), rows=rows, blocks=64, device=CPU)
+    body = body or Modules(module)
+    runner = Runner(body, cache, rows=rows, blocks=64, device=CPU)
     return Batching(
         runner,
         Blocks(blocks),
@@ -66,7 +79,7 @@ def engine_of(module, *, blocks=200, rows=16, budget_tokens=64, runs_ahead=False
 
 def greedy(module, prompt, count):
     """Return what the model's own forward says, a token after the other, without any cache."""
-    module.set_attn_implementation("sdpa")
+    module.set_attn_implementation("eager")
     tokens = list(prompt)
     for _ in range(count):
         logits = module(input_ids=torch.tensor([tokens]), use_cache=False).logits
@@ -110,13 +123,17 @@ def llama():
     return model_of("llama")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "tier"),
+    [*((family, "modules") for family in FAMILIES), *((family, "fused") for family in STACKS)],
+)
 @pytest.mark.timeout(90)
-def test_answers_are_those_of_the_models_own_forward(family):
+def test_answers_are_those_of_the_models_own_forward(family, tier):
     module = model_of(family)
     asked = prompts(5)
     wanted = {str(n): greedy(module, prompt, 8 + n) for n, prompt in enumerate(asked)}
-    engine = engine_of(module)
+    body = Stack(module, reference) if tier == "fused" else None
+    engine = engine_of(module, body=body)
 
     said, ends = run(engine, [ask(str(n), prompt, 8 + n) for n, prompt in enumerate(asked)])
 
@@ -224,10 +241,10 @@ def test_memory_that_runs_out_costs_who_asked_for_most_of_it_and_nobody_else(lla
     short, long = prompts(1)[0], [5] * 300
     body, real = engine._runner._body, engine._runner._body.logits
 
-    def logits(step):
+    def logits(step, cache):
         if max(step.counts) > 200:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(step)
+        return real(step, cache)
 
     monkeypatch.setattr(body, "logits", logits)
     said, ends = run(engine, [ask("short", short, 5), ask("long", long, 5)])
@@ -241,16 +258,16 @@ def test_memory_that_runs_out_costs_who_asked_for_most_of_it_and_nobody_else(lla
 
 def test_a_body_that_is_wrong_is_not_used(llama):
     tried = probe.sequences(300, CPU)
-    llama.set_attn_implementation("sdpa")
+    llama.set_attn_implementation("eager")
     wanted = probe.truth(llama, tried)
     cache = Cache(record(llama, tried[0]), probe.BLOCKS, torch.float32, CPU)
-    right, _ = probe.prove(lambda: Modules(llama, cache), tried, wanted)
+    right, _ = probe.prove(lambda: Modules(llama), cache, tried, wanted)
     assert right is not None
 
     class Wrong(Modules):
-        def logits(self, step):
-            return super().logits(step) * 1.01
+        def logits(self, step, cache):
+            return super().logits(step, cache) * 1.01
 
-    wrong, why = probe.prove(lambda: Wrong(llama, cache), tried, wanted)
+    wrong, why = probe.prove(lambda: Wrong(llama), cache, tried, wanted)
     assert wrong is None
     assert "off by 1.0e-02" in why

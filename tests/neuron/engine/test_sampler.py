@@ -5,20 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cortex.neuron.engine import sampler
 from cortex.neuron.engine.jobs import Generate
-from cortex.neuron.engine.sampler import Draw, sample
+from cortex.neuron.engine.rows import Rows
+from cortex.neuron.engine.sequence import Sequence
 
 LOGITS = torch.tensor([1.0, 4.0, 3.5, 0.0])
 
 
+def pick(sequence, logits=LOGITS):
+    """Pick the next token of a sequence."""
+    rows = Rows(1, 0, logits.device)
+    sequence.row, sequence.planned = 0, len(sequence.tokens)
+    rows.enter([sequence])
+    scores = sampler.adjusted(logits[None], [sequence])
+    return int(sampler.pick(scores, rows, torch.zeros(1, dtype=torch.int64)))
+
+
 def picks(count, **more):
     """Pick one token after the other from the same logits."""
-    job = Generate(id="r", model="m", prompt=[1], max_tokens=9, **more)
-    said = []
-    for position in range(count):
-        draw = Draw(job=job, seed=job.seed or 0, position=position, answer=tuple(said))
-        said.append(int(sample(LOGITS[None].clone(), [draw])))
-    return said
+    sequence = Sequence(Generate(id="r", model="m", prompt=[1], max_tokens=count, **more))
+    for _ in range(count):
+        sequence.take(pick(sequence), frozenset())
+    return sequence.answer
 
 
 def test_temperature_zero_is_the_largest():
@@ -48,10 +57,9 @@ def test_a_negative_penalty_keeps_what_was_said():
 
 
 def test_the_logits_are_left_as_they_were():
-    logits = LOGITS[None].clone()
-    job = Generate(id="r", model="m", prompt=[1], max_tokens=9, temperature=1.0, logit_bias={0: 5})
-    sample(logits, [Draw(job=job, seed=1, position=1)])
-    assert torch.equal(logits[0], LOGITS)
+    logits = LOGITS.clone()
+    picks(1, temperature=1.0, logit_bias={0: 5})
+    assert torch.equal(logits, LOGITS)
 
 
 def test_the_same_seed_draws_the_same():

@@ -1,0 +1,81 @@
+"""What a model's layers are made of, as fused as the device allows; all take a flattened batch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from cortex.neuron.engine.cache import Pages
+from cortex.neuron.engine.layers import Linear, Norm, Rotary
+from cortex.neuron.engine.rows import Rows
+from cortex.neuron.engine.step import Step
+
+
+class Kernels(Protocol):
+    """
+    The operations of a decoder's forward pass.
+
+    `reference` has them in plain torch and says by that what each computes; `fused` has them in
+    Triton.
+    """
+
+    def linear(self, x: torch.Tensor, layer: Linear, before: Norm | None = None) -> torch.Tensor:
+        """Return what *layer* makes of *x*, normed *before*: [tokens, out]."""
+
+    def norm(self, x: torch.Tensor, of: Norm) -> torch.Tensor:
+        """Return *x* normed: [tokens, width]."""
+
+    def gated(self, x: torch.Tensor, layer: Linear, before: Norm) -> torch.Tensor:
+        """Return silu(gate) * up of *x* normed, *layer* being both: [tokens, out / 2]."""
+
+    def add(
+        self, x: torch.Tensor, layer: Linear, residual: torch.Tensor, factor: float = 1.0
+    ) -> None:
+        """Add *factor* times what *layer* makes of *x* to *residual*, in place."""
+
+    def rotate(
+        self, projected: torch.Tensor, rotary: Rotary, norms: tuple[Norm, Norm] | None,
+        pages: Pages, step: Step,
+    ) -> torch.Tensor:  # fmt: skip
+        """
+        Norm and turn queries and keys, and write keys and values to the cache.
+
+        Args:
+            projected: Queries, keys and values, one behind the other.  # [tokens, out]
+            norms: Of queries and of keys, head by head.
+
+        Returns:
+            The queries.  # [tokens, heads, width]
+        """
+
+    def attend(self, queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
+        """
+        Attend to what is in the cache; the step's own keys are there already.
+
+        Args:
+            queries: # [tokens, heads, width]
+
+        Returns:
+            # [tokens, heads, value_width]
+        """
+
+    def pick(self, logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
+        """
+        Draw a token for each of *which* rows: [rows] int64.
+
+        Args:
+            logits: # [rows, vocabulary]
+            which: Rows of device state, whose `Rows.lengths` count the step's own tokens.
+        """
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """Return the fastest there are for a device."""
+    if device.type == "cuda":
+        from cortex.neuron.engine.kernels import fused  # noqa: PLC0415 - it needs Triton
+
+        return fused
+    from cortex.neuron.engine.kernels import reference  # noqa: PLC0415 - one of two
+
+    return reference

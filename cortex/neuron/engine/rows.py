@@ -1,0 +1,51 @@
+"""What steps need of a sequence that lives longer than they do: a row of tensors on the device."""
+
+from __future__ import annotations
+
+import torch
+
+from cortex.neuron.engine.sequence import Sequence
+
+
+class Rows:
+    """
+    A row a sequence; row 0 is padding's, its blocks are all block 0 and its length is 0.
+
+    Attributes:
+        last: The token that was picked last.  # [rows] int64
+        lengths: Tokens whose keys are in the cache.  # [rows] int64
+        table: Blocks.  # [rows, blocks] int32
+        knobs: Temperature (0 is greedy), top-p and min-p.  # [rows, 3] float32
+        top_k: 0 keeps all.  # [rows] int32
+        seeds: # [rows] int64
+    """
+
+    def __init__(self, rows: int, blocks: int, device: torch.device) -> None:
+        self._device = device
+        self.last = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.table = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
+        self.knobs = torch.zeros(rows, 3, device=device)
+        self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def enter(self, entered: list[Sequence]) -> None:
+        """Take in sequences that came to their rows; empties *entered*."""
+        if not entered:
+            return
+        knobs = [(s.job.temperature, s.job.top_p, s.job.min_p) for s in entered]
+        whole = [(s.row, s.tokens[-1], s.planned, s.job.top_k, s.seed) for s in entered]
+        told = torch.tensor(whole, dtype=torch.int64).to(self._device, non_blocking=True)
+        row, self.last[row], self.lengths[row], top_k, self.seeds[row] = told.T
+        self.knobs[row] = torch.tensor(knobs).to(self._device, non_blocking=True)
+        self.top_k[row] = top_k.int()
+        entered.clear()
+
+    def move(self, moved: dict[tuple[int, int], int]) -> None:
+        """Take in which blocks came into the rows' tables; empties *moved*."""
+        if not moved:
+            return
+        whole = [(*where, block) for where, block in moved.items()]
+        told = torch.tensor(whole, dtype=torch.int64).to(self._device, non_blocking=True)
+        self.table[told[:, 0], told[:, 1]] = told[:, 2].int()
+        moved.clear()

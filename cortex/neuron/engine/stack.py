@@ -1,0 +1,155 @@
+"""
+Tier 1: decoders built like Llama, run by us over transformers' weights.
+
+What reads the same input is one layer, what follows on another is one kernel where the device has
+such.  A model is taken for such a decoder by the names of its modules; whether it is one, the proof
+at load tells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch.nn.functional import silu
+
+from cortex.neuron.engine.cache import Cache
+from cortex.neuron.engine.kernels import Kernels
+from cortex.neuron.engine.layers import Linear, Norm, fuse, norm_of, rotary_of
+from cortex.neuron.engine.step import Step
+
+KNOWN_NORMS = {"input_layernorm", "post_attention_layernorm"}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Attention:
+    """The first half of a layer."""
+
+    norm: Norm
+    qkv: Linear
+    norms: tuple[Norm, Norm] | None
+    out: Linear
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Mlp:
+    """The second half."""
+
+    norm: Norm
+    gate_up: Linear
+    down: Linear
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Experts:
+    """The second half where it is a mixture of experts: transformers' module, as it is."""
+
+    norm: Norm
+    module: Any
+
+
+class Stack:
+    """
+    Runs *module*, a causal language model.
+
+    Raises:
+        AttributeError: It has none of the modules that are looked for.
+        TypeError: One of them is not what it is looked for.
+    """
+
+    name = "fused"
+
+    def __init__(self, module: Any, kernels: Kernels) -> None:
+        config, body = module.config, module.model
+        self._kernels = kernels
+        self._embed = module.get_input_embeddings()
+        self._embed_factor = getattr(config, "embedding_multiplier", 1.0)
+        self._factor = getattr(config, "residual_multiplier", 1.0)
+        self._divisor = getattr(config, "logits_scaling", 1.0)
+        self._rotary = rotary_of(body.rotary_emb)
+        self._layers = [
+            (layer.self_attn.layer_idx, _attention(layer), _mlp(layer)) for layer in body.layers
+        ]
+        self._norm = norm_of(body.norm)
+        self._head = fuse(module.get_output_embeddings())
+
+    def quantise(self, dtype: torch.dtype) -> None:
+        """Keep the weights of all layers in eight bits; those of embedding and head stay."""
+        self._layers = [
+            (number, _quantised(attention, dtype), _quantised(mlp, dtype))
+            for number, attention, mlp in self._layers
+        ]
+
+    def logits(self, step: Step, cache: Cache) -> torch.Tensor:
+        """Return the logits of the tokens that are wanted: [wanted, vocabulary]."""
+        kernels = self._kernels
+        x = self._embed(step.ids)  # [tokens, width]; ours, and added to from here on
+        if self._embed_factor != 1:
+            x *= self._embed_factor
+        for number, attention, mlp in self._layers:
+            pages = cache.pages[number]
+            projected = kernels.linear(x, attention.qkv, attention.norm)
+            queries = kernels.rotate(projected, self._rotary, attention.norms, pages, step)
+            attended = kernels.attend(queries, pages, step).flatten(1)
+            kernels.add(attended, attention.out, x, self._factor)
+            if isinstance(mlp, Mlp):
+                hidden = kernels.gated(x, mlp.gate_up, mlp.norm)
+                kernels.add(hidden, mlp.down, x, self._factor)
+            else:
+                x.add_(_answer(mlp.module(kernels.norm(x, mlp.norm)[None])), alpha=self._factor)
+        wanted = x if step.wanted is None else x[step.wanted]
+        logits = kernels.linear(wanted, self._head, self._norm)
+        return logits if self._divisor == 1 else logits / self._divisor
+
+
+def _attention(layer: Any) -> Attention:
+    module = layer.self_attn
+    if hasattr(module, "qkv_proj"):
+        qkv = fuse(module.qkv_proj)
+    else:
+        qkv = fuse(module.q_proj, module.k_proj, module.v_proj)
+    width = module.head_dim
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    found = [norm_of(norm) for norm in norms if norm is not None]
+    if any(norm.weight.shape != (width,) for norm in found):
+        raise TypeError("queries and keys are not normed head by head")
+    extra = {name for name, _ in layer.named_children() if "norm" in name} - KNOWN_NORMS
+    if extra:
+        raise TypeError(f"it has norms this body does not know: {', '.join(sorted(extra))}")
+    return Attention(
+        norm=norm_of(layer.input_layernorm),
+        qkv=qkv,
+        norms=(found[0], found[1]) if found else None,
+        out=fuse(module.o_proj),
+    )
+
+
+def _mlp(layer: Any) -> Mlp | Experts:
+    module, norm = layer.mlp, norm_of(layer.post_attention_layernorm)
+    if not hasattr(module, "down_proj"):
+        return Experts(norm=norm, module=module)
+    act = getattr(module, "act_fn", None) or module.activation_fn
+    tried = torch.linspace(-3, 3, 7)
+    if not torch.allclose(act(tried), silu(tried)):
+        raise TypeError("its activation is not silu")
+    if hasattr(module, "gate_up_proj"):
+        gate_up = fuse(module.gate_up_proj)
+    else:
+        gate_up = fuse(module.gate_proj, module.up_proj)
+    return Mlp(norm=norm, gate_up=gate_up, down=fuse(module.down_proj))
+
+
+def _quantised(half: Any, dtype: torch.dtype) -> Any:
+    linears = {
+        name: value.quantised(dtype)
+        for name, value in attrs.asdict(half, recurse=False).items()
+        if isinstance(value, Linear)
+    }
+    return attrs.evolve(half, **linears)
+
+
+def _answer(out: Any) -> torch.Tensor:
+    """Return what a mixture of experts answers; some add what their router thought."""
+    states: torch.Tensor = (out[0] if isinstance(out, tuple) else out)[0]
+    return states
