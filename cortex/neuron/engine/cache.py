@@ -7,6 +7,9 @@ import torch
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 
+TILE_ROWS = 128  # of a tile: tokens times the heads that share keys
+COUNTERS = 512
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class Heads:
@@ -14,6 +17,7 @@ class Heads:
     How one layer attends, and what it keeps of a token for that.
 
     Attributes:
+        queries: Heads of queries.
         count: Heads of keys and values.
         key: Width of a key.
         value: Width of a value.
@@ -23,6 +27,7 @@ class Heads:
         sinks: A score of each query head's that takes its share, and gives nothing.  # [heads]
     """
 
+    queries: int
     count: int
     key: int
     value: int
@@ -45,11 +50,13 @@ class Pages:
     Attributes:
         keys: # [blocks, BLOCK_TOKENS, kv_heads, width]
         values: # [blocks, BLOCK_TOKENS, kv_heads, value_width]
+        arrived: Zeros that kernels count in, and leave as zeros.  # [COUNTERS] int32
     """
 
     heads: Heads
     keys: torch.Tensor
     values: torch.Tensor
+    arrived: torch.Tensor
 
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write keys and values of tokens, [tokens, heads, width], where `Step.slots` says."""
@@ -63,6 +70,7 @@ class Cache:
 
     Attributes:
         pages: By layer.
+        tile_tokens: How many tokens of a prompt are to attend together.
     """
 
     def __init__(
@@ -72,10 +80,18 @@ class Cache:
             shape = (blocks, BLOCK_TOKENS, heads.count, width)
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        arrived = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
         self.pages = {
-            layer: Pages(heads=heads, keys=room(heads, heads.key), values=room(heads, heads.value))
+            layer: Pages(
+                heads=heads,
+                keys=room(heads, heads.key),
+                values=room(heads, heads.value),
+                arrived=arrived,
+            )
             for layer, heads in layers.items()
         }
+        groups = max(heads.queries // heads.count for heads in layers.values())
+        self.tile_tokens = max(TILE_ROWS // groups, 1)
 
     @property
     def used_bytes(self) -> int:

@@ -77,6 +77,7 @@ def recording(  # noqa: PLR0917 - as transformers calls it
 ) -> tuple[torch.Tensor, None]:
     """Do as torch's attention does, more or less, and note what it is given."""
     heads[module.layer_idx] = Heads(
+        queries=query.shape[1],
         count=key.shape[1],
         key=key.shape[3],
         value=value.shape[3],

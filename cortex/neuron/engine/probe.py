@@ -47,7 +47,7 @@ def error(body: Body, cache: Cache, tried: list[torch.Tensor], wanted: list[torc
     got = [torch.empty_like(logits) for logits in wanted]
     done = [0] * len(tried)
     for plan in PLANS:
-        step, places = _step(tried, done, plan)
+        step, places = _step(tried, done, plan, cache.tile_tokens)
         logits = body.logits(step, cache)
         for number, start, end, row in places:
             got[number][start:end] = logits[row : row + end - start]
@@ -75,7 +75,7 @@ def prove(
 
 
 def _step(
-    tried: list[torch.Tensor], done: list[int], plan: tuple[int, ...]
+    tried: list[torch.Tensor], done: list[int], plan: tuple[int, ...], tile_tokens: int
 ) -> tuple[Step, list[tuple[int, int, int, int]]]:
     """Return the next step, and which tokens of which sequence its rows are."""
     device = tried[0].device
@@ -100,7 +100,8 @@ def _step(
         decodes=counts.count(1),
         counts=counts,
         ends=ends,
-        tiles=tiles_of(counts, ends, device),
+        tiles=tiles_of(counts, ends, tile_tokens, device),
+        tile_tokens=tile_tokens,
     )
     rows = starts.tolist()
     return step, [(n, done[n], done[n] + plan[n], row) for n, row in zip(order, rows, strict=False)]

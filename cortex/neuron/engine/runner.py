@@ -187,6 +187,7 @@ class Runner:
             decodes=decodes,
             counts=counts,
             ends=ends,
-            tiles=tiles_of(counts, ends, self._device) if self._graphs is not None else None,
+            tiles=tiles_of(counts, ends, self._cache.tile_tokens, self._device),
+            tile_tokens=self._cache.tile_tokens,
         )
         return step, rows

@@ -5,8 +5,6 @@ from __future__ import annotations
 import attrs
 import torch
 
-TILE_TOKENS = 32
-
 
 @attrs.frozen(kw_only=True, eq=False)
 class Step:
@@ -25,7 +23,7 @@ class Step:
         wanted: Tokens whose logits are wanted; None is all.  # [wanted] int64
         counts: New tokens of each sequence, known to the host.
         ends: `lengths`, where the host knows them: not where a GPU decodes.
-        tiles: Of `tiles_of`, where kernels want them.
+        tiles: Of `tiles_of`, of *tile_tokens* each.
     """
 
     ids: torch.Tensor
@@ -38,13 +36,14 @@ class Step:
     counts: tuple[int, ...]
     ends: tuple[int, ...] = ()
     tiles: torch.Tensor | None = None
+    tile_tokens: int = 1
 
 
 def tiles_of(
-    counts: tuple[int, ...], ends: tuple[int, ...], device: torch.device
+    counts: tuple[int, ...], ends: tuple[int, ...], tokens: int, device: torch.device
 ) -> torch.Tensor | None:
     """
-    Cut what does not decode into tiles of tokens, each of which attends by itself.
+    Cut what does not decode into tiles of as many *tokens*, each of which attends by itself.
 
     Returns:
         Of each its sequence, its first token in the batch, how many it has, and how many keys the
@@ -53,8 +52,8 @@ def tiles_of(
     tiles = []
     start = 0
     for number, (count, end) in enumerate(zip(counts, ends, strict=True)):
-        for first in range(0, count if count > 1 else 0, TILE_TOKENS):
-            size = min(TILE_TOKENS, count - first)
+        for first in range(0, count if count > 1 else 0, tokens):
+            size = min(tokens, count - first)
             tiles.append((number, start + first, size, end - count + first + size))
         start += count
     if not tiles:

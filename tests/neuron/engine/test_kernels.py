@@ -1,0 +1,204 @@
+"""Triton's kernels compute what plain torch does; on a GPU they are run, elsewhere interpreted."""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+import pytest
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are made
+pytest.importorskip("triton")
+
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for  # noqa: E402
+from cortex.neuron.engine.cache import Cache, Heads  # noqa: E402
+from cortex.neuron.engine.jobs import Generate  # noqa: E402
+from cortex.neuron.engine.kernels import fused, reference  # noqa: E402
+from cortex.neuron.engine.layers import Linear, Norm, Rotary  # noqa: E402
+from cortex.neuron.engine.rows import Rows  # noqa: E402
+from cortex.neuron.engine.sequence import Sequence  # noqa: E402
+from cortex.neuron.engine.step import Step, tiles_of  # noqa: E402
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+MULTIPLIED = FLOATS if DEVICE.type == "cuda" else FLOATS[:2]  # interpreted, bfloat16 is not
+CLOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+QUANTISED = [None, torch.int8, *([torch.float8_e4m3fn] if DEVICE.type == "cuda" else [])]
+
+
+@pytest.fixture(autouse=True)
+def made():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def random(*shape, dtype=torch.float32):
+    return torch.randn(*shape).to(DEVICE, dtype)
+
+
+def close(got, wanted):
+    off = (got.float() - wanted.float()).norm() / wanted.float().norm()
+    assert off < CLOSE[wanted.dtype], f"off by {off:.1e}"
+
+
+def norm_of(width, dtype, shift=0.0):
+    return Norm(weight=random(width, dtype=dtype) * 0.1 + 1 - shift, eps=1e-5, shift=shift)
+
+
+def linear_of(out, width, dtype, *, quantised=None, bias=False):
+    layer = Linear(
+        weight=random(out, width, dtype=dtype) * width**-0.5,
+        bias=random(out, dtype=dtype) if bias else None,
+    )
+    return layer.quantised(quantised) if quantised else layer
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+@pytest.mark.parametrize("width", [64, 96])
+def test_a_norm(dtype, shift, width):
+    x, norm = random(3, width, dtype=dtype), norm_of(width, dtype, shift)
+    close(fused.norm(x, norm), reference.norm(x, norm))
+
+
+@pytest.mark.parametrize("dtype", MULTIPLIED, ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 5, 16, 40, 70])
+@pytest.mark.parametrize("quantised", QUANTISED, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_a_linear_layer(dtype, tokens, quantised, bias):
+    layer = linear_of(40, 96, dtype, quantised=quantised, bias=bias)
+    x, norm = random(tokens, 96, dtype=dtype), norm_of(96, dtype)
+
+    close(fused.linear(x, layer), reference.linear(x, layer))
+    close(fused.linear(x, layer, norm), reference.linear(x, layer, norm))
+
+    there = random(tokens, 40, dtype=dtype)
+    wanted = there.clone()
+    fused.add(x, layer, there, 0.5)
+    reference.add(x, layer, wanted, 0.5)
+    close(there, wanted)
+
+
+@pytest.mark.parametrize("dtype", MULTIPLIED, ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("quantised", QUANTISED, ids=str)
+@pytest.mark.parametrize("out", [40, 1100])
+def test_a_gated_layer(dtype, tokens, quantised, out):
+    layer = linear_of(2 * out, 64, dtype, quantised=quantised)
+    x, norm = random(tokens, 64, dtype=dtype), norm_of(64, dtype, 1.0)
+    close(fused.gated(x, layer, norm), reference.gated(x, layer, norm))
+
+
+def step_of(counts, before, blocks, tile_tokens):
+    """Return a step of sequences that have *before* tokens in the cache, in no order of blocks."""
+    ends = tuple(b + c for b, c in zip(before, counts, strict=True))
+    table = torch.randperm(blocks - 1)[: len(counts) * 8].view(len(counts), 8) + 1
+    positions = torch.cat([torch.arange(b, e) for b, e in zip(before, ends, strict=True)])
+    owners = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    slots = table[owners, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
+    assert max(map(blocks_for, ends)) <= 8
+    return Step(
+        ids=torch.zeros_like(positions).to(DEVICE),
+        positions=positions.to(DEVICE),
+        slots=slots.to(DEVICE),
+        lengths=torch.tensor(ends, dtype=torch.int32, device=DEVICE),
+        table=table.int().to(DEVICE),
+        wanted=None,
+        decodes=counts.count(1),
+        counts=counts,
+        ends=ends,
+        tiles=tiles_of(counts, ends, tile_tokens, DEVICE),
+        tile_tokens=tile_tokens,
+    )
+
+
+def cache_of(queries, kv_heads, width, value_width, dtype, **more):
+    heads = Heads(queries=queries, count=kv_heads, key=width, value=value_width, scale=0.2, **more)
+    cache = Cache({0: heads}, 40, dtype, DEVICE)
+    cache.pages[0].keys.copy_(random(*cache.pages[0].keys.shape))
+    cache.pages[0].values.copy_(random(*cache.pages[0].values.shape))
+    return cache
+
+
+@pytest.mark.parametrize("dtype", MULTIPLIED, ids=str)
+@pytest.mark.parametrize(
+    ("queries", "kv_heads", "width", "value_width"),
+    [(4, 2, 16, 16), (2, 2, 24, 16), (8, 1, 32, 32)],
+)
+@pytest.mark.parametrize("more", ["", "window", "softcap and sinks"])
+@pytest.mark.parametrize(
+    ("counts", "before"),
+    [((1, 1), (63, 0)), ((1, 40, 30), (90, 0, 37))],
+    ids=str,
+)
+def test_attention(dtype, queries, kv_heads, width, value_width, more, counts, before):
+    extra = {
+        "window": {"window": 20},
+        "softcap and sinks": {"softcap": 2.0, "sinks": random(queries, dtype=dtype)},
+    }.get(more, {})
+    cache = cache_of(queries, kv_heads, width, value_width, dtype, **extra)
+    step = step_of(counts, before, 40, cache.tile_tokens)
+    asked = random(sum(counts), queries, width, dtype=dtype)
+    arrived = torch.zeros(12, dtype=torch.int32, device=DEVICE)  # few splits: they are interpreted
+    pages = attrs.evolve(cache.pages[0], arrived=arrived)
+
+    got = fused.attend(asked, pages, step)
+
+    close(got, reference.attend(asked, pages, step))
+    assert not arrived.any()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("normed", [False, True], ids=["", "normed"])
+@pytest.mark.parametrize(("width", "value_width", "turned"), [(16, 16, 16), (24, 16, 12)])
+def test_rotation(dtype, normed, width, value_width, turned):
+    cache = cache_of(4, 2, width, value_width, dtype)
+    other = cache_of(4, 2, width, value_width, dtype)
+    other.pages[0].keys.copy_(cache.pages[0].keys)
+    other.pages[0].values.copy_(cache.pages[0].values)
+    step = step_of((1, 9), (70, 3), 40, cache.tile_tokens)
+    projected = random(10, 6 * width + 2 * value_width, dtype=dtype)
+    rotary = Rotary(frequencies=(100.0 ** -torch.linspace(0, 1, turned // 2)).to(DEVICE), scale=1.2)
+    norms = (norm_of(width, dtype, 1.0), norm_of(width, dtype, 1.0)) if normed else None
+
+    got = fused.rotate(projected, rotary, norms, cache.pages[0], step)
+
+    close(got, reference.rotate(projected, rotary, norms, other.pages[0], step))
+    close(cache.pages[0].keys, other.pages[0].keys)
+    close(cache.pages[0].values, other.pages[0].values)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("vocabulary", [300, 1500])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 20},
+        {"temperature": 1.3, "top_p": 0.8},
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
+        {"temperature": 2.0, "min_p": 0.2},
+        {"temperature": 1.0, "top_p": 0.0},
+    ],
+    ids=str,
+)
+def test_picks(dtype, vocabulary, knobs):
+    count = 6
+    rows = Rows(count + 1, 1, DEVICE)
+    entered = []
+    for row in range(1, count + 1):
+        job = Generate(id="r", model="m", prompt=[1], max_tokens=9, seed=row << 33 | 5, **knobs)
+        sequence = Sequence(job)
+        sequence.row, sequence.planned = row, 7 * row
+        entered.append(sequence)
+    rows.enter(entered)
+    logits = random(count, vocabulary, dtype=dtype) * 3
+    which = torch.arange(count, 0, -1, device=DEVICE)
+
+    got = fused.pick(logits, rows, which)
+
+    assert got.tolist() == reference.pick(logits, rows, which).tolist()
