@@ -27,6 +27,7 @@ class Load(Message, frozen=True, kw_only=True):
     Attributes:
         path: A ``.gguf`` file or a folder with config.json and safetensors.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quant: ``fp8`` or ``int8``: keep the weights of all layers in eight bits.
         context: Tokens of context at most; None is the checkpoint's own limit.
         memory_bytes: What weights and cache may take together; None leaves it to *cache_fraction*,
             the share of what is free once the weights are there.
@@ -37,6 +38,7 @@ class Load(Message, frozen=True, kw_only=True):
     model: str
     path: str
     dtype: str = "auto"
+    quant: str | None = None
     context: int | None = None
     memory_bytes: int | None = None
     cache_fraction: float = 0.9

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import torch
 
-from cortex.errors import InsufficientVram
+from cortex.errors import InsufficientVram, UnsupportedArchitecture
 from cortex.neuron.engine import probe
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for
@@ -27,6 +27,7 @@ from cortex.neuron.engine.turns import Turns
 from cortex.neuron.engine.weights import Weights
 
 HEADROOM = 0.1  # of the memory a model may take: activations, and what the allocator rounds up
+QUANTISED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 CPU_CACHE_BYTES = 2 << 30  # on a host, whose memory is not the model's alone
 LEAST_TOKENS = 2048  # a cache of fewer is refused, if the model's context has as many
 
@@ -73,6 +74,11 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     if body is None:
         module.set_attn_implementation(own)
         return plain(body=f"plain: {why}")
+    if job.quant is not None:
+        if not isinstance(body, Stack):
+            raise UnsupportedArchitecture(f"{job.model} cannot be quantised: {why}")
+        saved = body.quantise(QUANTISED[job.quant])
+        weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
     blocks = count_blocks(job, weights, heads, device)
     cache = Cache(heads, blocks, module.dtype, device)
     context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
@@ -102,6 +108,7 @@ def _body(
     module = weights.module
     tried = probe.sequences(weights.vocabulary, device)
     wanted = probe.truth(module, tried)
+    noise = probe.noise(module, tried, wanted)
     try:
         heads = record(module, tried[0])
         trial = Cache(heads, probe.BLOCKS, module.dtype, device)
@@ -115,7 +122,7 @@ def _body(
     ]
     said = []
     for way in ways:
-        body, why = probe.prove(way, trial, tried, wanted)
+        body, why = probe.prove(way, trial, tried, wanted, noise)
         if body is not None:
             return body, heads, "; ".join([why, *said])
         said.append(f"not faster: {why}")

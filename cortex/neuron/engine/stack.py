@@ -68,18 +68,38 @@ class Stack:
         self._factor = getattr(config, "residual_multiplier", 1.0)
         self._divisor = getattr(config, "logits_scaling", 1.0)
         self._rotary = rotary_of(body.rotary_emb)
+        self._modules = body.layers
         self._layers = [
             (layer.self_attn.layer_idx, _attention(layer), _mlp(layer)) for layer in body.layers
         ]
         self._norm = norm_of(body.norm)
         self._head = fuse(module.get_output_embeddings())
 
-    def quantise(self, dtype: torch.dtype) -> None:
-        """Keep the weights of all layers in eight bits; those of embedding and head stay."""
-        self._layers = [
-            (number, _quantised(attention, dtype), _quantised(mlp, dtype))
-            for number, attention, mlp in self._layers
-        ]
+    def quantise(self, dtype: torch.dtype) -> int:
+        """
+        Keep the weights of all layers in eight bits, those of embedding and head as they are.
+
+        The module loses them, so that nothing is there twice.
+
+        Returns:
+            Bytes that are free for it.
+        """
+        before = self.step_bytes
+        for layer, (number, attention, mlp) in enumerate(self._layers):
+            self._layers[layer] = number, _quantised(attention, dtype), _quantised(mlp, dtype)
+            _empty(self._modules[layer].self_attn)
+            if isinstance(mlp, Mlp):
+                _empty(self._modules[layer].mlp)
+        return before - self.step_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that any step reads, experts apart."""
+        linears = [self._head]
+        for _, attention, mlp in self._layers:
+            linears += [attention.qkv, attention.out]
+            linears += [mlp.gate_up, mlp.down] if isinstance(mlp, Mlp) else []
+        return sum(linear.weight.nbytes for linear in linears)
 
     def logits(self, step: Step, cache: Cache) -> torch.Tensor:
         """Return the logits of the tokens that are wanted: [wanted, vocabulary]."""
@@ -147,6 +167,12 @@ def _quantised(half: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, Linear)
     }
     return attrs.evolve(half, **linears)
+
+
+def _empty(module: Any) -> None:
+    for linear in module.modules():
+        if isinstance(linear, torch.nn.Linear):
+            linear.weight = torch.nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
 
 
 def _answer(out: Any) -> torch.Tensor:

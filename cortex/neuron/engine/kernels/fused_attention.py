@@ -13,6 +13,7 @@ import triton.language as tl
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Pages
+from cortex.neuron.engine.kernels.overlap import options, wait_for_others
 from cortex.neuron.engine.step import Step
 
 MOST_SPLITS = 64
@@ -27,12 +28,14 @@ def attend_kernel(
     PAD_WIDTH: tl.constexpr, PAD_VALUE_WIDTH: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
     IS_TILED: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """
     Attend with the queries of one sequence or tile, of the heads that share keys, to one split.
 
     A row is a token and a head of the group: row r is token r // group of the tile.
     """
+    wait_for_others(OVERLAPS)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if IS_TILED:
@@ -71,7 +74,7 @@ def attend_kernel(
             mask=is_key[None, :] & (wide < WIDTH)[:, None],
             other=0.0,
         )
-        scores = tl.dot(q, k) * scale
+        scores = tl.dot(q, k, input_precision="ieee") * scale
         if HAS_SOFTCAP:  # by way of exp: tanh is not everywhere
             squeezed = 2.0 / (1.0 + tl.exp(-2.0 * scores / softcap)) - 1.0
             scores = softcap * squeezed
@@ -89,7 +92,7 @@ def attend_kernel(
             mask=is_key[:, None] & (value_wide < VALUE_WIDTH)[None, :],
             other=0.0,
         )
-        sofar = sofar * fade[:, None] + tl.dot(shares.to(v.dtype), v)
+        sofar = sofar * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         most = now_most
     to = ((first + token) * HEADS + head)[:, None] * VALUE_WIDTH + value_wide[None, :]
     is_out = is_row[:, None] & (value_wide < VALUE_WIDTH)[None, :]
@@ -174,5 +177,5 @@ def _launch(
         PAGE=BLOCK_TOKENS, ROWS=rows, KEYS=64 if wide <= 128 else 32, SPLITS=splits,
         WINDOW=heads.window or 0, IS_TILED=tiles is not None,
         HAS_SOFTCAP=bool(heads.softcap), HAS_SINKS=heads.sinks is not None,
-        num_warps=8 if rows >= 128 else 4, num_stages=2,
+        num_warps=8 if rows >= 128 else 4, num_stages=2, **options(queries.device),
     )  # fmt: skip

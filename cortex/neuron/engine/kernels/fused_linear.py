@@ -13,16 +13,22 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from cortex.neuron.engine.kernels.overlap import fetch, options, wait_for_others
 from cortex.neuron.engine.layers import Linear, Norm
 
 FEW = 1  # tokens that are multiplied one by one
 SOME = 16  # tokens whose layers are still bound by reading weights
+LARGE, WIDE = 1 << 22, 8192  # of weights; measured: docs/design/engine-speed.md
+FETCHED = 8  # lines of 128 bytes of each row of a weight, asked for before its turn
 QUANTISED_SOME = 64  # the same where a weight has to be expanded first
 
 
 @triton.jit
-def norm_kernel(x, weight, out, eps, shift, WIDTH: tl.constexpr, PAD: tl.constexpr):
+def norm_kernel(
+    x, weight, out, eps, shift, WIDTH: tl.constexpr, PAD: tl.constexpr, OVERLAPS: tl.constexpr
+):  # fmt: skip
     """Norm one token."""
+    wait_for_others(OVERLAPS)
     at = tl.program_id(0) * WIDTH + tl.arange(0, PAD)
     is_in = tl.arange(0, PAD) < WIDTH
     row = tl.load(x + at, mask=is_in, other=0.0).to(tl.float32)
@@ -32,8 +38,9 @@ def norm_kernel(x, weight, out, eps, shift, WIDTH: tl.constexpr, PAD: tl.constex
 
 
 @triton.jit
-def gate_kernel(x, out, WIDTH: tl.constexpr, PAD: tl.constexpr):
+def gate_kernel(x, out, WIDTH: tl.constexpr, PAD: tl.constexpr, OVERLAPS: tl.constexpr):
     """Multiply what comes of a gate with what it is for, of a part of one token."""
+    wait_for_others(OVERLAPS)
     token = tl.program_id(0)
     at = tl.program_id(1) * PAD + tl.arange(0, PAD)
     is_in = at < WIDTH
@@ -56,11 +63,12 @@ def expand_kernel(weight, scale, out, WIDTH: tl.constexpr, PAD: tl.constexpr):
 
 @triton.jit
 def linear_kernel(
-    x, weight, bias, scale, norm, out, eps, shift, factor,
-    TOKENS: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    x, weight, bias, scale, norm, out, eps, shift, factor, tokens,
+    WIDTH: tl.constexpr, OUT: tl.constexpr, BYTES: tl.constexpr,
     PAD_TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+    LINES: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_NORM: tl.constexpr,
-    IS_GATED: tl.constexpr, IS_ADDED: tl.constexpr,
+    IS_GATED: tl.constexpr, IS_ADDED: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """
     Do some rows of the weight for all tokens: for one by sums, for several by the tensor cores.
@@ -71,6 +79,15 @@ def linear_kernel(
     is_row = row < OUT
     token = tl.arange(0, PAD_TOKENS)
     start = row.to(tl.int64) * WIDTH
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        if LINES > 0:
+            line = tl.arange(0, LINES) * (128 // BYTES)
+            ahead = weight + tl.minimum(start[:, None] + line[None, :], OUT * WIDTH - 1)
+            fetch(ahead)
+            if IS_GATED:
+                fetch(ahead + OUT * WIDTH)
+        tl.extra.cuda.gdc_wait()
     if PAD_TOKENS == 1:
         sums = tl.zeros([ROWS, COLUMNS], tl.float32)
         ups = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -99,7 +116,7 @@ def linear_kernel(
         else:
             part = tl.load(
                 x + token[:, None] * WIDTH + column[None, :],
-                mask=(token < TOKENS)[:, None] & is_column[None, :],
+                mask=(token < tokens)[:, None] & is_column[None, :],
                 other=0.0,
             )
             if HAS_NORM:
@@ -107,9 +124,9 @@ def linear_kernel(
                 squares += tl.sum(wide * wide, 1)
                 by = tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
                 part = (wide * by[None, :]).to(part.dtype)
-            sums += tl.dot(part, tl.trans(w.to(part.dtype)))
+            sums += tl.dot(part, tl.trans(w.to(part.dtype)), input_precision="ieee")
             if IS_GATED:
-                ups += tl.dot(part, tl.trans(u.to(part.dtype)))
+                ups += tl.dot(part, tl.trans(u.to(part.dtype)), input_precision="ieee")
     if PAD_TOKENS == 1:
         answer = tl.sum(sums, 1)[None, :]
         up = tl.sum(ups, 1)[None, :]
@@ -135,7 +152,7 @@ def linear_kernel(
     if IS_GATED:
         answer = answer / (1.0 + tl.exp(-answer)) * up
     to = out + token[:, None] * OUT + row[None, :]
-    is_out = (token < TOKENS)[:, None] & is_row[None, :]
+    is_out = (token < tokens)[:, None] & is_row[None, :]
     if IS_ADDED:
         answer = tl.load(to, mask=is_out, other=0.0).to(tl.float32) + factor * answer
     tl.store(to, answer.to(out.dtype.element_ty), mask=is_out)
@@ -145,8 +162,9 @@ def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
     out = torch.empty_like(x)
     width = x.shape[-1]
     norm_kernel[(x.numel() // width,)](
-        x, of.weight, out, of.eps, of.shift, WIDTH=width, PAD=triton.next_power_of_2(width)
-    )
+        x, of.weight, out, of.eps, of.shift, WIDTH=width, PAD=triton.next_power_of_2(width),
+        **options(x.device),
+    )  # fmt: skip
     return out
 
 
@@ -164,7 +182,9 @@ def gated(x: torch.Tensor, layer: Linear, before: Norm) -> torch.Tensor:
     if _is_small(x, layer):
         return _small(x, layer, out, before=before, is_gated=True)
     both = linear(x, layer, before)
-    gate_kernel[len(x), triton.cdiv(width, 1024)](both, out, WIDTH=width, PAD=1024)
+    gate_kernel[len(x), triton.cdiv(width, 1024)](
+        both, out, WIDTH=width, PAD=1024, **options(x.device)
+    )
     return out
 
 
@@ -213,13 +233,14 @@ def _small(
         out,
         0.0 if before is None else before.eps,
         0.0 if before is None else before.shift,
-        factor,
-        TOKENS=tokens, WIDTH=width, OUT=out.shape[1],
+        factor, tokens,
+        WIDTH=width, OUT=out.shape[1], BYTES=layer.weight.itemsize,
         PAD_TOKENS=1 if tokens <= FEW else max(16, triton.next_power_of_2(tokens)),
         ROWS=rows, COLUMNS=columns, STAGES=stages,
+        LINES=FETCHED,
         HAS_BIAS=layer.bias is not None, HAS_SCALE=layer.scale is not None,
         HAS_NORM=before is not None, IS_GATED=is_gated, IS_ADDED=is_added,
-        num_warps=warps,
+        num_warps=warps, **options(x.device),
     )  # fmt: skip
     return out
 
@@ -227,6 +248,7 @@ def _small(
 def tile(tokens: int, out: int, width: int, *, is_gated: bool) -> tuple[int, int, int, int]:
     """Return rows and columns of the weight a program takes at a time, its warps and stages."""
     if tokens <= FEW:
-        rows = 4 if out * width < 1 << 23 or is_gated else 8
-        return rows, min(1024, triton.next_power_of_2(width)), 4, 1
-    return 16, min(256, triton.next_power_of_2(width)), 4, 3
+        if is_gated:
+            return 8, 512, 4, 1
+        return (16, 512, 8, 1) if out * width >= LARGE else (4, 512, 4, 1)
+    return (64, 64, 4, 4) if is_gated and out >= WIDE else (32, 256, 4, 3)

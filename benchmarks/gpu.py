@@ -1,0 +1,209 @@
+"""
+The engine on one NVIDIA GPU: values first, then speed beside what the memory allows.
+
+    python benchmarks/gpu.py                 all of it, under eight minutes
+    python benchmarks/gpu.py --models 0.6B   less of it
+    python benchmarks/gpu.py --skip-values   speeds alone
+
+Models have random weights of the real shapes.  A decode step reads all weights but the embedding,
+and the keys and values of all sequences; the floor is how long that takes at the bandwidth that is
+measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from cortex.neuron.engine import probe
+from cortex.neuron.engine.jobs import Generate, Load
+from cortex.neuron.engine.model import Model, build
+from cortex.neuron.engine.weights import Weights
+
+GPU = torch.device("cuda")
+VALUES = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+VALUE_TESTS = ("tests/neuron/engine/test_kernels.py",)
+SHAPES: dict[str, dict[str, Any]] = {
+    "0.6B": {
+        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "tie_word_embeddings": True,
+    },
+    "4B": {
+        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "tie_word_embeddings": True,
+    },
+    "8B": {
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+QWEN3 = {
+    "vocab_size": 151936,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+}
+BATCHES = (1, 8, 64, 256)
+CONTEXT = 1024  # tokens in the cache of each sequence that decodes
+DRAWN = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+
+
+def main() -> None:
+    """Check and measure; ends with 1 if a value is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--models", default=",".join(SHAPES))
+    parser.add_argument("--quants", default="bf16,fp8")
+    parser.add_argument("--skip-values", action="store_true")
+    parser.add_argument("--peers", action="store_true", help="transformers' generate as well")
+    asked = parser.parse_args()
+    print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, "
+          f"transformers {transformers.__version__}")  # fmt: skip
+    if not asked.skip_values:
+        subprocess.run([*VALUES, *VALUE_TESTS], check=True, timeout=400)
+    with torch.inference_mode():
+        bandwidth = measured_bandwidth()
+        print(f"memory is read at {bandwidth / 1e12:.2f} TB/s")
+        for name in asked.models.split(","):
+            for quant in asked.quants.split(","):
+                measure(name, quant, bandwidth, with_peers=asked.peers)
+                gc.collect()
+                torch.cuda.empty_cache()
+
+
+def measured_bandwidth() -> float:
+    """Return how many bytes a second are read."""
+    data = torch.empty(2 << 30, dtype=torch.uint8, device=GPU).view(torch.int64)
+    return data.nbytes / seconds(lambda: data.sum(), 10)
+
+
+def seconds(run: Callable[[], Any], count: int) -> float:
+    """Return how long a run takes on the device."""
+    run()
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    began.record()
+    for _ in range(count):
+        run()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3 / count
+
+
+def made(name: str) -> Weights:
+    """Return random weights of a shape."""
+    config = transformers.AutoConfig.for_model("qwen3", **QWEN3, **SHAPES[name])
+    torch.manual_seed(0)
+    with GPU:
+        module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return Weights(
+        module=module.eval().requires_grad_(requires_grad=False),
+        context=4096,
+        vocabulary=config.vocab_size,
+        end_tokens=frozenset(),
+        used_bytes=sum(p.nbytes for p in module.parameters()),
+        text=None,  # type: ignore[arg-type] - nobody talks to it
+    )
+
+
+def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> None:
+    """Print a model's figures."""
+    print(f"\n## Qwen3-{name} {quant}", flush=True)
+    weights = made(name)
+    if with_peers and quant == "bf16":
+        print(f"transformers generate, 1: {generate_speed(weights.module):.0f} tok/s", flush=True)
+    began = time.perf_counter()
+    job = Load(
+        model=name, path="", max_sequences=256, quant=None if quant == "bf16" else quant,
+        memory_bytes=weights.used_bytes + (50 << 30),
+    )  # fmt: skip
+    model = build(job, weights, GPU)
+    print(f"built in {time.perf_counter() - began:.1f} s; {model.body}", flush=True)
+    body: Any = model.engine._runner._body  # noqa: SLF001
+    read = body.step_bytes
+    cache = model.engine._runner._cache  # noqa: SLF001
+    token_bytes = sum(p.heads.elements for p in cache.pages.values()) * 2
+    for batch in BATCHES:
+        step_s = decode_step(model, batch)
+        floor_s = (read + batch * CONTEXT * token_bytes) / bandwidth
+        print(
+            f"decode, {batch:3} x {CONTEXT}: {1e3 * step_s:6.2f} ms, {batch / step_s:7.0f} tok/s; "
+            f"floor {1e3 * floor_s:5.2f} ms, {floor_s / step_s:4.0%} of bandwidth",
+            flush=True,
+        )
+    for tokens in (128, 2048, 8192):
+        if tokens < weights.context * 2:
+            print(f"first token of {tokens}: {1e3 * first_token(model, min(tokens, 4000)):.1f} ms")
+    for batch in (1, 64, 256):
+        speed = throughput(model, batch)
+        drawn = throughput(model, batch, **DRAWN)
+        print(f"128 in, 128 out, {batch:3} at once: {speed:.0f} tok/s; drawn {drawn:.0f}", flush=True)
+
+
+def decode_step(model: Model, batch: int) -> float:
+    """Return how long a step of *batch* sequences takes on the device."""
+    runner: Any = model.engine._runner  # noqa: SLF001
+    rows, blocks = runner.rows, CONTEXT // 16 + 1
+    which = torch.arange(1, batch + 1, device=GPU)
+    there = torch.arange(1, batch * blocks + 1, device=GPU) % (runner._cache.pages[0].keys.shape[0])  # noqa: SLF001
+    rows.table[which, :blocks] = there.view(batch, blocks).int()
+    rows.knobs.zero_()
+    runner._graphs.enter(which)  # noqa: SLF001
+
+    def step() -> None:
+        rows.lengths[which] = CONTEXT - 1
+        runner._graphs.run(batch)  # noqa: SLF001
+
+    return seconds(step, 20)
+
+
+def ask(number: int, tokens: int, count: int, **more: Any) -> Generate:
+    prompt = torch.randint(0, 150_000, (tokens,)).tolist()
+    more = {"temperature": 0.0, **more}
+    return Generate(id=str(number), model="m", prompt=prompt, max_tokens=count, **more)
+
+
+def first_token(model: Model, tokens: int) -> float:
+    """Return how long an idle engine takes to a first token, by the clock."""
+    best = 1e9
+    for number in range(4):
+        model.engine.add(ask(number, tokens, 1))
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        while model.engine.has_work:
+            model.engine.step()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def throughput(model: Model, batch: int, **more: Any) -> float:
+    """Return tokens a second, by the clock, of requests that come all at once."""
+    for number in range(batch):
+        model.engine.add(ask(number, 128, 128, **more))
+    began = time.perf_counter()
+    count = 0
+    while model.engine.has_work:
+        tokens, _ = model.engine.step()
+        count += len(tokens)
+    return count / (time.perf_counter() - began)
+
+
+def generate_speed(module: Any) -> float:
+    """Return tokens a second of transformers' own generation."""
+    ids = torch.randint(0, 150_000, (1, 128), device=GPU)
+    for count in (4, 64):
+        began = time.perf_counter()
+        module.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        torch.cuda.synchronize()
+    return 64 / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
