@@ -103,7 +103,7 @@ def _temperature(device: Device) -> Text:
 
 
 def _models(fleet: Fleet) -> RenderableType:
-    figures = ("GiB", "IN FLIGHT", "QUEUED", "TOK/S")
+    figures = ("GiB", "IN FLIGHT", "QUEUED", "TOK/S", "KV", "HIT")
     rows = table(
         *("MODEL", "STATE", "WHERE", *figures),
         right=frozenset(figures),
@@ -136,6 +136,8 @@ def _model(node: FleetNode, model: NodeModel, now: ModelHealth | None) -> Iterat
     yield Text(str(now.in_flight))
     yield Text(str(now.queue_depth))
     yield Text(f"{now.tok_s_decode:.0f}" if now.tok_s_decode else "")
+    yield Text("" if now.kv_used_pct is None else f"{now.kv_used_pct:.0f}%")
+    yield Text("" if now.prefix_hit_pct is None else f"{now.prefix_hit_pct:.0f}%")
 
 
 class _Loads:
@@ -180,3 +182,7 @@ def _problems(fleet: Fleet) -> Iterator[Text]:
                 yield Text(f"{node.name}: {model.id} cannot answer: {why}", "red")
         if node.discovery and (reason := node.discovery.cuda_unavailable_reason):
             yield Text(f"{node.name}: no CUDA: {reason}", "yellow")
+        for row in node.health.models if node.health else ():
+            if row.body and row.body.startswith("plain: "):
+                why = row.body.removeprefix("plain: ")
+                yield Text(f"{node.name}: {row.id} runs without batching: {why}", "yellow")

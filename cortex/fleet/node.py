@@ -58,10 +58,18 @@ class ModelHealth:
     in_flight: int = 0
     queue_depth: int = 0
     max_in_flight: int = 0
-    kv_used_pct: float | None = None
     tok_s_prefill: float = 0.0
     tok_s_decode: float = 0.0
     tokens_total: int = 0
+    running: int | None = None
+    waiting: int | None = None
+    kv_used_pct: float | None = None
+    prefix_hit_pct: float | None = None
+    prompt_tokens_total: int | None = None
+    cached_tokens_total: int | None = None
+    preemptions_total: int | None = None
+    tok_s: float | None = None
+    body: str | None = None
 
 
 @attrs.frozen(kw_only=True)

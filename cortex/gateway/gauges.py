@@ -25,6 +25,9 @@ POLLED = {
     "max_in_flight": "requests it takes at once, 0 is any number",
     "tok_s_prefill": "prompt tokens per second of a request, smoothed",
     "tok_s_decode": "generated tokens per second of a request, smoothed",
+    "tok_s": "generated tokens per second now, of all requests",
+    "kv_used_pct": "share of its cache of keys and values that requests hold",
+    "prefix_hit_pct": "share of prompt tokens found in that cache",
 }
 DEVICES = {
     "vram_used_mb": "MiB in use, by whomever",
@@ -83,7 +86,8 @@ def of_models(nodes: list[Node], queues: Queues[Any]) -> Iterator[Metric]:
     for name, meaning in POLLED.items():
         polled = gauge(f"cortex_model_{name}", meaning, MODEL)
         for node, row in health_of(nodes):
-            polled.add_metric([row.id, node.name], getattr(row, name))
+            if (value := getattr(row, name)) is not None:
+                polled.add_metric([row.id, node.name], value)
         yield polled
 
 

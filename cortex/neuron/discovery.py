@@ -60,7 +60,10 @@ def discover() -> Host:
 
 def read(devices: Sequence[Device]) -> tuple[Device, ...]:
     """Return the devices with their memory, load and temperature now; blocks for milliseconds."""
-    return tuple(read_gpu(d.index) if d.kind == "cuda" else read_cpu(d.name) for d in devices)
+    return tuple(
+        read_gpu(d.index) if d.kind == "cuda" else attrs.evolve(read_cpu(d.name), index=d.index)
+        for d in devices
+    )
 
 
 def read_cpu(name: str) -> Device:

@@ -18,6 +18,16 @@ GAUGES = {
     "queue_depth": "requests that wait",
     "tok_s_prefill": "prompt tokens per second, smoothed",
     "tok_s_decode": "generated tokens per second and request, smoothed",
+    "tok_s": "generated tokens per second now, of all requests",
+    "running": "requests the engine computes",
+    "waiting": "requests that wait in the engine for room in its cache",
+    "kv_used_pct": "share of its cache that requests hold",
+}
+COUNTERS = {
+    "tokens_total": ("generated_tokens", "also those whose client had left"),
+    "prompt_tokens_total": ("prompt_tokens", "of prompts, those found in the cache included"),
+    "cached_tokens_total": ("cached_prompt_tokens", "of prompts, found in the cache"),
+    "preemptions_total": ("preemptions", "times a request gave its part of the cache back"),
 }
 
 
@@ -42,14 +52,17 @@ class NeuronCollector(Collector):
         yield from (used, total, state)
         for name, meaning in GAUGES.items():
             gauge = GaugeMetricFamily(f"cortex_neuron_model_{name}", meaning, labels=["model"])
-            for model in health.models:
-                gauge.add_metric([model.id], getattr(model, name))
-            yield gauge
-        tokens = CounterMetricFamily(
-            "cortex_neuron_model_generated_tokens",
-            "also those whose client had left",
-            labels=["model"],
-        )
-        for model in health.models:
-            tokens.add_metric([model.id], model.tokens_total)
-        yield tokens
+            yield filled(gauge, health, name)
+        for name, (called, meaning) in COUNTERS.items():
+            counter = CounterMetricFamily(
+                f"cortex_neuron_model_{called}", meaning, labels=["model"]
+            )
+            yield filled(counter, health, name)
+
+
+def filled(family: GaugeMetricFamily | CounterMetricFamily, health: Health, name: str) -> Metric:
+    """Add what each model says of *name*; what one does not say is left out."""
+    for model in health.models:
+        if (value := getattr(model, name)) is not None:
+            family.add_metric([model.id], value)
+    return family

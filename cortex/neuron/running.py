@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import attrs
 
+from cortex.fleet.model import ModelStats
 from cortex.neuron.engine import jobs
 from cortex.neuron.text.side import Text
 from cortex.neuron.workers import DeviceWorker
@@ -19,6 +20,7 @@ class Running:
     A loaded model: where it runs, its text side, and what it is doing.
 
     Attributes:
+        body: How the engine runs it, for people.
         width: Components of the vectors it makes; None if it makes text.
         slots: Places on the device.
     """
@@ -26,6 +28,7 @@ class Running:
     worker: DeviceWorker
     text: Text
     context: int
+    body: str
     defaults: Mapping[str, float]
     slots: asyncio.Semaphore
     width: int | None = None
@@ -48,6 +51,32 @@ class Running:
         finally:
             self.in_flight -= 1
             self.slots.release()
+
+    def stats(self, model: str, max_in_flight: int) -> ModelStats:
+        """Return what it is doing, as *model*; asks nobody."""
+        stats = ModelStats(
+            in_flight=self.in_flight,
+            queue_depth=self.waiting,
+            max_in_flight=max_in_flight,
+            tok_s_prefill=round(self.tok_s_prefill, 1),
+            tok_s_decode=round(self.tok_s_decode, 1),
+            tokens_total=self.worker.tokens_total[model],
+            body=self.body,
+        )
+        if (told := self.worker.figures.get(model)) is None:
+            return stats
+        stats = attrs.evolve(stats, running=told.running, waiting=told.waiting, tok_s=told.tok_s)
+        if told.kv_used_pct is None:
+            return stats
+        hit = 100 * told.hit_tokens / told.asked_tokens if told.asked_tokens else 0.0
+        return attrs.evolve(
+            stats,
+            kv_used_pct=told.kv_used_pct,
+            prefix_hit_pct=round(hit, 1),
+            prompt_tokens_total=told.asked_tokens,
+            cached_tokens_total=told.hit_tokens,
+            preemptions_total=told.preemptions,
+        )
 
     def count(self, prompt_tokens: int, done: jobs.Done) -> None:
         """Take a finished request into the smoothed rates."""

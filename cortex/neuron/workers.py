@@ -56,6 +56,7 @@ class DeviceWorker:
         self.index = index
         self.pid: int | None = None
         self.tokens_total: Counter[str] = Counter()  # by model, also those nobody waited for
+        self.figures: dict[str, jobs.Figures] = {}  # by model, what the engine told last
         self._kind = kind
         self._threads = threads
         self._watchdog_s = watchdog_s
@@ -134,6 +135,7 @@ class DeviceWorker:
             await future  # ends with the worker at the latest
         finally:
             del self._unloads[model]
+            self.figures.pop(model, None)
 
     async def restart(self) -> None:
         """
@@ -274,7 +276,7 @@ class DeviceWorker:
                 (length,) = jobs.LENGTH.unpack(await reader.readexactly(jobs.LENGTH.size))
                 self._handle(jobs.decode_event(await reader.readexactly(length)))
 
-    def _handle(self, event: jobs.Event) -> None:  # noqa: C901 - a table of events
+    def _handle(self, event: jobs.Event) -> None:  # noqa: C901, PLR0912 - a table
         match event:
             case jobs.Tokens(tokens=tokens):
                 for token in tokens:
@@ -283,6 +285,8 @@ class DeviceWorker:
             case jobs.Done() | jobs.Embedded() | jobs.Lost():
                 self._models.pop(event.id, None)
                 self._tell(event.id, event)
+            case jobs.Figures(model=model):
+                self.figures[model] = event
             case jobs.Pong(busy_s=busy_s):
                 self._pong, self._busy_s = monotonic(), busy_s
             case jobs.LoadProgress(model=model) if model in self._loads:
@@ -348,6 +352,7 @@ class DeviceWorker:
             if not done.done():
                 done.set_result(None)
         self._models.clear()
+        self.figures.clear()
         message = f"the device worker died: {self._cause}"
         for request_id, stream in self._streams.items():
             stream.put_nowait(jobs.Lost(id=request_id, message=message))

@@ -269,7 +269,14 @@ def fleet() -> Fleet:
             devices=(gpu, attrs.evolve(gpu, index=1, vram_used_mb=420, temp_c=38.0)),
             models=(
                 ModelHealth(
-                    id="Qwen/Qwen3-8B", state="loaded", in_flight=3, queue_depth=2, tok_s_decode=87
+                    id="Qwen/Qwen3-8B",
+                    state="loaded",
+                    in_flight=3,
+                    queue_depth=2,
+                    tok_s_decode=87,
+                    kv_used_pct=41.6,
+                    prefix_hit_pct=0.0,
+                    body="modules: its logits are off by 3.0e-03",
                 ),
             ),
         ),
@@ -322,6 +329,10 @@ def _benjy() -> FleetNode:
                 pending=("c",),
                 in_progress="b",
                 failed=(FailedActivation(model_id="org/typo", error="no such repository"),),
+            ),
+            models=(
+                ModelHealth(id="nomic/embed", state="loaded", body="plain"),
+                ModelHealth(id="m", state="loaded", body="plain: its attention has sinks"),
             ),
         ),
         discovery=Discovery(hostname="benjy"),

@@ -31,15 +31,17 @@ def test_nodes_devices_models_loads_and_trouble_are_shown(gateway, fleet, capsys
         "benjy degraded, warming 1/3 0.1.0 5m 5s http://benjy.internal:13131",
         "attic unreachable http://attic.internal:13131",
         "benjy cuda:0 NVIDIA RTX A4000 ━━━╸ 3.6 / 16.0 GiB 23% recovering",
-        "Qwen/Qwen3-8B loaded beast:0 17.6 3 2 87",
-        "nomic/embed unservable benjy:0",
+        "Qwen/Qwen3-8B loaded beast:0 17.6 3 2 87 42% 0%",
+        "nomic/embed unservable benjy:0 0 0",
         "Qwen/Qwen3-Coder-30B-A3B-Instruct beast fetching ━━━━━━╸ 43% 1m 20s 4",
         "not loaded: Qwen/Qwen3-1.7B, google/gemma-3-27b-it",
         "attic: connection refused",
         "benjy: org/typo could not be loaded: no such repository",
         "benjy: nomic/embed cannot answer: its worker is restarting",
+        "benjy: m runs without batching: its attention has sinks",
     ):
         assert row in shown
+    assert sum("without batching" in row for row in shown) == 1
     assert any("beast cuda:0" in r and "18.2 / 24.0 GiB 76% 97% 71 °C ok" in r for r in shown)
 
 

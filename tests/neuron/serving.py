@@ -22,6 +22,7 @@ from cortex.config.schema import (
     TracingSection,
 )
 from cortex.events import Events
+from cortex.fleet.node import Device
 from cortex.neuron import discovery
 from cortex.neuron.app import Neuron, build_harnesses
 from cortex.neuron.models import Models
@@ -118,6 +119,8 @@ async def serving(
     options: Mapping[str, Mapping[str, object]] | None = None,
     replies: RepliesSection | None = None,
     tracing: TracingSection | None = None,
+    devices: Sequence[Device] | None = None,
+    source: object = None,
 ) -> AsyncIterator[Served]:
     """Run a neuron in this process; its default models are loaded once it listens."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -140,7 +143,8 @@ async def serving(
     host = discovery.discover()
 
     def source_of(_):
-        raise AssertionError("echo needs no weights")
+        assert source is not None, "echo needs no weights"
+        return source
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with (
@@ -148,7 +152,7 @@ async def serving(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as client,
     ):
         events = Events()
-        models = Models(host.devices, tasks, events.publish, source_of)
+        models = Models(devices or host.devices, tasks, events.publish, source_of)
         neuron = Neuron(config, found, host, models, events)
         models.harnesses = build_harnesses(config, found, models, "neuron.toml")
         app = neuron.application()

@@ -433,6 +433,39 @@ async def test_metrics_are_exposed():
 
     assert 'cortex_neuron_model_generated_tokens_total{model="m"} 3.0' in said
     assert 'cortex_neuron_device_ok{device="0"} 1.0' in said
+    assert "cortex_neuron_model_kv_used_pct{" not in said  # echo has no cache
+
+
+async def test_what_the_engine_says_is_in_the_health_and_in_the_metrics():
+    said = ModelStats(
+        running=3,
+        waiting=2,
+        kv_used_pct=41.5,
+        prefix_hit_pct=25.0,
+        prompt_tokens_total=400,
+        cached_tokens_total=100,
+        preemptions_total=7,
+        tok_s=123.4,
+        body="modules: as it should",
+    )
+    async with serving() as node:
+        await node.load("m")
+        node.neuron.models.harnesses["echo"].stats = lambda _: said
+        (row,) = (await node.get("/health"))["models"]
+        async with node.client.get(node.url + "/metrics") as response:
+            metrics = await response.text()
+
+    assert attrs.asdict(said).items() <= row.items()
+    for name, value in {
+        "running": 3.0,
+        "waiting": 2.0,
+        "kv_used_pct": 41.5,
+        "tok_s": 123.4,
+        "prompt_tokens_total": 400.0,
+        "cached_prompt_tokens_total": 100.0,
+        "preemptions_total": 7.0,
+    }.items():
+        assert f'cortex_neuron_model_{name}{{model="m"}} {value}' in metrics
 
 
 async def test_room_is_judged_by_what_is_free_now(monkeypatch):

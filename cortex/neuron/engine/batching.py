@@ -8,7 +8,7 @@ import torch
 
 from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.grammar import Grammar
-from cortex.neuron.engine.jobs import Embed, End, Generate, Lost, Token
+from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Lost, Token
 from cortex.neuron.engine.poison import is_poison
 from cortex.neuron.engine.runner import Launched, Runner
 from cortex.neuron.engine.scheduler import Chunk, Scheduler
@@ -49,6 +49,20 @@ class Batching:
     def requests(self) -> list[str]:
         """The ids of the requests under way."""
         return list(self._found)
+
+    def figures(self, model: str, tok_s: float) -> Figures:
+        """Return what it does, as *model*, at this rate."""
+        plan = self.scheduler
+        return Figures(
+            model=model,
+            running=len(plan.running),
+            waiting=len(plan.waiting),
+            kv_used_pct=round(100 * plan.blocks.used / (plan.blocks.count - 1), 1),
+            asked_tokens=plan.asked_tokens,
+            hit_tokens=plan.hit_tokens,
+            preemptions=plan.preemptions,
+            tok_s=tok_s,
+        )
 
     def add(self, job: Generate | Embed, grammar: Grammar | None = None) -> None:
         """Begin a request for text; its prompt and answer fit the cache."""

@@ -254,6 +254,29 @@ class Embedded(Message, frozen=True, kw_only=True):
     vectors: bytes
 
 
+class Figures(Message, frozen=True, kw_only=True):
+    """
+    What a model does; told twice a second while that changes.
+
+    Attributes:
+        running: Requests that are computed; *waiting* for room is the rest of them.
+        kv_used_pct: The share of its cache that requests hold; None if it has no cache of ours.
+        asked_tokens: Prompt tokens of all requests since its load; *hit_tokens* of them were found
+            in the cache.
+        preemptions: How often a request gave its part of the cache back, since its load.
+        tok_s: Tokens generated a second since it told last.
+    """
+
+    model: str
+    running: int
+    waiting: int = 0
+    kv_used_pct: float | None = None
+    asked_tokens: int = 0
+    hit_tokens: int = 0
+    preemptions: int = 0
+    tok_s: float = 0.0
+
+
 class Lost(Message, frozen=True, kw_only=True):
     """A request failed; the others go on."""
 
@@ -284,6 +307,7 @@ Event = (
     | Tokens
     | Done
     | Embedded
+    | Figures
     | Lost
     | Pong
     | Poisoned

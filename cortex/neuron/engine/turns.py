@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cortex.neuron.engine.grammar import Grammar
-from cortex.neuron.engine.jobs import Embed, End, Generate, Lost, Token
+from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Lost, Token
 from cortex.neuron.engine.poison import is_poison
 
 
@@ -35,6 +35,10 @@ class Turns:
     def requests(self) -> list[str]:
         """The ids of the requests under way."""
         return list(self._running)
+
+    def figures(self, model: str, tok_s: float) -> Figures:
+        """Return what it does, as *model*, at this rate."""
+        return Figures(model=model, running=len(self._running), tok_s=tok_s)
 
     def add(self, job: Generate | Embed, grammar: Grammar | None = None) -> None:
         """Begin a request."""

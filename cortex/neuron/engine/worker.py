@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from time import perf_counter
 
 import msgspec
@@ -23,6 +24,7 @@ import torch
 from cortex.errors import CortexError
 from cortex.neuron.engine import jobs, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
+from cortex.neuron.engine.meter import INTERVAL_S, Meter
 from cortex.neuron.engine.model import Model, build
 
 EXIT_POISONED = 70
@@ -36,6 +38,7 @@ class Worker:
         self._device = device
         self._jobs: queue.SimpleQueue[jobs.Job] = queue.SimpleQueue()
         self._models: dict[str, Model] = {}
+        self._meters: dict[str, Meter] = {}
         self._owners: dict[str, Model] = {}  # of the requests under way
         self._grammars: dict[str, Grammar] = {}  # of the requests that wait
         self._send_lock = threading.Lock()
@@ -92,6 +95,7 @@ class Worker:
                     for job in self._pending():
                         self._accept(job)
                     self._step()
+                    self._tell()
         except BaseException as error:  # noqa: BLE001 - whatever it is, this context is done
             self._send(jobs.Poisoned(message=f"{type(error).__name__}: {error}"))
             os._exit(EXIT_POISONED)
@@ -100,7 +104,9 @@ class Worker:
         """Yield the jobs that wait; block for one only if there is nothing to do."""
         if not any(model.engine.has_work for model in self._models.values()):
             self._step_began = 0.0
-            yield self._jobs.get()
+            settled = all(meter.is_settled for meter in self._meters.values())
+            with suppress(queue.Empty):
+                yield self._jobs.get(timeout=None if settled else INTERVAL_S)
         self._step_began = perf_counter()
         while not self._jobs.empty():
             yield self._jobs.get()
@@ -149,6 +155,7 @@ class Worker:
             )
         else:
             self._models[job.model] = loaded
+            self._meters[job.model] = Meter(job.model, loaded.engine)
             self._send(
                 jobs.Loaded(
                     model=job.model,
@@ -166,21 +173,29 @@ class Worker:
                 del self._owners[request]
                 self._send(jobs.Lost(id=request, message=f"model {name!r} was unloaded"))
         del model
+        self._meters.pop(name, None)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._send(jobs.Unloaded(model=name))
 
     def _step(self) -> None:
         """Advance every model by one step and send what came of it."""
-        for model in list(self._models.values()):
+        for name, model in list(self._models.items()):
             if not model.engine.has_work:
                 continue
             tokens, ended = model.engine.step()
             if tokens:
+                self._meters[name].count(len(tokens))
                 self._send(jobs.Tokens(tokens=tokens))
             for event in ended:
                 self._owners.pop(event.id, None)
                 self._send(event)
+
+    def _tell(self) -> None:
+        now = perf_counter()
+        for meter in self._meters.values():
+            if (figures := meter.read(now)) is not None:
+                self._send(figures)
 
     def _send(self, event: jobs.Event) -> None:
         try:

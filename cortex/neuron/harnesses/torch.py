@@ -125,6 +125,7 @@ class TorchHarness:
             worker=worker,
             text=await asyncio.to_thread(Text, loaded.text),
             context=loaded.context,
+            body=loaded.body,
             defaults=dict(itertools.chain(*(d.items() for d in defaults))),
             slots=asyncio.Semaphore(self._options.max_sequences),
             width=loaded.dimensions,
@@ -175,14 +176,7 @@ class TorchHarness:
     def stats(self, model_id: str) -> ModelStats:
         if (running := self._models.get(model_id)) is None:
             return ModelStats()
-        return ModelStats(
-            in_flight=running.in_flight,
-            queue_depth=running.waiting,
-            max_in_flight=self._options.max_sequences,
-            tok_s_prefill=round(running.tok_s_prefill, 1),
-            tok_s_decode=round(running.tok_s_decode, 1),
-            tokens_total=running.worker.tokens_total[model_id],
-        )
+        return running.stats(model_id, self._options.max_sequences)
 
     async def restart(self, device: int) -> None:
         if (worker := self._workers.get(device)) is not None:
