@@ -103,11 +103,11 @@ class Batching:
         return able
 
     def _launch(self, chunks: list[Chunk], ended: list[End]) -> None:
-        for chunk in chunks:
-            chunk.sequence.starts()
         self._runner.rows.move(self.scheduler.moved)
         self._runner.rows.enter(self.scheduler.entered)
         try:
+            for chunk in chunks:
+                chunk.sequence.starts()
             launched = self._runner.launch(chunks)
         except torch.OutOfMemoryError as error:  # who asks for most goes, the others try again
             most = max(chunks, key=lambda chunk: chunk.count).sequence

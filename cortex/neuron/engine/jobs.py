@@ -14,6 +14,7 @@ import msgspec
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 << 20
+FAULTS = ("poison", "oom")
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -68,6 +69,7 @@ class Generate(Message, frozen=True, kw_only=True):
         top_k: 0 keeps all.
         logprobs: Report each token's log probability, and those of this many likeliest.
         grammar: What the answer must look like, for llguidance: Lark, or JSON of its own.
+        fault: One of `FAULTS`, to happen in its first step; for drills.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Generate(Message, frozen=True, kw_only=True):
     seed: int | None = None
     logprobs: int | None = None
     grammar: str | None = None
+    fault: str | None = None
 
 
 class Embed(Message, frozen=True, kw_only=True):

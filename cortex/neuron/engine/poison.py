@@ -1,4 +1,4 @@
-"""What leaves a device's context beyond use."""
+"""What leaves a device's context beyond use, and how that is practised."""
 
 from __future__ import annotations
 
@@ -8,3 +8,11 @@ import torch
 def is_poison(error: Exception) -> bool:
     """Tell whether *error* leaves the device's context beyond use."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def inject(fault: str | None) -> None:
+    """Raise what a device would, if this is one of `cortex.neuron.engine.jobs.FAULTS`."""
+    if fault == "oom":
+        raise torch.OutOfMemoryError("a drill")
+    if fault == "poison":
+        raise RuntimeError("CUDA error: a drill")

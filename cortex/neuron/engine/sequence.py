@@ -10,6 +10,7 @@ import torch
 
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Done, Generate
+from cortex.neuron.engine.poison import inject
 
 
 @attrs.define(eq=False)
@@ -101,7 +102,9 @@ class Sequence:
 
     def starts(self) -> None:
         """Note that its first step is about to be run, if it is the first."""
-        self.started = self.started or perf_counter()
+        if not self.started:
+            self.started = perf_counter()
+            inject(self.job.fault)
 
     def take(self, token: int, end_tokens: frozenset[int]) -> bool:
         """

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 import attrs
+import msgspec
 
 from cortex import hookimpl
 from cortex.api import Count, Harness, HarnessHost, Register, Report
@@ -34,6 +35,7 @@ from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, Runn
 from cortex.fleet.node import Device, DeviceState
 from cortex.neuron.embedding import embed_job, vectors_of
 from cortex.neuron.engine import jobs
+from cortex.neuron.faults import fault_of
 from cortex.neuron.running import Running
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.begun import Begun
@@ -58,6 +60,7 @@ class TorchOptions:
         max_sequences: Requests of one model that run at once; more wait.
         threads: CPU threads of a worker; 0 lets torch decide.
         watchdog_s: A worker whose step takes longer is replaced.
+        debug_faults: Let requests break the device, for drills: `cortex.neuron.faults`.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -67,6 +70,7 @@ class TorchOptions:
     max_sequences: int = 256
     threads: int = 0
     watchdog_s: float = 120.0
+    debug_faults: bool = False
 
 
 class TorchHarness:
@@ -80,6 +84,8 @@ class TorchHarness:
         self._models: dict[str, Running] = {}
         self._workers: dict[int, DeviceWorker] = {}
         self._numbers = itertools.count()  # a client may give two requests one id
+        if options.debug_faults:
+            log.warning("harness.torch.debug_faults: any request may end a device worker")
         for device in self._devices():
             worker = DeviceWorker(
                 *(device.index, device.kind, self),
@@ -194,6 +200,8 @@ class TorchHarness:
             left = attrs.evolve(request.sampling, max_tokens=max(most - before.tokens, 0))
             request = attrs.evolve(request, sampling=left)
         job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
+        if self._options.debug_faults:
+            job = msgspec.structs.replace(job, fault=fault_of(request))
         async with running.place():
             yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)
             answer = running.text.answer(request, prompt)

@@ -9,10 +9,11 @@ import attrs
 import pytest
 import pytest_asyncio
 
-from cortex.fleet.model import ModelSpec
+from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.fleet.node import Device
 from cortex.neuron.harnesses.torch import TorchHarness, TorchOptions
 from tests.neuron.engine.tiny import save_tiny
+from tests.neuron.serving import serving
 
 CPU = (Device(index=0, kind="cpu"),)
 
@@ -71,6 +72,28 @@ async def running_harness(**options):
         yield harness, host
     finally:
         await stop()
+
+
+@attrs.frozen
+class Source:
+    """Has one checkpoint, whatever the model is called."""
+
+    checkpoint: Checkpoint
+
+    def fetch(self, _spec, _report):
+        return self.checkpoint
+
+
+@asynccontextmanager
+async def running_neuron(checkpoint, devices=CPU, **options):
+    """Yield a neuron with nothing but this harness, whose every model is *checkpoint*."""
+    async with serving(
+        harnesses=("torch",),
+        options={"torch": {"threads": 1, **options}},
+        devices=devices,
+        source=Source(checkpoint),
+    ) as node:
+        yield node
 
 
 async def load(harness, checkpoint, model_id="tiny", **spec):

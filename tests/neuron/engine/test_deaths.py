@@ -6,12 +6,14 @@ import asyncio
 import os
 import signal
 
+import attrs
 import pytest
 
 from cortex.chat.events import Failed
 from cortex.errors import DeviceBusy
 from cortex.fleet.model import ModelSpec
-from tests.neuron.engine.conftest import load, running_harness
+from cortex.testing import until
+from tests.neuron.engine.conftest import CPU, load, running_harness, running_neuron
 from tests.neuron.engine.test_harness import answer, ask
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("torch")]
@@ -43,6 +45,74 @@ async def test_a_stopped_worker_is_replaced_by_the_watchdog(tiny_llama, monkeypa
         await host.until(lambda: ("tiny", "loaded") in host.model_states)
         assert harness._workers[0].pid != pid
         assert await answer(harness, ask("hi"))
+
+
+@pytest.mark.timeout(240)
+async def test_a_device_fault_costs_the_requests_on_that_device_and_heals_by_itself(tiny_llama):
+    """Drills over HTTP, with two devices; a third of the memory is no device fault."""
+    two = (*CPU, attrs.evolve(CPU[0], index=1))
+    async with running_neuron(tiny_llama, two, debug_faults=True) as node:
+        workers = node.neuron.models.harnesses["torch"]._workers
+        loads = [
+            asyncio.create_task(node.post("/models/load", model_id=name, devices=[index]))
+            for name, index in (("a", 0), ("b", 1))
+        ]
+        await asyncio.gather(*loads)
+        pids = [workers[index].pid for index in (0, 1)]
+        plain = {"max_tokens": 12, "temperature": 0, "logit_bias": {"0": -100}}
+        before = [(await node.chat(name, **plain))["choices"] for name in "ab"]
+
+        far = {**plain, "max_tokens": 1900, "stream": True}
+        opened = asyncio.Semaphore(0)
+        beside, doomed = [
+            asyncio.create_task(stream(node, name, far, opened)) for name in ("b", "a")
+        ]
+        for _ in range(2):
+            await opened.acquire()
+
+        out = (await node.chat("a", "!fault oom", 502))["error"]
+        assert "too little memory" in out["message"]
+        assert not doomed.done()
+
+        lost = (await node.chat("a", "!fault poison", 502))["error"]
+        assert lost["code"] == "upstream_died"
+        assert "the device worker died: RuntimeError: CUDA error: a drill" in lost["message"]
+        cut = await doomed
+        assert "upstream_died" in cut
+        assert "[DONE]" not in cut
+
+        refused = (await node.chat("a", status=503))["error"]
+        assert refused["code"] == "device_unavailable"
+        health = await node.get("/health")
+        assert health["status"] == "degraded"
+        assert [device["state"] for device in health["devices"]] != ["ok", "ok"]
+        assert health["devices"][1]["state"] == "ok"
+
+        whole = await beside
+        assert "[DONE]" in whole
+        assert '"completion_tokens":1900' in whole.replace(" ", "")
+        await until(lambda: node.neuron.models.entry("a").status == "loaded", 60)
+        after = [(await node.chat(name, **plain))["choices"] for name in "ab"]
+        assert after == before
+        await until(lambda: node.neuron.health().status == "ok", 10)
+        assert workers[0].pid != pids[0]
+        assert workers[1].pid == pids[1]
+        wrong = (await node.chat("a", "!fault fire", 400))["error"]
+        assert "no fault 'fire'; there are poison, oom" in wrong["message"]
+
+
+async def stream(node, model, more, opened):
+    """Return all that was said; *opened* is released with its first piece."""
+    messages = [{"role": "user", "content": "a long one"}]
+    usage = {"include_usage": True}
+    body = {"model": model, "messages": messages, "stream_options": usage, **more}
+    said = b""
+    async with node.client.post(node.url + "/v1/chat/completions", json=body) as response:
+        async for piece in response.content.iter_any():
+            if not said:
+                opened.release()
+            said += piece
+    return said.decode()
 
 
 async def test_no_worker_outlives_its_harness(tiny_llama):

@@ -316,6 +316,13 @@ async def test_a_biased_token_is_all_that_comes_and_an_unknown_one_is_a_400(harn
         await anext(harness.generate(ask("x", logit_bias={100_000: 1.0})))
 
 
+async def test_no_client_can_ask_for_a_fault(harness):
+    pid = harness._models["tiny"].worker.pid
+    _, last = await answer(harness, ask("!fault poison"))
+    assert isinstance(last, Finished)
+    assert harness._models["tiny"].worker.pid == pid
+
+
 async def test_tokens_are_counted_for_a_model_whose_weights_are_not_even_here(
     harness, tiny_llama, tmp_path
 ):
