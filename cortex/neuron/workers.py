@@ -43,7 +43,7 @@ class Watcher(Protocol):
 
     def device_changed(self, index: int, state: DeviceState) -> None: ...
     def model_lost(self, model: str) -> None: ...
-    def model_back(self, model: str) -> None: ...
+    def model_back(self, model: str, loaded: jobs.Loaded) -> None: ...
     def model_failed(self, model: str, error: str) -> None: ...
 
 
@@ -332,14 +332,14 @@ class DeviceWorker:
         for model, job in list(self._kept.items()):
             del self._kept[model]  # if this load ends the worker, the next life goes without
             try:
-                await self._load(job, lambda *_: None)
+                loaded = await self._load(job, lambda *_: None)
             except CortexError as error:
                 self._watcher.model_failed(model, str(error))
                 if isinstance(error, DeviceUnavailable):
                     return
             else:
                 self._kept[model] = job
-                self._watcher.model_back(model)
+                self._watcher.model_back(model, loaded)
         self._watcher.device_changed(self.index, "ok")
 
     def _lose_everything(self) -> None:

@@ -88,6 +88,11 @@ class Generate(Message, frozen=True, kw_only=True):
     grammar: str | None = None
     fault: str | None = None
 
+    @property
+    def tokens(self) -> int:
+        """Of prompt and answer at most."""
+        return len(self.prompt) + self.max_tokens
+
 
 class Embed(Message, frozen=True, kw_only=True):
     """

@@ -132,6 +132,10 @@ class Worker:
         embeds = isinstance(job, jobs.Embed)
         if model is None or embeds != (model.weights.pooling is not None):
             self._send(jobs.Lost(id=job.id, message=f"model {job.model!r} is not loaded"))
+        elif isinstance(job, jobs.Generate) and job.tokens > model.context:
+            # its reload found less memory than its load, and the neuron did not know yet
+            said = f"it takes {job.tokens} tokens, the cache holds {model.context}"
+            self._send(jobs.Lost(id=job.id, message=said))
         else:
             self._owners[job.id] = model
             model.engine.add(job, grammar)

@@ -259,7 +259,9 @@ class TorchHarness:
     def model_lost(self, model: str) -> None:
         self._host.model_changed(model, "recovering")
 
-    def model_back(self, model: str) -> None:
+    def model_back(self, model: str, loaded: jobs.Loaded) -> None:
+        if (running := self._models.get(model)) is not None:  # there may be less memory than before
+            running.context, running.body = loaded.context, loaded.body
         self._host.model_changed(model, "loaded")
 
     def model_failed(self, model: str, error: str) -> None:

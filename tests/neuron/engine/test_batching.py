@@ -185,7 +185,7 @@ def test_a_prompt_that_begins_like_one_before_is_not_computed_again(llama):
 
 
 def test_the_same_seed_says_the_same_alone_and_among_others(llama):
-    prompt, *others = prompts(6)
+    prompt, *others = prompts(21)
     one = ask("one", prompt, 15, temperature=1.0, seed=7)
     alone, _ = run(engine_of(llama), [one])
     among, _ = run(
