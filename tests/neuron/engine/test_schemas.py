@@ -49,7 +49,7 @@ def pattern(made):
         [
             {"type": "string", "pattern": "^[a-f]{2,6}$"},
             {"type": "string", "pattern": r"^\d{3}-\d{2}$"},
-            {"type": "string", "format": "date"},
+            {"type": "string", "format": "ipv4"},
         ]
     )
 
