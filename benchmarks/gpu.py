@@ -144,7 +144,9 @@ def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> Non
     for batch in (1, 64, 256):
         speed = throughput(model, batch)
         drawn = throughput(model, batch, **DRAWN)
-        print(f"128 in, 128 out, {batch:3} at once: {speed:.0f} tok/s; drawn {drawn:.0f}", flush=True)
+        print(
+            f"128 in, 128 out, {batch:3} at once: {speed:.0f} tok/s; drawn {drawn:.0f}", flush=True
+        )
 
 
 def decode_step(model: Model, batch: int) -> float:
@@ -152,14 +154,14 @@ def decode_step(model: Model, batch: int) -> float:
     runner: Any = model.engine._runner  # noqa: SLF001
     rows, blocks = runner.rows, CONTEXT // 16 + 1
     which = torch.arange(1, batch + 1, device=GPU)
-    there = torch.arange(1, batch * blocks + 1, device=GPU) % (runner._cache.pages[0].keys.shape[0])  # noqa: SLF001
+    there = torch.arange(1, batch * blocks + 1, device=GPU) % len(runner._cache.pages[0].keys)  # noqa: SLF001
     rows.table[which, :blocks] = there.view(batch, blocks).int()
     rows.knobs.zero_()
-    runner._graphs.enter(which)  # noqa: SLF001
+    numbers = which.tolist()
 
     def step() -> None:
         rows.lengths[which] = CONTEXT - 1
-        runner._graphs.run(batch)  # noqa: SLF001
+        runner._decode(numbers)  # noqa: SLF001
 
     return seconds(step, 20)
 

@@ -108,8 +108,8 @@ def _body(
     module = weights.module
     tried = probe.sequences(weights.vocabulary, device)
     wanted = probe.truth(module, tried)
-    noise = probe.noise(module, tried, wanted)
     try:
+        noise = probe.noise(module, tried, wanted)
         heads = record(module, tried[0])
         trial = Cache(heads, probe.BLOCKS, module.dtype, device)
     except torch.OutOfMemoryError:

@@ -8,13 +8,15 @@ logit is compared with that of the model's own forward over each of them whole.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 
+from cortex.neuron.engine.batch import tiled
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for
 from cortex.neuron.engine.cache import Cache
-from cortex.neuron.engine.step import Step, tiles_of
+from cortex.neuron.engine.step import Step
 
 LENGTHS = (37, 21)
 PLANS = ((20, 9), (1, 11), (15, 1), (1, 0))  # tokens of each sequence, a step a row
@@ -105,19 +107,25 @@ def _step(
         torch.arange(done[n], done[n] + plan[n]) + first * BLOCK_TOKENS
         for n, first in zip(order, firsts, strict=True)
     ]
-    starts = torch.tensor([0, *counts]).cumsum(0)
+    starts = [0, *accumulate(counts)]
+    tiles: list[int] = []
+    for row, number in enumerate(order):
+        if plan[number] > 1:
+            tiles += tiled(row, starts[row], done[number], plan[number], tile_tokens)
     step = Step(
         ids=torch.cat([tried[n][done[n] : done[n] + plan[n]] for n in order]),
         positions=positions.to(device),
         slots=torch.cat(slots).to(device),
+        rows=torch.arange(len(order), device=device),
         lengths=torch.tensor(ends, dtype=torch.int32, device=device),
         table=torch.stack([torch.arange(f, f + width) for f in firsts]).int().to(device),
         wanted=torch.arange(sum(counts), device=device),
         decodes=counts.count(1),
         counts=counts,
         ends=ends,
-        tiles=tiles_of(counts, ends, tile_tokens, device),
+        tiles=torch.tensor(tiles, device=device).view(-1, 4) if tiles else None,
         tile_tokens=tile_tokens,
     )
-    rows = starts.tolist()
-    return step, [(n, done[n], done[n] + plan[n], row) for n, row in zip(order, rows, strict=False)]
+    return step, [
+        (n, done[n], done[n] + plan[n], row) for n, row in zip(order, starts, strict=False)
+    ]

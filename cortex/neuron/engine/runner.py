@@ -3,17 +3,20 @@ Runs plans on the device: makes steps of them, samples, and brings the tokens ba
 
 What steps need of a sequence for longer lives on the device, a row a sequence.  `launch` only
 queues work; `Launched.tokens` waits for it.  A step in which all only decode, which most are, is
-made on the device of the rows alone, and on a GPU it is one CUDA graph.
+made on the device of the rows alone; any other comes as one tensor.  On a GPU a step is a CUDA
+graph, of one of some sizes.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+from bisect import bisect_left
+from functools import partial
 
 import attrs
 import torch
 
 from cortex.neuron.engine import sampler
+from cortex.neuron.engine.batch import Batch, Shape, pack
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.graphs import Graphs
@@ -22,7 +25,9 @@ from cortex.neuron.engine.probe import Body
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence
-from cortex.neuron.engine.step import Step, tiles_of
+from cortex.neuron.engine.step import Step
+
+SIZES = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 257, 16))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -65,14 +70,22 @@ class Runner:
         self._device = device
         self._kernels = kernels_for(device)
         self.rows = Rows(rows + 1, blocks, device)
-        self._decoding: list[int] = []  # whose rows the tensor has
-        self._which = torch.zeros(0, dtype=torch.int64, device=device)
-        self._graphs = Graphs(self.decode, rows, device) if device.type == "cuda" else None
+        self._sizes = sorted({*(size for size in SIZES if size < rows), rows})
+        self._decoding: list[int] = []  # whose rows are in *which*
+        self._which = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._batches: dict[Shape, Batch] = {}  # that graphs read
+        self._graphs = Graphs() if device.type == "cuda" else None
 
     def warm_up(self) -> None:
-        """Make ready what the first requests would have to wait for."""
-        if self._graphs is not None:
-            self._graphs.capture()
+        """Make ready what the first requests would have to wait for, on rows of padding."""
+        if self._graphs is None:
+            return
+        for size in (*reversed(self._sizes), *reversed(self._sizes)):
+            self._graphs.run(size, partial(self.decode, self._which[:size]))
+        for count in (1, 2):
+            shape = Shape(0, 32 * count, 1, 1, self._cache.tile_tokens).padded()
+            assert shape is not None  # noqa: S101 - there is one of so few
+            self._mixed(shape, [0] * sum(shape.fields))
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Queue a step; nothing of *chunks* has been noted as launched yet."""
@@ -80,20 +93,32 @@ class Runner:
             samplers = [chunk.sequence for chunk in chunks]
             logits, picked, which = self._decode([sequence.row for sequence in samplers])
         else:
-            chunks = sorted(chunks, key=lambda chunk: chunk.count != 1)
-            sampling = [number for number, chunk in enumerate(chunks) if chunk.samples]
-            samplers = [chunks[number].sequence for number in sampling]
-            step, rows = self._step(chunks, sampling)
-            logits = self._body.logits(step, self._cache)
-            self.rows.lengths[rows] = step.lengths.long()
+            ones = [chunk for chunk in chunks if chunk.count == 1]
+            others = [chunk for chunk in chunks if chunk.count > 1]
+            shape = filled = Shape.of(chunks, self._cache.tile_tokens)
+            if self._graphs is not None:
+                shape = filled.padded() or filled
+            logits, picked, which = self._mixed(
+                shape,
+                pack(ones, others, shape),
+                counts=tuple(chunk.count for chunk in (*ones, *others)),
+                ends=tuple(chunk.end for chunk in (*ones, *others)),
+                is_padded=shape is not filled,
+            )
+            places = [*range(len(ones)), *range(shape.decodes, shape.decodes + len(others))]
+            sampling = [
+                (place, chunk.sequence)
+                for place, chunk in zip(places, (*ones, *others), strict=True)
+                if chunk.samples
+            ]
+            samplers = [sequence for _, sequence in sampling]
             if not sampling:
                 return Launched(samplers=())
-            which, picked = rows[sampling], None
+            if len(sampling) < len(which):
+                places = torch.tensor([place for place, _ in sampling], device=self._device)
+                logits, picked, which = logits[places], picked[places], which[places]
         if any(sequence.is_adjusted for sequence in samplers):
             picked = self._kernels.pick(sampler.adjusted(logits, samplers), self.rows, which)
-            self.rows.last[which] = picked
-        elif picked is None:
-            picked = self._kernels.pick(logits, self.rows, which)
             self.rows.last[which] = picked
         return self._launched(samplers, picked, logits)
 
@@ -104,7 +129,7 @@ class Runner:
         if picked.is_cuda:
             there = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
             picked = there.copy_(picked, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         wants = any(sequence.job.logprobs is not None for sequence in samplers)
         return Launched(
@@ -116,14 +141,16 @@ class Runner:
 
     def _decode(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits and picked tokens, by row, and the rows: [rows] int64."""
+        count = len(rows)
         if rows != self._decoding:
+            told = rows + [0] * (len(self._which) - count)
+            self._which.copy_(torch.tensor(told), non_blocking=True)
             self._decoding = rows
-            self._which = torch.tensor(rows).to(self._device, non_blocking=True)
-            if self._graphs is not None:
-                self._graphs.enter(self._which)
         if self._graphs is None:
-            return *self.decode(self._which), self._which
-        return *self._graphs.run(len(rows)), self._which
+            return *self.decode(self._which[:count]), self._which[:count]
+        size = self._sizes[bisect_left(self._sizes, count)]
+        logits, picked = self._graphs.run(size, partial(self.decode, self._which[:size]))
+        return logits[:count], picked[:count], self._which[:count]
 
     def decode(self, which: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -134,19 +161,17 @@ class Runner:
         """
         rows = self.rows
         positions = rows.lengths[which]
-        table = rows.table[which]
-        block = table.gather(1, (positions // BLOCK_TOKENS)[:, None])[:, 0].long()
         ends = positions + 1
         count = len(which)
         step = Step(
             ids=rows.last[which],
             positions=positions,
-            slots=block * BLOCK_TOKENS + positions % BLOCK_TOKENS,
+            slots=self._slots(which, positions),
+            rows=which,
             lengths=ends.int(),
-            table=table,
-            wanted=None,
+            table=rows.table,
             decodes=count,
-            counts=(1,) * count,
+            counts=() if which.is_cuda else (1,) * count,
             ends=() if which.is_cuda else tuple(ends.tolist()),
         )
         logits = self._body.logits(step, self._cache)
@@ -155,39 +180,49 @@ class Runner:
         rows.last[which] = picked
         return logits, picked
 
-    def _step(self, chunks: list[Chunk], sampling: list[int]) -> tuple[Step, torch.Tensor]:
-        """Return the step, and the rows of its sequences, [chunks] int64."""
-        ids: list[int] = []
-        positions: list[int] = []
-        for chunk in chunks:
-            known = chunk.sequence.tokens[chunk.start : chunk.end]
-            ids += known
-            ids += [-1] * (chunk.count - len(known))  # only the device knows it
-            positions += range(chunk.start, chunk.end)
-        counts = tuple(chunk.count for chunk in chunks)
-        starts = [0, *accumulate(counts)]
-        owners = [number for number, chunk in enumerate(chunks) for _ in range(chunk.count)]
-        ends = tuple(chunk.end for chunk in chunks)
+    def _mixed(
+        self, shape: Shape, packed: list[int], *, is_padded: bool = True, **known: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits and picked tokens of a batch's sequences, and their rows."""
+        told = torch.tensor(packed)
+        if not is_padded or self._graphs is None:
+            batch = Batch(told.to(self._device, non_blocking=True), shape)
+            return *self.mixed(batch, **known), batch.rows
+        if (batch := self._batches.get(shape)) is None:
+            batch = self._batches[shape] = Batch(told.to(self._device), shape)
+        else:
+            batch.told.copy_(told, non_blocking=True)
+        logits, picked = self._graphs.run(shape, partial(self.mixed, batch))
+        return logits, picked, batch.rows
 
-        def told(*values: object) -> torch.Tensor:
-            return torch.tensor(values).to(self._device, non_blocking=True)
+    def mixed(self, batch: Batch, **known: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Compute a batch; every sequence gets a token, whether it has use for it or not.
 
-        rows, lengths = told([chunk.sequence.row for chunk in chunks], ends)
-        said, position, owner = told(ids, positions, owners)  # [tokens] int64 each
-        table = self.rows.table[rows]
-        blocks = table[owner, position // BLOCK_TOKENS].long()
-        decodes = counts.count(1)
+        Returns:
+            Logits and picked tokens.  # [sequences, vocabulary], [sequences] int64
+        """
+        rows = self.rows
         step = Step(
-            ids=torch.where(said < 0, self.rows.last[rows[owner]], said),
-            positions=position,
-            slots=blocks * BLOCK_TOKENS + position % BLOCK_TOKENS,
-            lengths=lengths.int(),
-            table=table,
-            wanted=told(*[starts[n + 1] - 1 for n in sampling]).long(),
-            decodes=decodes,
-            counts=counts,
-            ends=ends,
-            tiles=tiles_of(counts, ends, self._cache.tile_tokens, self._device),
-            tile_tokens=self._cache.tile_tokens,
+            ids=torch.where(batch.said < 0, rows.last[batch.owners], batch.said),
+            positions=batch.positions,
+            slots=self._slots(batch.owners, batch.positions),
+            rows=batch.rows,
+            lengths=batch.lengths.int(),
+            table=rows.table,
+            decodes=batch.shape.decodes,
+            wanted=batch.lasts,
+            tiles=batch.tiles if len(batch.tiles) else None,
+            tile_tokens=batch.shape.tile_tokens,
+            **known,
         )
-        return step, rows
+        logits = self._body.logits(step, self._cache)
+        rows.lengths[batch.rows] = batch.lengths
+        picked = self._kernels.pick(logits, rows, batch.rows)
+        rows.last[batch.rows] = picked
+        return logits, picked
+
+    def _slots(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return where in the cache tokens go, of rows at positions: [tokens] int64."""
+        blocks = self.rows.table[owners, positions // BLOCK_TOKENS].long()
+        return blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS

@@ -17,45 +17,25 @@ class Step:
         ids: Token ids.  # [tokens] int64
         positions: Of each in its sequence.  # [tokens] int64
         slots: Where in the cache its key goes: block x `BLOCK_TOKENS` + place.  # [tokens] int64
+        rows: Of each sequence, in *table*.  # [sequences] int64
         lengths: Keys of each sequence, the new ones included.  # [sequences] int32
-        table: Blocks of each sequence; what is beyond its length is anything.
-            # [sequences, blocks] int32
+        table: Blocks of each row; what is beyond its length is anything.  # [rows, blocks] int32
         wanted: Tokens whose logits are wanted; None is all.  # [wanted] int64
-        counts: New tokens of each sequence, known to the host.
-        ends: `lengths`, where the host knows them: not where a GPU decodes.
-        tiles: Of `tiles_of`, of *tile_tokens* each.
+        tiles: Pieces of what does not decode, each of which attends by itself: its row, its first
+            token in the batch, how many it has, and how many keys the last of them sees; none of
+            more than *tile_tokens*.  # [tiles, 4] int64
+        counts: New tokens of each sequence; *ends* its `lengths`.  Known where a CPU runs it.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
+    rows: torch.Tensor
     lengths: torch.Tensor
     table: torch.Tensor
-    wanted: torch.Tensor | None
     decodes: int
-    counts: tuple[int, ...]
-    ends: tuple[int, ...] = ()
+    wanted: torch.Tensor | None = None
     tiles: torch.Tensor | None = None
     tile_tokens: int = 1
-
-
-def tiles_of(
-    counts: tuple[int, ...], ends: tuple[int, ...], tokens: int, device: torch.device
-) -> torch.Tensor | None:
-    """
-    Cut what does not decode into tiles of as many *tokens*, each of which attends by itself.
-
-    Returns:
-        Of each its sequence, its first token in the batch, how many it has, and how many keys the
-        last of them sees; None if all decode.  # [tiles, 4] int32
-    """
-    tiles = []
-    start = 0
-    for number, (count, end) in enumerate(zip(counts, ends, strict=True)):
-        for first in range(0, count if count > 1 else 0, tokens):
-            size = min(tokens, count - first)
-            tiles.append((number, start + first, size, end - count + first + size))
-        start += count
-    if not tiles:
-        return None
-    return torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True)
+    counts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()

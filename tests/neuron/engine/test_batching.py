@@ -13,12 +13,12 @@ from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.jobs import Done, Generate, Lost
-from cortex.neuron.engine.kernels import reference
+from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.modules import Modules, record
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.stack import Stack
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -57,16 +57,16 @@ STACKS = {"llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "qwen3_moe", 
 def model_of(family):
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]})
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    return transformers.AutoModelForCausalLM.from_config(config).eval().to(DEVICE)
 
 
 def engine_of(
     module, *, body=None, blocks=200, rows=16, budget_tokens=64, runs_ahead=False, end_tokens=()
 ):
-    heads = record(module, torch.arange(3))
-    cache = Cache(heads, blocks, module.dtype, CPU)
+    heads = record(module, torch.arange(3, device=DEVICE))
+    cache = Cache(heads, blocks, module.dtype, DEVICE)
     body = body or Modules(module)
-    runner = Runner(body, cache, rows=rows, blocks=64, device=CPU)
+    runner = Runner(body, cache, rows=rows, blocks=64, device=DEVICE)
     return Batching(
         runner,
         Blocks(blocks),
@@ -82,7 +82,7 @@ def greedy(module, prompt, count):
     module.set_attn_implementation("eager")
     tokens = list(prompt)
     for _ in range(count):
-        logits = module(input_ids=torch.tensor([tokens]), use_cache=False).logits
+        logits = module(input_ids=torch.tensor([tokens], device=DEVICE), use_cache=False).logits
         tokens.append(int(logits[0, -1].argmax()))
     return tokens[len(prompt) :]
 
@@ -132,7 +132,7 @@ def test_answers_are_those_of_the_models_own_forward(family, tier):
     module = model_of(family)
     asked = prompts(5)
     wanted = {str(n): greedy(module, prompt, 8 + n) for n, prompt in enumerate(asked)}
-    body = Stack(module, reference) if tier == "fused" else None
+    body = Stack(module, kernels_for(DEVICE)) if tier == "fused" else None
     engine = engine_of(module, body=body)
 
     said, ends = run(engine, [ask(str(n), prompt, 8 + n) for n, prompt in enumerate(asked)])
@@ -257,10 +257,10 @@ def test_memory_that_runs_out_costs_who_asked_for_most_of_it_and_nobody_else(lla
 
 
 def test_a_body_that_is_wrong_is_not_used(llama):
-    tried = probe.sequences(300, CPU)
+    tried = probe.sequences(300, DEVICE)
     llama.set_attn_implementation("eager")
     wanted = probe.truth(llama, tried)
-    cache = Cache(record(llama, tried[0]), probe.BLOCKS, torch.float32, CPU)
+    cache = Cache(record(llama, tried[0]), probe.BLOCKS, torch.float32, DEVICE)
     right, _ = probe.prove(lambda: Modules(llama), cache, tried, wanted)
     assert right is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import accumulate
 
 import attrs
 import pytest
@@ -13,6 +14,7 @@ if DEVICE.type == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are made
 pytest.importorskip("triton")
 
+from cortex.neuron.engine.batch import tiled  # noqa: E402
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for  # noqa: E402
 from cortex.neuron.engine.cache import Cache, Heads  # noqa: E402
 from cortex.neuron.engine.jobs import Generate  # noqa: E402
@@ -20,7 +22,7 @@ from cortex.neuron.engine.kernels import fused, reference  # noqa: E402
 from cortex.neuron.engine.layers import Linear, Norm, Rotary  # noqa: E402
 from cortex.neuron.engine.rows import Rows  # noqa: E402
 from cortex.neuron.engine.sequence import Sequence  # noqa: E402
-from cortex.neuron.engine.step import Step, tiles_of  # noqa: E402
+from cortex.neuron.engine.step import Step  # noqa: E402
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 MULTIPLIED = FLOATS if DEVICE.type == "cuda" else FLOATS[:2]  # interpreted, bfloat16 is not
@@ -100,17 +102,21 @@ def step_of(counts, before, blocks, tile_tokens):
     owners = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     slots = table[owners, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
     assert max(map(blocks_for, ends)) <= 8
+    tiles = []
+    for row, (place, count) in enumerate(zip([0, *accumulate(counts)], counts, strict=False)):
+        if count > 1:
+            tiles += tiled(row, place, before[row], count, tile_tokens)
     return Step(
         ids=torch.zeros_like(positions).to(DEVICE),
         positions=positions.to(DEVICE),
         slots=slots.to(DEVICE),
+        rows=torch.arange(len(counts), device=DEVICE),
         lengths=torch.tensor(ends, dtype=torch.int32, device=DEVICE),
         table=table.int().to(DEVICE),
-        wanted=None,
         decodes=counts.count(1),
         counts=counts,
         ends=ends,
-        tiles=tiles_of(counts, ends, tile_tokens, DEVICE),
+        tiles=torch.tensor(tiles, device=DEVICE).view(-1, 4) if tiles else None,
         tile_tokens=tile_tokens,
     )
 

@@ -13,38 +13,35 @@ import triton.language as tl
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Pages
-from cortex.neuron.engine.kernels.overlap import options, wait_for_others
 from cortex.neuron.engine.step import Step
 
-MOST_SPLITS = 64
+MOST_SPLITS = 32
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def attend_kernel(
-    queries, keys, values, out, table, lengths, tiles, sinks, parts, sums, arrived,
+    queries, keys, values, out, table, owners, lengths, tiles, sinks, parts, sums, arrived,
     scale, softcap, query_stride, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     PAD_WIDTH: tl.constexpr, PAD_VALUE_WIDTH: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
     IS_TILED: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """
     Attend with the queries of one sequence or tile, of the heads that share keys, to one split.
 
     A row is a token and a head of the group: row r is token r // group of the tile.
     """
-    wait_for_others(OVERLAPS)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if IS_TILED:
-        sequence = tl.load(tiles + tile * 4)
+        owner = tl.load(tiles + tile * 4)
         first = tl.load(tiles + tile * 4 + 1)
         count = tl.load(tiles + tile * 4 + 2)
         end = tl.load(tiles + tile * 4 + 3)
     else:
-        sequence, first, count = tile, tile, 1
+        owner, first, count = tl.load(owners + tile), tile, 1
         end = tl.load(lengths + tile)
     row = tl.arange(0, ROWS)
     token, head = row // GROUP, kv_head * GROUP + row % GROUP
@@ -67,7 +64,7 @@ def attend_kernel(
     for start in range(low, high, KEYS):
         at = start + tl.arange(0, KEYS)
         is_key = at < high
-        page = tl.load(table + sequence * table_stride + at // PAGE, mask=is_key, other=0)
+        page = tl.load(table + owner * table_stride + at // PAGE, mask=is_key, other=0)
         slot = (page.to(tl.int64) * PAGE + at % PAGE) * KV_HEADS + kv_head
         k = tl.load(
             keys + slot[None, :] * WIDTH + wide[:, None],
@@ -111,29 +108,29 @@ def attend_kernel(
         group = tile * KV_HEADS + kv_head
         if tl.atomic_add(arrived + group, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrived + group, 0)
-            for number in range(GROUP):
-                one = kv_head * GROUP + number
-                each = (tile * HEADS + one) * SPLITS + tl.arange(0, SPLITS)
-                mosts = tl.load(sums + each * 2, cache_modifier=".cg")
-                totals = tl.load(sums + each * 2 + 1, cache_modifier=".cg")
-                peak = tl.max(mosts, 0)
-                weights = tl.exp2(mosts - peak)
-                whole = tl.sum(weights * totals, 0)
-                if HAS_SINKS:
-                    sink = tl.load(sinks + one).to(tl.float32)
-                    whole += tl.exp2(sink * LOG2_E - peak)
+            each = (tile * HEADS + head[:, None]) * SPLITS + tl.arange(0, SPLITS)[None, :]
+            mosts = tl.load(sums + each * 2, mask=is_row[:, None], other=0.0, cache_modifier=".cg")
+            peak = tl.max(mosts, 1)
+            whole = tl.zeros([ROWS], tl.float32)
+            answer = tl.zeros([ROWS, PAD_VALUE_WIDTH], tl.float32)
+            for number in tl.static_range(SPLITS):
+                one = (tile * HEADS + head) * SPLITS + number
+                other_most = tl.load(sums + one * 2, mask=is_row, other=0.0, cache_modifier=".cg")
+                others = tl.load(sums + one * 2 + 1, mask=is_row, other=0.0, cache_modifier=".cg")
+                weight = tl.exp2(other_most - peak)
+                whole += weight * others
                 piece = tl.load(
-                    parts + each[:, None] * VALUE_WIDTH + value_wide[None, :],
-                    mask=(value_wide < VALUE_WIDTH)[None, :],
+                    parts + one[:, None] * VALUE_WIDTH + value_wide[None, :],
+                    mask=is_out,
                     other=0.0,
                     cache_modifier=".cg",
                 )
-                answer = tl.sum(piece * weights[:, None], 0) / whole
-                tl.store(
-                    out + (first * HEADS + one) * VALUE_WIDTH + value_wide,
-                    answer.to(out.dtype.element_ty),
-                    mask=value_wide < VALUE_WIDTH,
-                )
+                answer += weight[:, None] * piece
+            if HAS_SINKS:
+                sink = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32)
+                whole += tl.exp2(sink * LOG2_E - peak)
+            answer = answer / tl.where(whole > 0, whole, 1.0)[:, None]
+            tl.store(out + to, answer.to(out.dtype.element_ty), mask=is_out)
 
 
 def attend(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
@@ -166,7 +163,7 @@ def _launch(
         sums = queries.new_empty(number, count, splits, 2, dtype=torch.float32)
     wide = max(heads.key, heads.value)
     attend_kernel[number, heads.count, splits](
-        queries, pages.keys, pages.values, out, step.table, step.lengths,
+        queries, pages.keys, pages.values, out, step.table, step.rows, step.lengths,
         step.lengths if tiles is None else tiles,
         queries if heads.sinks is None else heads.sinks,
         parts, sums, pages.arrived,
@@ -177,5 +174,5 @@ def _launch(
         PAGE=BLOCK_TOKENS, ROWS=rows, KEYS=64 if wide <= 128 else 32, SPLITS=splits,
         WINDOW=heads.window or 0, IS_TILED=tiles is not None,
         HAS_SOFTCAP=bool(heads.softcap), HAS_SINKS=heads.sinks is not None,
-        num_warps=8 if rows >= 128 else 4, num_stages=2, **options(queries.device),
+        num_warps=8 if rows >= 128 else 4, num_stages=2
     )  # fmt: skip

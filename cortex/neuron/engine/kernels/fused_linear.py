@@ -13,22 +13,19 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
-from cortex.neuron.engine.kernels.overlap import fetch, options, wait_for_others
 from cortex.neuron.engine.layers import Linear, Norm
 
 FEW = 1  # tokens that are multiplied one by one
 SOME = 16  # tokens whose layers are still bound by reading weights
 LARGE, WIDE = 1 << 22, 8192  # of weights; measured: docs/design/engine-speed.md
-FETCHED = 8  # lines of 128 bytes of each row of a weight, asked for before its turn
 QUANTISED_SOME = 64  # the same where a weight has to be expanded first
 
 
 @triton.jit
 def norm_kernel(
-    x, weight, out, eps, shift, WIDTH: tl.constexpr, PAD: tl.constexpr, OVERLAPS: tl.constexpr
+    x, weight, out, eps, shift, WIDTH: tl.constexpr, PAD: tl.constexpr
 ):  # fmt: skip
     """Norm one token."""
-    wait_for_others(OVERLAPS)
     at = tl.program_id(0) * WIDTH + tl.arange(0, PAD)
     is_in = tl.arange(0, PAD) < WIDTH
     row = tl.load(x + at, mask=is_in, other=0.0).to(tl.float32)
@@ -38,9 +35,8 @@ def norm_kernel(
 
 
 @triton.jit
-def gate_kernel(x, out, WIDTH: tl.constexpr, PAD: tl.constexpr, OVERLAPS: tl.constexpr):
+def gate_kernel(x, out, WIDTH: tl.constexpr, PAD: tl.constexpr):
     """Multiply what comes of a gate with what it is for, of a part of one token."""
-    wait_for_others(OVERLAPS)
     token = tl.program_id(0)
     at = tl.program_id(1) * PAD + tl.arange(0, PAD)
     is_in = at < WIDTH
@@ -64,11 +60,10 @@ def expand_kernel(weight, scale, out, WIDTH: tl.constexpr, PAD: tl.constexpr):
 @triton.jit
 def linear_kernel(
     x, weight, bias, scale, norm, out, eps, shift, factor, tokens,
-    WIDTH: tl.constexpr, OUT: tl.constexpr, BYTES: tl.constexpr,
+    WIDTH: tl.constexpr, OUT: tl.constexpr,
     PAD_TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-    LINES: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_NORM: tl.constexpr,
-    IS_GATED: tl.constexpr, IS_ADDED: tl.constexpr, OVERLAPS: tl.constexpr,
+    IS_GATED: tl.constexpr, IS_ADDED: tl.constexpr,
 ):  # fmt: skip
     """
     Do some rows of the weight for all tokens: for one by sums, for several by the tensor cores.
@@ -79,15 +74,6 @@ def linear_kernel(
     is_row = row < OUT
     token = tl.arange(0, PAD_TOKENS)
     start = row.to(tl.int64) * WIDTH
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        if LINES > 0:
-            line = tl.arange(0, LINES) * (128 // BYTES)
-            ahead = weight + tl.minimum(start[:, None] + line[None, :], OUT * WIDTH - 1)
-            fetch(ahead)
-            if IS_GATED:
-                fetch(ahead + OUT * WIDTH)
-        tl.extra.cuda.gdc_wait()
     if PAD_TOKENS == 1:
         sums = tl.zeros([ROWS, COLUMNS], tl.float32)
         ups = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -163,7 +149,7 @@ def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
     width = x.shape[-1]
     norm_kernel[(x.numel() // width,)](
         x, of.weight, out, of.eps, of.shift, WIDTH=width, PAD=triton.next_power_of_2(width),
-        **options(x.device),
+       
     )  # fmt: skip
     return out
 
@@ -182,9 +168,7 @@ def gated(x: torch.Tensor, layer: Linear, before: Norm) -> torch.Tensor:
     if _is_small(x, layer):
         return _small(x, layer, out, before=before, is_gated=True)
     both = linear(x, layer, before)
-    gate_kernel[len(x), triton.cdiv(width, 1024)](
-        both, out, WIDTH=width, PAD=1024, **options(x.device)
-    )
+    gate_kernel[len(x), triton.cdiv(width, 1024)](both, out, WIDTH=width, PAD=1024)
     return out
 
 
@@ -234,13 +218,12 @@ def _small(
         0.0 if before is None else before.eps,
         0.0 if before is None else before.shift,
         factor, tokens,
-        WIDTH=width, OUT=out.shape[1], BYTES=layer.weight.itemsize,
+        WIDTH=width, OUT=out.shape[1], 
         PAD_TOKENS=1 if tokens <= FEW else max(16, triton.next_power_of_2(tokens)),
         ROWS=rows, COLUMNS=columns, STAGES=stages,
-        LINES=FETCHED,
         HAS_BIAS=layer.bias is not None, HAS_SCALE=layer.scale is not None,
         HAS_NORM=before is not None, IS_GATED=is_gated, IS_ADDED=is_added,
-        num_warps=warps, **options(x.device),
+        num_warps=warps
     )  # fmt: skip
     return out
 

@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from cortex.neuron.engine.kernels.overlap import options, wait_for_others
 from cortex.neuron.engine.rows import Rows
 
 
@@ -41,10 +40,9 @@ def float_of(word):
 @triton.jit
 def pick_kernel(
     logits, which, knobs, top_ks, seeds, lengths, out, COUNT: tl.constexpr, PART: tl.constexpr,
-    BITS: tl.constexpr, OVERLAPS: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """Draw one row's token."""
-    wait_for_others(OVERLAPS)
     number = tl.program_id(0)
     line = logits + number.to(tl.int64) * COUNT
     row = tl.load(which + number)
@@ -132,6 +130,6 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
         logits, which, rows.knobs, rows.top_k, rows.seeds, rows.lengths, out,
         COUNT=count, PART=min(16384, triton.next_power_of_2(count)),
         BITS=32 if logits.dtype == torch.float32 else 16,
-        num_warps=16, **options(logits.device),
+        num_warps=16
     )  # fmt: skip
     return out

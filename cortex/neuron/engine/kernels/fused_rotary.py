@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from cortex.neuron.engine.cache import Pages
-from cortex.neuron.engine.kernels.overlap import options, wait_for_others
 from cortex.neuron.engine.layers import Norm, Rotary
 from cortex.neuron.engine.step import Step
 
@@ -18,10 +17,8 @@ def rotate_kernel(
     stride, eps, shift, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     TURNED: tl.constexpr, PAD: tl.constexpr, IS_NORMED: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Do one head of one token: queries' heads come first, then keys', then values'."""
-    wait_for_others(OVERLAPS)
     token, head = tl.program_id(0), tl.program_id(1)
     at = tl.arange(0, PAD)
     row = projected + token * stride
@@ -88,6 +85,6 @@ def rotate(
         TURNED=2 * len(rotary.frequencies),
         PAD=triton.next_power_of_2(max(kept.key, kept.value)),
         IS_NORMED=norms is not None,
-        num_warps=1, **options(projected.device),
+        num_warps=1
     )  # fmt: skip
     return out

@@ -85,7 +85,7 @@ def _decode(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
     """Attend with one query a sequence, all of them at once."""
     count, heads = step.decodes, pages.heads
     longest = max(step.ends[:count])
-    blocks = step.table[:count, : blocks_for(longest)].long()
+    blocks = step.table[step.rows[:count], : blocks_for(longest)].long()
     k = pages.keys[blocks].flatten(1, 2).transpose(1, 2)  # [sequences, kv_heads, keys, width]
     v = pages.values[blocks].flatten(1, 2).transpose(1, 2)
     places = torch.arange(k.shape[2], device=k.device)
@@ -108,7 +108,7 @@ def _chunk(queries: torch.Tensor, pages: Pages, step: Step, number: int) -> torc
     heads = pages.heads
     count, end = step.counts[number], step.ends[number]
     first = max(end - count - heads.window + 1, 0) // BLOCK_TOKENS if heads.window else 0
-    blocks = step.table[number, first : blocks_for(end)].long()
+    blocks = step.table[step.rows[number], first : blocks_for(end)].long()
     end -= first * BLOCK_TOKENS
     k = pages.keys[blocks].flatten(0, 1)[:end].transpose(0, 1)  # [kv_heads, keys, width]
     v = pages.values[blocks].flatten(0, 1)[:end].transpose(0, 1)
