@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import transformers
 
-from cortex.neuron.engine import probe
 from cortex.neuron.engine.jobs import Generate, Load
 from cortex.neuron.engine.model import Model, build
 from cortex.neuron.engine.weights import Weights

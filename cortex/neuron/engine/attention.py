@@ -19,7 +19,7 @@ from cortex.neuron.engine.step import Step
 NAME = "cortex"
 
 
-def forward(  # noqa: PLR0917 - as transformers calls it
+def forward(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -8,7 +8,6 @@ import torch
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 
 TILE_ROWS = 128  # of a tile: tokens times the heads that share keys
-COUNTERS = 512
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -50,13 +49,11 @@ class Pages:
     Attributes:
         keys: # [blocks, BLOCK_TOKENS, kv_heads, width]
         values: # [blocks, BLOCK_TOKENS, kv_heads, value_width]
-        arrived: Zeros that kernels count in, and leave as zeros.  # [COUNTERS] int32
     """
 
     heads: Heads
     keys: torch.Tensor
     values: torch.Tensor
-    arrived: torch.Tensor
 
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write keys and values of tokens, [tokens, heads, width], where `Step.slots` says."""
@@ -80,13 +77,11 @@ class Cache:
             shape = (blocks, BLOCK_TOKENS, heads.count, width)
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        arrived = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
         self.pages = {
             layer: Pages(
                 heads=heads,
                 keys=room(heads, heads.key),
                 values=room(heads, heads.value),
-                arrived=arrived,
             )
             for layer, heads in layers.items()
         }

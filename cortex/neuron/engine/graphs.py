@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from cortex.neuron.engine.poison import is_poison
+
 Out = tuple[torch.Tensor, torch.Tensor]
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._captures = True
         self._pool: tuple[int, int] | None = None
         self._found: dict[Hashable, tuple[torch.cuda.CUDAGraph, Out] | None] = {}
 
@@ -29,14 +32,21 @@ class Graphs:
         Run a step; the second time of a *key* it is captured, and from then on replayed.
 
         The first time compiles what is to be compiled, which cannot be captured.  What a graph
-        returns is overwritten by the next one.
+        returns is overwritten by the next one.  Where a step cannot be captured, because the host
+        has a say in it, none is from then on.
         """
-        if key not in self._found:
-            out = step()
+        if not self._captures or key not in self._found:
             self._found[key] = None
-            return out
+            return step()
         if (found := self._found[key]) is None:
-            found = self._found[key] = self._captured(step)
+            try:
+                found = self._found[key] = self._captured(step)
+            except RuntimeError as error:
+                if is_poison(error):
+                    raise
+                log.info("steps are not captured: %s", error)
+                self._captures = False
+                return step()
         graph, out = found
         graph.replay()
         return out

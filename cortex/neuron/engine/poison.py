@@ -7,7 +7,10 @@ import torch
 
 def is_poison(error: Exception) -> bool:
     """Tell whether *error* leaves the device's context beyond use."""
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    said = str(error)
+    if "captur" in said:  # it was not even begun
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in said
 
 
 def inject(fault: str | None) -> None:

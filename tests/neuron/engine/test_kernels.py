@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from itertools import accumulate
 
-import attrs
 import pytest
 import torch
 
@@ -140,7 +139,7 @@ def cache_of(queries, kv_heads, width, value_width, dtype, **more):
     [((1, 1), (63, 0)), ((1, 40, 30), (90, 0, 37))],
     ids=str,
 )
-def test_attention(dtype, queries, kv_heads, width, value_width, more, counts, before):
+def test_attention(monkeypatch, dtype, queries, kv_heads, width, value_width, more, counts, before):
     extra = {
         "window": {"window": 20},
         "softcap and sinks": {"softcap": 2.0, "sinks": random(queries, dtype=dtype)},
@@ -148,13 +147,12 @@ def test_attention(dtype, queries, kv_heads, width, value_width, more, counts, b
     cache = cache_of(queries, kv_heads, width, value_width, dtype, **extra)
     step = step_of(counts, before, 40, cache.tile_tokens)
     asked = random(sum(counts), queries, width, dtype=dtype)
-    arrived = torch.zeros(12, dtype=torch.int32, device=DEVICE)  # few splits: they are interpreted
-    pages = attrs.evolve(cache.pages[0], arrived=arrived)
+    pages = cache.pages[0]
+    monkeypatch.setattr(fused.attention, "PROGRAMS", 12)  # few splits: they are interpreted
 
     got = fused.attend(asked, pages, step)
 
     close(got, reference.attend(asked, pages, step))
-    assert not arrived.any()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -177,8 +175,8 @@ def test_rotation(dtype, normed, width, value_width, turned):
     close(cache.pages[0].values, other.pages[0].values)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("vocabulary", [300, 1500])
+@pytest.mark.parametrize("dtype", FLOATS[::2], ids=str)
+@pytest.mark.parametrize("vocabulary", [300, 150_000] if DEVICE.type == "cuda" else [300])
 @pytest.mark.parametrize(
     "knobs",
     [

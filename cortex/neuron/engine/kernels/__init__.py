@@ -73,9 +73,9 @@ class Kernels(Protocol):
 def kernels_for(device: torch.device) -> Kernels:
     """Return the fastest there are for a device."""
     if device.type == "cuda":
-        from cortex.neuron.engine.kernels import fused  # noqa: PLC0415 - it needs Triton
+        from cortex.neuron.engine.kernels import fused
 
         return fused
-    from cortex.neuron.engine.kernels import reference  # noqa: PLC0415 - one of two
+    from cortex.neuron.engine.kernels import reference
 
     return reference

@@ -15,16 +15,13 @@ from torch.nn import functional
 
 from cortex.neuron.engine.layers import Linear, Norm
 
-FEW = 1  # tokens that are multiplied one by one
-SOME = 16  # tokens whose layers are still bound by reading weights
-LARGE, WIDE = 1 << 22, 8192  # of weights; measured: docs/design/engine-speed.md
+SOME = 16  # tokens whose layers are bound by reading weights
 QUANTISED_SOME = 64  # the same where a weight has to be expanded first
+LARGE, WIDE = 1 << 22, 8192  # of weights
 
 
 @triton.jit
-def norm_kernel(
-    x, weight, out, eps, shift, WIDTH: tl.constexpr, PAD: tl.constexpr
-):  # fmt: skip
+def norm_kernel(x, weight, out, eps, shift, WIDTH: tl.constexpr, PAD: tl.constexpr):
     """Norm one token."""
     at = tl.program_id(0) * WIDTH + tl.arange(0, PAD)
     is_in = tl.arange(0, PAD) < WIDTH
@@ -58,12 +55,79 @@ def expand_kernel(weight, scale, out, WIDTH: tl.constexpr, PAD: tl.constexpr):
 
 
 @triton.jit
+def summed(
+    x, weight, norm, start, is_row, shift, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, OFF: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Multiply one token with rows of a weight: [1, rows]; and say how long it is, squared."""
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    ups = tl.zeros([ROWS, COLUMNS], tl.float32)
+    squares = tl.zeros([COLUMNS], tl.float32)
+    for first in range(0, WIDTH, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        is_column = column < WIDTH
+        is_in = is_row[:, None] & is_column[None, :]
+        at = weight + start[:, None] + column[None, :]
+        part = tl.load(x + column, mask=is_column, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            squares += part * part
+            part *= tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
+        sums += tl.load(at, mask=is_in, other=0.0).to(tl.float32) * part[None, :]
+        if OFF > 0:
+            ups += tl.load(at + OFF, mask=is_in, other=0.0).to(tl.float32) * part[None, :]
+    return tl.sum(sums, 1)[None, :], tl.sum(ups, 1)[None, :], tl.sum(squares, 0)[None]
+
+
+@triton.jit
+def multiplied(
+    x, weight, norm, start, is_row, shift, tokens, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, OFF: tl.constexpr, HAS_NORM: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Do the same for several tokens, [tokens, rows] and [tokens], on the tensor cores."""
+    token = tl.arange(0, TOKENS)
+    sums = tl.zeros([TOKENS, ROWS], tl.float32)
+    ups = tl.zeros([TOKENS, ROWS], tl.float32)
+    squares = tl.zeros([TOKENS], tl.float32)
+    for first in tl.range(0, WIDTH, COLUMNS, num_stages=STAGES):
+        column = first + tl.arange(0, COLUMNS)
+        is_column = column < WIDTH
+        is_in = is_row[:, None] & is_column[None, :]
+        at = weight + start[:, None] + column[None, :]
+        x_in = (token < tokens)[:, None] & is_column[None, :]
+        part = tl.load(x + token[:, None] * WIDTH + column[None, :], mask=x_in, other=0.0)
+        if HAS_NORM:
+            wide = part.to(tl.float32)
+            squares += tl.sum(wide * wide, 1)
+            by = tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
+            part = (wide * by[None, :]).to(part.dtype)
+        w = tl.load(at, mask=is_in, other=0.0).to(part.dtype)
+        sums += tl.dot(part, tl.trans(w), input_precision="ieee")
+        if OFF > 0:
+            u = tl.load(at + OFF, mask=is_in, other=0.0).to(part.dtype)
+            ups += tl.dot(part, tl.trans(u), input_precision="ieee")
+    return sums, ups, squares
+
+
+@triton.jit
+def scaled(
+    sums, bias, scale, row, is_row, HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr
+):  # fmt: skip
+    """Return sums with what belongs to the rows of a weight: its scale, and a bias."""
+    if HAS_SCALE:
+        sums *= tl.load(scale + row, mask=is_row, other=0.0)[None, :]
+    if HAS_BIAS:
+        sums += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)[None, :]
+    return sums
+
+
+@triton.jit
 def linear_kernel(
     x, weight, bias, scale, norm, out, eps, shift, factor, tokens,
-    WIDTH: tl.constexpr, OUT: tl.constexpr,
-    PAD_TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_NORM: tl.constexpr,
-    IS_GATED: tl.constexpr, IS_ADDED: tl.constexpr,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_NORM: tl.constexpr, IS_GATED: tl.constexpr,
+    IS_ADDED: tl.constexpr,
 ):  # fmt: skip
     """
     Do some rows of the weight for all tokens: for one by sums, for several by the tensor cores.
@@ -72,71 +136,26 @@ def linear_kernel(
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = row < OUT
-    token = tl.arange(0, PAD_TOKENS)
     start = row.to(tl.int64) * WIDTH
-    if PAD_TOKENS == 1:
-        sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-        ups = tl.zeros([ROWS, COLUMNS], tl.float32)
-        squares = tl.zeros([COLUMNS], tl.float32)
+    OFF: tl.constexpr = OUT * WIDTH if IS_GATED else 0
+    if TOKENS == 1:
+        sums, ups, squares = summed(
+            x, weight, norm, start, is_row, shift, WIDTH, ROWS, COLUMNS, OFF, HAS_NORM
+        )
     else:
-        sums = tl.zeros([PAD_TOKENS, ROWS], tl.float32)
-        ups = tl.zeros([PAD_TOKENS, ROWS], tl.float32)
-        squares = tl.zeros([PAD_TOKENS], tl.float32)
-    for first in tl.range(0, WIDTH, COLUMNS, num_stages=STAGES):
-        column = first + tl.arange(0, COLUMNS)
-        is_column = column < WIDTH
-        is_weight = is_row[:, None] & is_column[None, :]
-        where = start[:, None] + column[None, :]
-        w = tl.load(weight + where, mask=is_weight, other=0.0)
-        if IS_GATED:
-            u = tl.load(weight + where + OUT * WIDTH, mask=is_weight, other=0.0)
-        if PAD_TOKENS == 1:
-            part = tl.load(x + column, mask=is_column, other=0.0).to(tl.float32)
-            if HAS_NORM:
-                squares += part * part
-                by = tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
-                part *= by
-            sums += w.to(tl.float32) * part[None, :]
-            if IS_GATED:
-                ups += u.to(tl.float32) * part[None, :]
-        else:
-            part = tl.load(
-                x + token[:, None] * WIDTH + column[None, :],
-                mask=(token < tokens)[:, None] & is_column[None, :],
-                other=0.0,
-            )
-            if HAS_NORM:
-                wide = part.to(tl.float32)
-                squares += tl.sum(wide * wide, 1)
-                by = tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
-                part = (wide * by[None, :]).to(part.dtype)
-            sums += tl.dot(part, tl.trans(w.to(part.dtype)), input_precision="ieee")
-            if IS_GATED:
-                ups += tl.dot(part, tl.trans(u.to(part.dtype)), input_precision="ieee")
-    if PAD_TOKENS == 1:
-        answer = tl.sum(sums, 1)[None, :]
-        up = tl.sum(ups, 1)[None, :]
-        root = tl.full([1], 1.0, tl.float32)
-        if HAS_NORM:
-            root = root / tl.sqrt(tl.sum(squares, 0) / WIDTH + eps)
-    else:
-        answer = sums
-        up = ups
-        root = tl.full([PAD_TOKENS], 1.0, tl.float32)
-        if HAS_NORM:
-            root = root / tl.sqrt(squares / WIDTH + eps)
-    answer *= root[:, None]
-    up *= root[:, None]
-    if HAS_SCALE:
-        answer *= tl.load(scale + row, mask=is_row, other=0.0)[None, :]
-        if IS_GATED:
-            up *= tl.load(scale + OUT + row, mask=is_row, other=0.0)[None, :]
-    if HAS_BIAS:
-        answer += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)[None, :]
-        if IS_GATED:
-            up += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)[None, :]
+        sums, ups, squares = multiplied(
+            x, weight, norm, start, is_row, shift, tokens, TOKENS, WIDTH, ROWS, COLUMNS, OFF,
+            HAS_NORM, STAGES,
+        )  # fmt: skip
+    if HAS_NORM:
+        root = 1.0 / tl.sqrt(squares / WIDTH + eps)
+        sums *= root[:, None]
+        ups *= root[:, None]
+    answer = scaled(sums, bias, scale, row, is_row, HAS_BIAS, HAS_SCALE)
     if IS_GATED:
+        up = scaled(ups, bias, scale, OUT + row, is_row, HAS_BIAS, HAS_SCALE)
         answer = answer / (1.0 + tl.exp(-answer)) * up
+    token = tl.arange(0, TOKENS)
     to = out + token[:, None] * OUT + row[None, :]
     is_out = (token < tokens)[:, None] & is_row[None, :]
     if IS_ADDED:
@@ -147,10 +166,8 @@ def linear_kernel(
 def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
     out = torch.empty_like(x)
     width = x.shape[-1]
-    norm_kernel[(x.numel() // width,)](
-        x, of.weight, out, of.eps, of.shift, WIDTH=width, PAD=triton.next_power_of_2(width),
-       
-    )  # fmt: skip
+    pad = triton.next_power_of_2(width)
+    norm_kernel[(x.numel() // width,)](x, of.weight, out, of.eps, of.shift, WIDTH=width, PAD=pad)
     return out
 
 
@@ -191,9 +208,8 @@ def _expanded(layer: Linear, dtype: torch.dtype) -> torch.Tensor:
         return layer.weight
     rows, width = layer.weight.shape
     out = layer.weight.new_empty(rows, width, dtype=dtype)
-    expand_kernel[(rows,)](
-        layer.weight, layer.scale, out, WIDTH=width, PAD=triton.next_power_of_2(width)
-    )
+    pad = triton.next_power_of_2(width)
+    expand_kernel[(rows,)](layer.weight, layer.scale, out, WIDTH=width, PAD=pad)
     return out
 
 
@@ -218,20 +234,23 @@ def _small(
         0.0 if before is None else before.eps,
         0.0 if before is None else before.shift,
         factor, tokens,
-        WIDTH=width, OUT=out.shape[1], 
-        PAD_TOKENS=1 if tokens <= FEW else max(16, triton.next_power_of_2(tokens)),
-        ROWS=rows, COLUMNS=columns, STAGES=stages,
+        TOKENS=1 if tokens == 1 else max(16, triton.next_power_of_2(tokens)),
+        WIDTH=width, OUT=out.shape[1], ROWS=rows, COLUMNS=columns, STAGES=stages,
         HAS_BIAS=layer.bias is not None, HAS_SCALE=layer.scale is not None,
         HAS_NORM=before is not None, IS_GATED=is_gated, IS_ADDED=is_added,
-        num_warps=warps
+        num_warps=warps,
     )  # fmt: skip
     return out
 
 
 def tile(tokens: int, out: int, width: int, *, is_gated: bool) -> tuple[int, int, int, int]:
-    """Return rows and columns of the weight a program takes at a time, its warps and stages."""
-    if tokens <= FEW:
-        if is_gated:
-            return 8, 512, 4, 1
-        return (16, 512, 8, 1) if out * width >= LARGE else (4, 512, 4, 1)
-    return (64, 64, 4, 4) if is_gated and out >= WIDE else (32, 256, 4, 3)
+    """
+    Return rows and columns of the weight a program takes at a time, its warps and stages.
+
+    Measured on an H200: docs/design/engine-speed.md.
+    """
+    if tokens > 1:
+        return (64, 64, 4, 4) if is_gated and out >= WIDE else (32, 256, 4, 3)
+    if is_gated:
+        return 8, 512, 4, 1
+    return (16, 512, 8, 1) if out * width >= LARGE else (4, 512, 4, 1)

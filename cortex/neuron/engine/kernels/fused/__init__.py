@@ -1,0 +1,10 @@
+"""Every operation in Triton; what each computes `reference` says."""
+
+from __future__ import annotations
+
+from cortex.neuron.engine.kernels.fused.attention import attend
+from cortex.neuron.engine.kernels.fused.linear import add, gated, linear, norm
+from cortex.neuron.engine.kernels.fused.pick import pick
+from cortex.neuron.engine.kernels.fused.rotary import rotate
+
+__all__ = ["add", "attend", "gated", "linear", "norm", "pick", "rotate"]
