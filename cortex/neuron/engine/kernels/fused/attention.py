@@ -18,7 +18,8 @@ from cortex.neuron.engine.step import Step
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e30)  # a score below all; minus infinity less itself is no number
 PROGRAMS = 512  # that decode at once, if there are so few sequences
-MOST_SPLITS = 32
+MOST_SPLITS = 64
+MANY = 32  # splits, that have few keys each
 WIDE = 128  # heads wider than that take fewer keys at a time
 
 
@@ -177,6 +178,8 @@ def _launch(
     heads, count = pages.heads, queries.shape[1]
     tokens = 1 if tiles is None else step.tile_tokens
     rows = max(16, triton.next_power_of_2(tokens * count // heads.count))
+    is_wide = max(heads.key, heads.value) > WIDE
+    keys, warps = (32, 4) if is_wide or splits >= MANY else (64, 2)
     attend_kernel[step.decodes if tiles is None else len(tiles), heads.count, splits](
         queries, pages.keys, pages.values, out, step.table, step.rows, step.lengths,
         step.lengths if tiles is None else tiles,
@@ -185,8 +188,7 @@ def _launch(
         HEADS=count, KV_HEADS=heads.count, WIDTH=heads.key, VALUE_WIDTH=heads.value,
         PAD_WIDTH=max(16, triton.next_power_of_2(heads.key)),
         PAD_VALUE_WIDTH=max(16, triton.next_power_of_2(heads.value)),
-        PAGE=BLOCK_TOKENS, ROWS=rows, KEYS=64 if max(heads.key, heads.value) <= WIDE else 32,
-        SPLITS=splits, WINDOW=heads.window or 0, IS_TILED=tiles is not None,
+        PAGE=BLOCK_TOKENS, ROWS=rows, KEYS=keys, SPLITS=splits, WINDOW=heads.window or 0, IS_TILED=tiles is not None,
         HAS_SOFTCAP=bool(heads.softcap), HAS_SINKS=heads.sinks is not None,
-        num_warps=8 if rows >= WIDE else 4, num_stages=2,
+        num_warps=8 if rows >= WIDE else warps, num_stages=2,
     )  # fmt: skip
