@@ -16,6 +16,7 @@ COMMANDS = {
     "requests": ("cortex.cli.requests", "list requests, cancel one"),
     "reload": ("cortex.cli.reload", "have the gateway read its configuration again"),
     "chat": ("cortex.cli.chat", "talk to a model in the terminal"),
+    "bench": ("cortex.cli.bench", "measure an endpoint under load"),
     "keys": ("cortex.cli.keys", "make, list and revoke API keys, and show what they used"),
     "pull": ("cortex.cli.pull", "download a model's weights to this host"),
     "plugins": ("cortex.cli.plugins", "show plugins, what they offer and what failed"),

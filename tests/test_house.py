@@ -22,6 +22,7 @@ import pytest
 
 from cortex import errors, hookspecs
 from cortex.__main__ import COMMANDS
+from cortex.cli.bench.figures import Row
 from cortex.config.schema import Address, Catalogue, GatewayConfig, NeuronConfig, PluginSettings
 from cortex.errors import CortexError, RemoteError
 from cortex.events import Events
@@ -412,6 +413,12 @@ WIRE = {
 def test_every_field_on_the_wire_is_documented_and_no_other(name):
     documented = rows(section(document("docs/http-api.md"), f"`{name}`"))
     assert documented.keys() == {field.name for field in attrs.fields(WIRE[name])}
+
+
+def test_every_figure_of_a_measured_row_is_documented_and_no_other():
+    heading = "What `cortex bench --json` prints"
+    documented = rows(section(document("docs/operations.md"), heading))
+    assert documented.keys() == {field.name for field in attrs.fields(Row)}
 
 
 def test_every_error_code_is_documented_as_it_is_and_no_other():

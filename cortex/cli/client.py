@@ -76,7 +76,12 @@ def print_json(answer: dict[str, Any]) -> int:
 
 
 class Gateway:
-    """A gateway to talk to; safe to use from several threads."""
+    """
+    A gateway to talk to; safe to use from several threads.
+
+    Attributes:
+        headers: Sent with every request.
+    """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         from urllib.parse import urlsplit
@@ -86,9 +91,9 @@ class Gateway:
             raise CortexError(f"expected http://host:port as gateway, got {url!r}")
         self.url = url.rstrip("/")
         self._host = parts.hostname
-        self._headers = {"Content-Type": "application/json", "User-Agent": "cortex"}
+        self.headers = {"Content-Type": "application/json", "User-Agent": "cortex"}
         if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+            self.headers["Authorization"] = f"Bearer {key}"
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Gateway:
@@ -98,6 +103,13 @@ class Gateway:
         env = environment()
         url = args.gateway or env.get("CORTEX_URL") or DEFAULT_URL
         return cls(url, args.key or env.get("CORTEX_KEY"))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this host, so that no proxy stands between."""
+        from cortex.config.schema import Address
+
+        return Address(self._host, 0).is_loopback
 
     def get(self, path: str, *, timeout_s: float = ANSWER_S) -> bytes:
         """Return the body of a GET."""
@@ -154,7 +166,7 @@ class Gateway:
         from urllib.request import Request
 
         data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, data, self._headers, method=method)  # noqa: S310 - http
+        request = Request(self.url + path, data, self.headers, method=method)  # noqa: S310 - http
         try:
             with self._opener().open(request, timeout=timeout_s) as response:
                 yield response
@@ -168,13 +180,11 @@ class Gateway:
     def _opener(self) -> OpenerDirector:
         from urllib import request
 
-        from cortex.config.schema import Address
-
         opener = request.OpenerDirector()
         for handler in (request.HTTPHandler, request.HTTPSHandler, request.HTTPErrorProcessor):
             opener.add_handler(handler())
         opener.add_handler(request.HTTPDefaultErrorHandler())
-        if not Address(self._host, 0).is_loopback:
+        if not self.is_loopback:
             opener.add_handler(request.ProxyHandler())
         return opener
 

@@ -1,0 +1,7 @@
+"""``cortex bench``: what an endpoint does under load, as a client sees it."""
+
+from __future__ import annotations
+
+from cortex.cli.bench.command import add_arguments, run
+
+__all__ = ["add_arguments", "run"]
