@@ -11,6 +11,7 @@ import pytest
 
 from cortex.config.schema import PluginSettings
 from cortex.plugins import Plugins
+from tests.neuron.engine.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,3 +109,24 @@ def test_the_gateway_is_measured_beside_the_node_alone():
     assert row["direct"]["requests"] > 0
     assert row["gateway"]["requests"] > 0
     assert row["gateway"]["cpu_us"] > 0
+
+
+@pytest.mark.timeout(180)
+def test_the_engine_is_measured_beside_its_peers_on_the_same_tokens(tmp_path):
+    save_tiny("llama", tmp_path)
+    command = [sys.executable, ROOT / "benchmarks/engine.py", "--json", f"--model={tmp_path}"]
+    done = subprocess.run(
+        [*command, "--quick", "--threads=1", "--output-tokens=4", "--concurrency", "1", "3"],
+        capture_output=True,
+        check=True,
+        timeout=170,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {"ours", "transformers", "transformers, a batch"} <= found["tok_s"].keys()
+    for name, row in found["tok_s"].items():
+        assert row.keys() == {"1", "3"}
+        assert min(row.values()) > 0
+        assert found["same_tokens"][name] == 1
+    assert found["body"].startswith("modules")
+    assert not found["tok_s"].keys() & found["left_out"].keys()
+    assert found["step_ms"].keys() == {"1", "3"}

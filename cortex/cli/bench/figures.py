@@ -1,8 +1,8 @@
 """
 What was measured: rows of figures, and the file they are kept in.
 
-TTFT, ITL, TPOT and E2EL are what vLLM's ``bench serve`` calls by these names; percentiles are
-interpolated between the two nearest values.
+TTFT, ITL, TPOT and E2EL are what vLLM's ``bench serve`` calls by these names, but that an event
+without text is no token; percentiles are interpolated between the two nearest values.
 """
 
 from __future__ import annotations
