@@ -27,6 +27,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
+    "initializer_range": 0.2,  # so that who attends to what has a say
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -146,7 +146,7 @@ def test_attention(monkeypatch, dtype, queries, kv_heads, width, value_width, mo
     }.get(more, {})
     cache = cache_of(queries, kv_heads, width, value_width, dtype, **extra)
     step = step_of(counts, before, 40, cache.tile_tokens)
-    asked = random(sum(counts), queries, width, dtype=dtype)
+    asked = random(queries, sum(counts), width, dtype=dtype).transpose(0, 1)
     pages = cache.pages[0]
     monkeypatch.setattr(fused.attention, "PROGRAMS", 12)  # few splits: they are interpreted
 

@@ -141,6 +141,7 @@ def combine_kernel(
 
 def attend(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
     heads, count = pages.heads, queries.shape[1]
+    queries = queries.contiguous()
     out = queries.new_empty(len(queries), count, heads.value)
     if step.decodes:
         wanted = PROGRAMS // (step.decodes * heads.count)
