@@ -24,12 +24,12 @@ import torch
 import transformers
 
 from cortex.neuron.engine.jobs import Generate, Load
-from cortex.neuron.engine.model import Model, build
+from cortex.neuron.engine.model import build
 from cortex.neuron.engine.weights import Weights
 
 GPU = torch.device("cuda")
 VALUES = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-VALUE_TESTS = ("tests/neuron/engine/test_kernels.py",)
+VALUE_TESTS = ("tests/neuron/engine/test_kernels.py", "tests/neuron/engine/test_batching.py")
 SHAPES: dict[str, dict[str, Any]] = {
     "0.6B": {
         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
@@ -52,6 +52,7 @@ QWEN3 = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
 }
 BATCHES = (1, 8, 64, 256)
+PROMPTS = (128, 2048, 8192)
 CONTEXT = 1024  # tokens in the cache of each sequence that decodes
 DRAWN = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
 
@@ -67,7 +68,7 @@ def main() -> None:
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}")  # fmt: skip
     if not asked.skip_values:
-        subprocess.run([*VALUES, *VALUE_TESTS], check=True, timeout=400)
+        subprocess.run([*VALUES, *VALUE_TESTS], check=True, timeout=400)  # noqa: S603
     with torch.inference_mode():
         bandwidth = measured_bandwidth()
         print(f"memory is read at {bandwidth / 1e12:.2f} TB/s")
@@ -81,7 +82,7 @@ def main() -> None:
 def measured_bandwidth() -> float:
     """Return how many bytes a second are read."""
     data = torch.empty(2 << 30, dtype=torch.uint8, device=GPU).view(torch.int64)
-    return data.nbytes / seconds(lambda: data.sum(), 10)
+    return data.nbytes / seconds(data.sum, 10)
 
 
 def seconds(run: Callable[[], Any], count: int) -> float:
@@ -102,13 +103,14 @@ def made(name: str) -> Weights:
     torch.manual_seed(0)
     with GPU:
         module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    nobody: Any = None  # talks to it
     return Weights(
         module=module.eval().requires_grad_(requires_grad=False),
-        context=4096,
+        context=10240,
         vocabulary=config.vocab_size,
         end_tokens=frozenset(),
         used_bytes=sum(p.nbytes for p in module.parameters()),
-        text=None,  # type: ignore[arg-type] - nobody talks to it
+        text=nobody,
     )
 
 
@@ -124,33 +126,31 @@ def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> Non
         memory_bytes=weights.used_bytes + (50 << 30),
     )  # fmt: skip
     model = build(job, weights, GPU)
+    engine: Any = model.engine
     print(f"built in {time.perf_counter() - began:.1f} s; {model.body}", flush=True)
-    body: Any = model.engine._runner._body  # noqa: SLF001
-    read = body.step_bytes
-    cache = model.engine._runner._cache  # noqa: SLF001
-    token_bytes = sum(p.heads.elements for p in cache.pages.values()) * 2
+    read = engine._runner._body.step_bytes  # noqa: SLF001
+    pages = engine._runner._cache.pages.values()  # noqa: SLF001
+    token_bytes = 2 * sum(page.heads.elements for page in pages)
     for batch in BATCHES:
-        step_s = decode_step(model, batch)
+        step_s = decode_step(engine._runner, batch)  # noqa: SLF001
         floor_s = (read + batch * CONTEXT * token_bytes) / bandwidth
         print(
             f"decode, {batch:3} x {CONTEXT}: {1e3 * step_s:6.2f} ms, {batch / step_s:7.0f} tok/s; "
             f"floor {1e3 * floor_s:5.2f} ms, {floor_s / step_s:4.0%} of bandwidth",
             flush=True,
         )
-    for tokens in (128, 2048, 8192):
-        if tokens < weights.context * 2:
-            print(f"first token of {tokens}: {1e3 * first_token(model, min(tokens, 4000)):.1f} ms")
+    firsts = ", ".join(f"{1e3 * first_token(engine, n):.1f} ms of {n}" for n in PROMPTS)
+    print(f"first token: {firsts}", flush=True)
     for batch in (1, 64, 256):
-        speed = throughput(model, batch)
-        drawn = throughput(model, batch, **DRAWN)
+        speed = throughput(engine, batch)
+        drawn = throughput(engine, batch, **DRAWN)
         print(
             f"128 in, 128 out, {batch:3} at once: {speed:.0f} tok/s; drawn {drawn:.0f}", flush=True
         )
 
 
-def decode_step(model: Model, batch: int) -> float:
+def decode_step(runner: Any, batch: int) -> float:
     """Return how long a step of *batch* sequences takes on the device."""
-    runner: Any = model.engine._runner  # noqa: SLF001
     rows, blocks = runner.rows, CONTEXT // 16 + 1
     which = torch.arange(1, batch + 1, device=GPU)
     there = torch.arange(1, batch * blocks + 1, device=GPU) % len(runner._cache.pages[0].keys)  # noqa: SLF001
@@ -166,32 +166,33 @@ def decode_step(model: Model, batch: int) -> float:
 
 
 def ask(number: int, tokens: int, count: int, **more: Any) -> Generate:
+    """Return a request with a prompt of its own."""
     prompt = torch.randint(0, 150_000, (tokens,)).tolist()
     more = {"temperature": 0.0, **more}
     return Generate(id=str(number), model="m", prompt=prompt, max_tokens=count, **more)
 
 
-def first_token(model: Model, tokens: int) -> float:
+def first_token(engine: Any, tokens: int) -> float:
     """Return how long an idle engine takes to a first token, by the clock."""
     best = 1e9
     for number in range(4):
-        model.engine.add(ask(number, tokens, 1))
+        engine.add(ask(number, tokens, 1))
         torch.cuda.synchronize()
         began = time.perf_counter()
-        while model.engine.has_work:
-            model.engine.step()
+        while engine.has_work:
+            engine.step()
         best = min(best, time.perf_counter() - began)
     return best
 
 
-def throughput(model: Model, batch: int, **more: Any) -> float:
+def throughput(engine: Any, batch: int, **more: Any) -> float:
     """Return tokens a second, by the clock, of requests that come all at once."""
     for number in range(batch):
-        model.engine.add(ask(number, 128, 128, **more))
+        engine.add(ask(number, 128, 128, **more))
     began = time.perf_counter()
     count = 0
-    while model.engine.has_work:
-        tokens, _ = model.engine.step()
+    while engine.has_work:
+        tokens, _ = engine.step()
         count += len(tokens)
     return count / (time.perf_counter() - began)
 

@@ -176,7 +176,7 @@ def test_rotation(dtype, normed, width, value_width, turned):
 
 
 @pytest.mark.parametrize("dtype", FLOATS[::2], ids=str)
-@pytest.mark.parametrize("vocabulary", [300, 150_000] if DEVICE.type == "cuda" else [300])
+@pytest.mark.parametrize("vocabulary", [300, 150_000] if DEVICE.type == "cuda" else [300, 2000])
 @pytest.mark.parametrize(
     "knobs",
     [
@@ -200,7 +200,8 @@ def test_picks(dtype, vocabulary, knobs):
         sequence.row, sequence.planned = row, 7 * row
         entered.append(sequence)
     rows.enter(entered)
-    logits = random(count, vocabulary, dtype=dtype) * 3
+    logits = random(count, vocabulary, dtype=dtype) * torch.tensor([[3.0], [0.1]] * 3).to(DEVICE)
+    logits = logits.to(dtype)  # rows of few candidates, and of many
     which = torch.arange(count, 0, -1, device=DEVICE)
 
     got = fused.pick(logits, rows, which)
