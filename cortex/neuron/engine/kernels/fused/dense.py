@@ -63,7 +63,7 @@ def summed(
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     ups = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([COLUMNS], tl.float32)
-    for first in range(0, WIDTH, COLUMNS):
+    for first in tl.range(0, WIDTH, COLUMNS, num_stages=1):  # more only cost registers
         column = first + tl.arange(0, COLUMNS)
         is_column = column < WIDTH
         is_in = is_row[:, None] & is_column[None, :]
