@@ -68,13 +68,16 @@ def summed(
         is_column = column < WIDTH
         is_in = is_row[:, None] & is_column[None, :]
         at = weight + start[:, None] + column[None, :]
+        w = tl.load(at, mask=is_in, other=0.0)  # what takes longest is asked for first
+        if OFF > 0:
+            u = tl.load(at + OFF, mask=is_in, other=0.0)
         part = tl.load(x + column, mask=is_column, other=0.0).to(tl.float32)
         if HAS_NORM:
             squares += part * part
             part *= tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
-        sums += tl.load(at, mask=is_in, other=0.0).to(tl.float32) * part[None, :]
+        sums += w.to(tl.float32) * part[None, :]
         if OFF > 0:
-            ups += tl.load(at + OFF, mask=is_in, other=0.0).to(tl.float32) * part[None, :]
+            ups += u.to(tl.float32) * part[None, :]
     return tl.sum(sums, 1)[None, :], tl.sum(ups, 1)[None, :], tl.sum(squares, 0)[None]
 
 
@@ -95,17 +98,18 @@ def multiplied(
         is_in = is_row[:, None] & is_column[None, :]
         at = weight + start[:, None] + column[None, :]
         x_in = (token < tokens)[:, None] & is_column[None, :]
+        w = tl.load(at, mask=is_in, other=0.0)
+        if OFF > 0:
+            u = tl.load(at + OFF, mask=is_in, other=0.0)
         part = tl.load(x + token[:, None] * WIDTH + column[None, :], mask=x_in, other=0.0)
         if HAS_NORM:
             wide = part.to(tl.float32)
             squares += tl.sum(wide * wide, 1)
             by = tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
             part = (wide * by[None, :]).to(part.dtype)
-        w = tl.load(at, mask=is_in, other=0.0).to(part.dtype)
-        sums += tl.dot(part, tl.trans(w), input_precision="ieee")
+        sums += tl.dot(part, tl.trans(w.to(part.dtype)), input_precision="ieee")
         if OFF > 0:
-            u = tl.load(at + OFF, mask=is_in, other=0.0).to(part.dtype)
-            ups += tl.dot(part, tl.trans(u), input_precision="ieee")
+            ups += tl.dot(part, tl.trans(u.to(part.dtype)), input_precision="ieee")
     return sums, ups, squares
 
 
