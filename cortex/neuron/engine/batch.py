@@ -1,4 +1,4 @@
-"""The tokens of a step, of prompts and of answers, as one tensor that goes to the device at once."""
+"""The tokens of a step, of prompts and of answers, as one tensor, which is one copy."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Shape:
         )
 
     @property
-    def fields(self) -> tuple[int, ...]:
+    def fields(self) -> list[int]:
         """How long each field of a batch is."""
         tokens, sequences = self.decodes + self.tokens, self.decodes + self.chunks
-        return tokens, tokens, tokens, sequences, sequences, sequences, self.tiles * 4
+        return [*[tokens] * 3, *[sequences] * 3, self.tiles * 4]
 
 
 class Batch:
@@ -84,7 +84,7 @@ class Batch:
     def __init__(self, told: torch.Tensor, shape: Shape) -> None:
         self.told = told
         self.shape = shape
-        fields = told.split(shape.fields)
+        fields = torch.split(told, shape.fields)
         self.said, self.positions, self.owners, self.rows, self.lengths, self.lasts = fields[:6]
         self.tiles = fields[6].view(-1, 4)
 
@@ -116,9 +116,9 @@ def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
             if chunk.count > 1:
                 tiles += tiled(row, start, chunk.start, chunk.count, shape.tile_tokens)
         for field in (said, positions, owners):
-            field += [0] * (tokens - len(field))
+            field.extend([0] * (tokens - len(field)))
         for field in (rows, lengths, lasts):
-            field += [0] * (sequences - len(field))
+            field.extend([0] * (sequences - len(field)))
     tiles += [0] * (4 * shape.tiles - len(tiles))
     return [*said, *positions, *owners, *rows, *lengths, *lasts, *tiles]
 

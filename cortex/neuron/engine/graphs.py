@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ class Graphs:
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._captures = True
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._found: dict[Hashable, tuple[torch.cuda.CUDAGraph, Out] | None] = {}
 
     def run(self, key: Hashable, step: Callable[[], Out]) -> Out:

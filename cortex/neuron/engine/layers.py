@@ -82,7 +82,7 @@ def fuse(*modules: Any) -> Linear:
     if len(modules) == 1:
         return Linear(weight=modules[0].weight, bias=biases[0])
     weight = torch.cat([module.weight for module in modules])
-    parts = weight.split([module.weight.shape[0] for module in modules])
+    parts = torch.split(weight, [module.weight.shape[0] for module in modules])
     for module, part in zip(modules, parts, strict=True):
         module.weight = torch.nn.Parameter(part, requires_grad=False)
     return Linear(weight=weight, bias=None if biases[0] is None else torch.cat(biases))

@@ -120,7 +120,7 @@ def _body(
         lambda: Stack(module, kernels_for(device)),
         lambda: Modules(module),
     ]
-    said = []
+    said: list[str] = []
     for way in ways:
         body, why = probe.prove(way, trial, tried, wanted, noise)
         if body is not None:

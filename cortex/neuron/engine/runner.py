@@ -115,8 +115,8 @@ class Runner:
             if not sampling:
                 return Launched(samplers=())
             if len(sampling) < len(which):
-                places = torch.tensor([place for place, _ in sampling], device=self._device)
-                logits, picked, which = logits[places], picked[places], which[places]
+                at = torch.tensor([place for place, _ in sampling], device=self._device)
+                logits, picked, which = logits[at], picked[at], which[at]
         if any(sequence.is_adjusted for sequence in samplers):
             picked = self._kernels.pick(sampler.adjusted(logits, samplers), self.rows, which)
             self.rows.last[which] = picked
@@ -188,10 +188,10 @@ class Runner:
         if not is_padded or self._graphs is None:
             batch = Batch(told.to(self._device, non_blocking=True), shape)
             return *self.mixed(batch, **known), batch.rows
-        if (batch := self._batches.get(shape)) is None:
-            batch = self._batches[shape] = Batch(told.to(self._device), shape)
-        else:
-            batch.told.copy_(told, non_blocking=True)
+        if shape not in self._batches:
+            self._batches[shape] = Batch(torch.empty_like(told, device=self._device), shape)
+        batch = self._batches[shape]
+        batch.told.copy_(told, non_blocking=True)
         logits, picked = self._graphs.run(shape, partial(self.mixed, batch))
         return logits, picked, batch.rows
 

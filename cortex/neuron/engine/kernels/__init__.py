@@ -43,7 +43,10 @@ class Kernels(Protocol):
 
         Args:
             projected: Queries, keys and values, one behind the other.  # [tokens, out]
+            rotary: By how much.
             norms: Of queries and of keys, head by head.
+            pages: Of the layer.
+            step: Whose tokens they are.
 
         Returns:
             The queries.  # [tokens, heads, width]
@@ -55,6 +58,8 @@ class Kernels(Protocol):
 
         Args:
             queries: # [tokens, heads, width]
+            pages: Of the layer.
+            step: Whose tokens they are.
 
         Returns:
             # [tokens, heads, value_width]
@@ -66,6 +71,7 @@ class Kernels(Protocol):
 
         Args:
             logits: # [rows, vocabulary]
+            rows: How theirs are to be drawn.
             which: Rows of device state, whose `Rows.lengths` count the step's own tokens.
         """
 

@@ -45,15 +45,15 @@ def rotate(
 ) -> torch.Tensor:
     heads = pages.heads
     kept = heads.count * heads.key, heads.count * heads.value
-    queries, keys, values = projected.split([projected.shape[1] - sum(kept), *kept], -1)
-    queries, keys = (part.unflatten(-1, (-1, heads.key)) for part in (queries, keys))
+    queries, keys, values = torch.split(projected, [projected.shape[1] - sum(kept), *kept], -1)
+    queries, keys = (torch.unflatten(part, -1, (-1, heads.key)) for part in (queries, keys))
     if norms is not None:
         queries, keys = norm(queries, norms[0]), norm(keys, norms[1])
     angles = step.positions[:, None].float() * rotary.frequencies
     cos, sin = (turn(angles)[:, None] * rotary.scale for turn in (torch.cos, torch.sin))
     cos, sin = cos.to(projected.dtype), sin.to(projected.dtype)
     pages.write(
-        step.slots, _turned(keys, cos, sin), values.unflatten(-1, (heads.count, heads.value))
+        step.slots, _turned(keys, cos, sin), torch.unflatten(values, -1, (heads.count, heads.value))
     )
     return _turned(queries, cos, sin)
 
@@ -77,7 +77,7 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn components of heads, [tokens, heads, width], as far as there are angles."""
     half = cos.shape[-1]
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], -1)
+    first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
 
@@ -94,7 +94,9 @@ def _decode(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
     if heads.window:
         seen &= places >= ends - heads.window
     groups = queries.shape[1] // k.shape[1]
-    q = queries.unflatten(1, (k.shape[1], groups))  # a group's queries as tokens: nothing repeated
+    q = torch.unflatten(
+        queries, 1, (k.shape[1], groups)
+    )  # a group's queries as tokens: nothing repeated
     if heads.softcap or heads.sinks is not None:
         return _explicit(q[:, :, :, None], k, v, seen[:, None], heads)[..., 0, :].flatten(1, 2)
     out = functional.scaled_dot_product_attention(
@@ -114,7 +116,7 @@ def _chunk(queries: torch.Tensor, pages: Pages, step: Step, number: int) -> torc
     v = pages.values[blocks].flatten(0, 1)[:end].transpose(0, 1)
     q = queries.transpose(0, 1)
     if heads.softcap or heads.sinks is not None:
-        q = q.unflatten(0, (k.shape[0], -1))
+        q = torch.unflatten(q, 0, (k.shape[0], -1))
         seen = visible(count, end, heads.window, q.device)
         return (
             _explicit(q[None], k[None], v[None], seen[None], heads)[0].flatten(0, 1).transpose(0, 1)
@@ -141,6 +143,7 @@ def _explicit(
         k: # [sequences, kv_heads, keys, width]
         v: # [sequences, kv_heads, keys, value_width]
         seen: # [sequences, tokens, keys] bool
+        heads: How they attend.
 
     Returns:
         # [sequences, kv_heads, groups, tokens, value_width]

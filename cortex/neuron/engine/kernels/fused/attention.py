@@ -50,6 +50,17 @@ def tile_of(owners, lengths, tiles, number, IS_TILED: tl.constexpr):
 
 
 @triton.jit
+def span(end, count, split, KEYS: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
+    """Return the first key of a split that a tile may see, and the end of its keys."""
+    share = tl.cdiv(tl.cdiv(end, SPLITS), KEYS) * KEYS
+    low = split * share
+    high = tl.minimum(low + share, end)
+    if WINDOW > 0:
+        low = tl.maximum(low, tl.maximum(end - count - WINDOW + 1, 0) // KEYS * KEYS)
+    return low, high
+
+
+@triton.jit
 def attend_kernel(
     queries, keys, values, out, table, owners, lengths, tiles, sinks, sums,
     scale, softcap, query_stride, table_stride,
@@ -73,11 +84,7 @@ def attend_kernel(
     q_in = (token < count)[:, None] & (wide < WIDTH)[None, :]
     q = tl.load(queries + q_at, mask=q_in, other=0.0)
     place = end - count + token  # of each row's token in its sequence
-    share = tl.cdiv(tl.cdiv(end, SPLITS), KEYS) * KEYS
-    low = split * share
-    high = tl.minimum(low + share, end)
-    if WINDOW > 0:
-        low = tl.maximum(low, tl.maximum(end - count - WINDOW + 1, 0) // KEYS * KEYS)
+    low, high = span(end, count, split, KEYS, SPLITS, WINDOW)
     most = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sofar = tl.zeros([ROWS, PAD_VALUE_WIDTH], tl.float32)
@@ -189,7 +196,8 @@ def _launch(
         HEADS=count, KV_HEADS=heads.count, WIDTH=heads.key, VALUE_WIDTH=heads.value,
         PAD_WIDTH=max(16, triton.next_power_of_2(heads.key)),
         PAD_VALUE_WIDTH=max(16, triton.next_power_of_2(heads.value)),
-        PAGE=BLOCK_TOKENS, ROWS=rows, KEYS=keys, SPLITS=splits, WINDOW=heads.window or 0, IS_TILED=tiles is not None,
-        HAS_SOFTCAP=bool(heads.softcap), HAS_SINKS=heads.sinks is not None,
+        PAGE=BLOCK_TOKENS, ROWS=rows, KEYS=keys, SPLITS=splits,
+        WINDOW=heads.window or 0, IS_TILED=tiles is not None, HAS_SOFTCAP=bool(heads.softcap),
+        HAS_SINKS=heads.sinks is not None,
         num_warps=8 if rows >= WIDE else warps, num_stages=2,
     )  # fmt: skip
