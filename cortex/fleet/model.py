@@ -13,6 +13,8 @@ Status = Literal[
     "loaded", "loading", "unloading", "unloaded", "recovering", "poisoned", "failed", "asleep"
 ]
 
+QUANTS_AT_LOAD = ("fp8", "int8")
+
 
 @attrs.frozen(kw_only=True)
 class ModelSpec:
@@ -21,7 +23,7 @@ class ModelSpec:
 
     Attributes:
         source: ``scheme`` or ``scheme:location``; None asks every source whether it knows the id.
-        quant: GGUF file tag such as ``Q4_K_M``, case-insensitive.
+        quant: GGUF file tag such as ``Q4_K_M``, or one of `QUANTS_AT_LOAD`; case-insensitive.
         vram_mb: Estimate of the memory it takes, until a load measures it.
         min_devices: Devices it needs on one node.
         pinned_on: Nodes it may run on; there it is never evicted.
@@ -45,6 +47,17 @@ class ModelSpec:
     preload: bool = False
     context: int | None = None
     defaults: Mapping[SamplingDefault, float] = attrs.field(factory=dict)
+
+    @property
+    def file_quant(self) -> str | None:
+        """Which of several files is asked for, by its tag."""
+        return None if self.load_quant else self.quant
+
+    @property
+    def load_quant(self) -> str | None:
+        """How weights are to be quantised while they are loaded."""
+        name = (self.quant or "").lower()
+        return name if name in QUANTS_AT_LOAD else None
 
     @property
     def scheme(self) -> str | None:

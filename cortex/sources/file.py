@@ -50,7 +50,7 @@ class FileSource:
         if place is None:
             raise self._not_found(spec.location, places)
         try:
-            selection = _listed(place, spec.quant)
+            selection = _listed(place, spec.file_quant)
             checkpoint = selection.checkpoint(place if place.is_dir() else place.parent)
         except OSError as error:
             raise RepoFetchFailed(f"cannot read {place}: {error.strerror}") from error

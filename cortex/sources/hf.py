@@ -56,13 +56,13 @@ class HfSource:
         try:
             info = model_info(repo)
         except HubUnreachableError as error:
-            checkpoint = _cached(repo, spec.quant, error, text_only=text_only)
+            checkpoint = _cached(repo, spec.file_quant, error, text_only=text_only)
             size = checkpoint.size_bytes
             report(Progress(stage="fetching", done=size, total=size))
             return checkpoint
         listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         names = [name for name in listed if ".." not in PurePosixPath(name).parts]
-        selection = Listing.of(names).choose(spec.quant, repo.name)
+        selection = Listing.of(names).choose(spec.file_quant, repo.name)
         selection = selection.text if text_only else selection
         commit = info.sha or repo.revision
         files = [remote_file(repo, commit, listed[name]) for name in selection.files]

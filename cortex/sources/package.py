@@ -86,7 +86,7 @@ class PackageSource:
         if not folder.is_dir():
             self._download(f"{name}=={version}", folder, report)
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
-        chosen = Listing.of(names).choose(spec.quant, f"package {name} {version}")
+        chosen = Listing.of(names).choose(spec.file_quant, f"package {name} {version}")
         checkpoint = chosen.checkpoint(folder)
         checkpoint = attrs.evolve(checkpoint, sampling=RECOMMENDED.get((name, version), {}))
         size = checkpoint.size_bytes

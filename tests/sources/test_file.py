@@ -53,6 +53,7 @@ def source(models: Path) -> FileSource:
             11,
         ),
         ("owner/plain", None, None, "owner/plain", "safetensors", 20),
+        ("owner/plain", None, "fp8", "owner/plain", "safetensors", 20),  # that is for the engine
         ("m", "file:{models}/owner/plain", None, "owner/plain", "safetensors", 20),
         ("owner/quants", None, "q8_0", "owner/quants/x-Q8_0.gguf", "gguf", 40),
     ],

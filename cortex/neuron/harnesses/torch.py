@@ -118,6 +118,7 @@ class TorchHarness:
             model=spec.id,
             path=str(checkpoint.path),
             dtype=self._options.dtype,
+            quant=spec.load_quant,
             context=spec.context,
             memory_bytes=spec.vram_mb << 20 if spec.vram_mb else None,
             cache_fraction=self._options.kv_cache_fraction,

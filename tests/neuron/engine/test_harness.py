@@ -22,6 +22,7 @@ from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.neuron.engine import jobs
 from cortex.resumption import Said, resumed
 from tests.neuron.engine.conftest import load
+from tests.neuron.engine.tiny import save_tiny
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -340,3 +341,20 @@ async def test_a_tokenizer_that_cannot_be_read_is_told(harness, tmp_path):
     checkpoint = Checkpoint(path=tmp_path, format="safetensors", size_bytes=0)
     with pytest.raises(RepoFetchFailed, match="tokenizer"):
         await harness.counter(ModelSpec(id="cold"), checkpoint)
+
+
+async def test_weights_can_be_kept_in_eight_bits(harness, tiny_llama):
+    whole = await load(harness, tiny_llama, "whole")
+    small = await load(harness, tiny_llama, "small", quant="INT8")
+    said, end = await answer(harness, ask(PROMPTS[0], model="small"))
+    await harness.unload("whole")
+    await harness.unload("small")
+
+    assert small.used_bytes < whole.used_bytes
+    assert isinstance(end, Finished)
+    assert said
+
+
+async def test_a_model_that_is_not_built_like_llama_cannot_be_quantised(harness, tmp_path):
+    with pytest.raises(UnsupportedArchitecture, match="cannot be quantised"):
+        await load(harness, save_tiny("gpt2", tmp_path), "gpt2", quant="fp8")
