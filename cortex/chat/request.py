@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import attrs
@@ -164,6 +165,9 @@ class Sampling:
         temperature: 0 is greedy; 0..2.
         top_p: Keep the smallest set of tokens with this mass; 0 < top_p <= 1.
         top_k: Keep this many tokens; 0 keeps all.
+        min_p: Keep tokens at least this share as likely as the likeliest; 0 keeps all, up to 1.
+        repetition_penalty: Positive logits of tokens in prompt or answer are divided by it,
+            negative ones multiplied; 1 is none, 0 < repetition_penalty <= 10.
         seed: Same seed, same tokens.
         max_tokens: Tokens to generate at most; clamped to the context.
         stop: Strings that end the answer; they are not part of it.
@@ -176,6 +180,8 @@ class Sampling:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -183,6 +189,15 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = attrs.field(factory=dict)
     logprobs: int | None = None
+
+    def asks(self, name: str) -> bool:
+        """Tell whether the field *name* wants something: it is neither open nor neutral."""
+        value = getattr(self, name)
+        return value not in (getattr(OPEN, name), NEUTRAL.get(name))
+
+
+OPEN = Sampling()
+NEUTRAL = MappingProxyType({"top_k": 0, "min_p": 0, "repetition_penalty": 1})
 
 
 @attrs.frozen(kw_only=True)

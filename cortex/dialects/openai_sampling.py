@@ -10,6 +10,7 @@ from cortex.chat.request import Sampling
 
 MAX_CHOICES = 128
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+Repetition = Annotated[float, msgspec.Meta(gt=0, le=10)]
 Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
@@ -30,6 +31,9 @@ class WireSampling(msgspec.Struct, kw_only=True):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     top_k: int | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Repetition | None = None
+    repeat_penalty: Repetition | None = None  # llama.cpp's name for it
     seed: int | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[int, Bias] | None = None
@@ -48,11 +52,14 @@ class WireSampling(msgspec.Struct, kw_only=True):
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """Return what the fields say, with what the two dialects call differently."""
+        repetition = self.repetition_penalty
         stop = self.stop if isinstance(self.stop, list) else [self.stop or ""]
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(self.top_k, 0) if self.top_k is not None else None,
+            min_p=self.min_p,
+            repetition_penalty=self.repeat_penalty if repetition is None else repetition,
             seed=self.seed,
             max_tokens=max_tokens,
             stop=tuple(filter(None, stop)),

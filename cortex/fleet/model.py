@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import attrs
 
-SamplingDefault = Literal["temperature", "top_p", "top_k"]
+SamplingDefault = Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"]
+SAMPLING_BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "temperature": (0, 2),
+        "top_p": (1e-9, 1),
+        "top_k": (-1, 1 << 31),
+        "min_p": (0, 1),
+        "repetition_penalty": (1e-9, 10),
+    }
+)
 Status = Literal[
     "loaded", "loading", "unloading", "unloaded", "recovering", "poisoned", "failed", "asleep"
 ]
@@ -47,6 +57,13 @@ class ModelSpec:
     preload: bool = False
     context: int | None = None
     defaults: Mapping[SamplingDefault, float] = attrs.field(factory=dict)
+
+    @defaults.validator
+    def _are_possible(self, _: object, defaults: Mapping[SamplingDefault, float]) -> None:
+        for name, value in defaults.items():
+            least, most = SAMPLING_BOUNDS[name]
+            if not least <= value <= most:
+                raise ValueError(f"defaults: {name}: expected {least:g} to {most:g}, got {value:g}")
 
     @property
     def file_quant(self) -> str | None:

@@ -52,17 +52,25 @@ class LoadBody(msgspec.Struct, forbid_unknown_fields=False):
     wait: bool = True
 
     def spec(self) -> ModelSpec:
-        """Return the model it is about."""
-        return ModelSpec(
-            id=self.model_id,
-            harness=self.harness,
-            quant=self.quant,
-            source=self.source,
-            context=self.context,
-            vram_mb=self.vram_mb,
-            min_devices=max(self.tensor_parallel, len(self.devices), 1),
-            defaults=self.defaults,
-        )
+        """
+        Return the model it is about.
+
+        Raises:
+            InvalidRequest: A default is out of bounds.
+        """
+        try:
+            return ModelSpec(
+                id=self.model_id,
+                harness=self.harness,
+                quant=self.quant,
+                source=self.source,
+                context=self.context,
+                vram_mb=self.vram_mb,
+                min_devices=max(self.tensor_parallel, len(self.devices), 1),
+                defaults=self.defaults,
+            )
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="defaults") from None
 
 
 class UnloadBody(msgspec.Struct):

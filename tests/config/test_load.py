@@ -154,6 +154,9 @@ MODELS = {
     MODEL + "defaults = {temperature = 'hot'}": (
         "models[0].defaults['temperature']: expected a number, got 'hot' (a string)"
     ),
+    MODEL + "defaults = {repetition_penalty = 0}": (
+        "models[0]: defaults: repetition_penalty: expected 1e-09 to 10, got 0"
+    ),
     MODEL * 2: "models: 'a' is listed twice",
     "models = 'x'": "models: expected a list, got 'x' (a string)",
     "aliases = 'x'": "aliases: expected a table, got 'x' (a string)",

@@ -405,6 +405,8 @@ def test_the_form_of_the_answer_is_rendered(schema):
         ({"prompts": ("x",), "messages": ()}, "prompt"),
         ({"n": 2}, "n"),
         ({"sampling": Sampling(seed=1)}, "seed"),
+        ({"sampling": Sampling(min_p=0.1)}, "min_p"),
+        ({"sampling": Sampling(repetition_penalty=1.1)}, "repetition_penalty"),
         ({"sampling": Sampling(frequency_penalty=1.0)}, "frequency_penalty"),
         ({"sampling": Sampling(presence_penalty=1.0)}, "presence_penalty"),
         ({"sampling": Sampling(logit_bias={1: 1.0})}, "logit_bias"),

@@ -75,6 +75,11 @@ def test_a_message_is_read(message, role, text):
         ({"top_k": 40}, {"top_k": 40}),
         ({"top_k": 0}, {"top_k": 0}),
         ({"top_k": -1}, {"top_k": 0}),
+        ({"min_p": 0}, {"min_p": 0.0}),
+        ({"min_p": 0.05}, {"min_p": 0.05}),
+        ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"repeat_penalty": 1.1, "repetition_penalty": 1}, {"repetition_penalty": 1.0}),
         ({"seed": -5}, {"seed": -5}),
         ({"max_tokens": 5}, {"max_tokens": 5}),
         ({"max_completion_tokens": 6}, {"max_tokens": 6}),
@@ -125,7 +130,7 @@ def test_streaming_is_read(asked, stream, include_usage):
         {"functions": [], "function_call": "none", "response_format": None, "logprobs": None},
         {"continue_final_message": False, "add_generation_prompt": True},
         {"tool_choice": "auto", "parallel_tool_calls": True, "reasoning_effort": None},
-        {"chat_template_kwargs": {}, "web_search_options": {}, "min_p": 0.1, "min_tokens": 2},
+        {"chat_template_kwargs": {}, "web_search_options": {}, "min_tokens": 2},
     ],
 )
 def test_what_says_nothing_or_is_unknown_is_accepted(ignored):
@@ -265,6 +270,11 @@ def one(**message: object) -> dict[str, object]:
             "temperature: expected float <= 2.0",
         ),
         ({"temperature": -1}, "invalid_value", "temperature", "temperature: expected float >= 0.0"),
+        ({"min_p": 1.5}, "invalid_value", "min_p", "min_p: expected float <= 1.0"),
+        (
+            {"repetition_penalty": 0},
+            *("invalid_value", "repetition_penalty", "repetition_penalty: expected float > 0.0"),
+        ),
         ({"top_p": 0}, "invalid_value", "top_p", "top_p: expected float > 0.0"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens", "max_tokens: expected int >= 1"),
         (

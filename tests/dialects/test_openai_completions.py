@@ -78,7 +78,7 @@ def test_a_bad_value_is_refused_with_its_path(asked, param, message):
     "ignored",
     [
         {"n": 1, "best_of": 1, "echo": False, "suffix": None, "logprobs": None, "stream": None},
-        {"suffix": "", "user": "u", "max_tokens": None, "min_p": 0.1},
+        {"suffix": "", "user": "u", "max_tokens": None},
     ],
 )
 def test_what_says_nothing_or_is_unknown_is_accepted(ignored):

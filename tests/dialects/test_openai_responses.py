@@ -825,12 +825,21 @@ def test_a_request_that_is_sent_on_and_read_again_is_the_same(chat):
         {"template_args": {"a": 1}},
         {"sampling": Sampling(stop=("x",))},
         {"sampling": Sampling(top_k=5)},
+        {"sampling": Sampling(min_p=0.1)},
+        {"sampling": Sampling(repetition_penalty=1.1)},
     ],
 )
 def test_what_the_dialect_cannot_say_is_refused(asked):
     with pytest.raises(InvalidRequest) as caught:
         DIALECT.client.render_request(attrs.evolve(parse(), **asked))
-    assert caught.value.param in ("prompt", "n", "chat_template_kwargs", "stop", "top_k")
+    asked = asked.get("sampling", {"prompts": "prompt", "template_args": "chat_template_kwargs"})
+    assert caught.value.param in str(asked) or caught.value.param == "n"
+
+
+@pytest.mark.parametrize("neutral", [{"top_k": 0}, {"min_p": 0.0}, {"repetition_penalty": 1.0}])
+def test_what_asks_for_nothing_is_left_out(neutral):
+    asked = attrs.evolve(parse(), sampling=Sampling(**neutral))
+    assert DIALECT.client.render_request(asked) == DIALECT.client.render_request(parse())
 
 
 def test_an_error_in_a_result_is_one_in_words():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cortex.api import ReplyDecoder
-from cortex.chat.request import ChatRequest, Reasoning, Sampling, Tool, ToolChoice
+from cortex.chat.request import ChatRequest, Reasoning, Tool, ToolChoice
 from cortex.dialects.anthropic_messages.decoder import StreamDecoder
 from cortex.dialects.anthropic_messages.turns import system_of, turns_of
 from cortex.dialects.openai_errors import read_error
@@ -14,8 +14,10 @@ from cortex.errors import CortexError, UnsupportedParameter
 from cortex.wire import encode
 
 MAX_TOKENS = 32_000  # asked for where the client leaves it open: what Claude Code asks for
-UNSAID = ("seed", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs")
-OPEN = Sampling()
+UNSAID = (
+    *("min_p", "repetition_penalty", "seed"),
+    *("frequency_penalty", "presence_penalty", "logit_bias", "logprobs"),
+)
 ANY_OBJECT = {"type": "object"}
 FREE_TEXT = {
     "type": "object",
@@ -59,7 +61,7 @@ class MessagesClient:
 def refuse_unsaid(request: ChatRequest) -> None:
     """Raise for the first thing asked for that a message cannot say."""
     sampling, switch = request.sampling, {"enable_thinking": request.reasoning.enabled}
-    asked = {name: getattr(sampling, name) != getattr(OPEN, name) for name in UNSAID}
+    asked = {name: sampling.asks(name) for name in UNSAID}
     asked |= {
         "prompt": bool(request.prompts),
         "n": request.n != 1,

@@ -120,6 +120,9 @@ def render_sampling(request: ChatRequest) -> dict[str, Any]:
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "repeat_penalty": sampling.repetition_penalty,  # what llama.cpp calls it
         "seed": sampling.seed,
         "max_tokens": sampling.max_tokens,
         "stop": sampling.stop or None,

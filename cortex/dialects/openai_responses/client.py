@@ -11,7 +11,6 @@ from cortex.chat.request import (
     Image,
     JsonFormat,
     Message,
-    Sampling,
     Text,
     Thinking,
     Tool,
@@ -25,8 +24,10 @@ from cortex.dialects.openai_responses.request import LOGPROBS
 from cortex.errors import CortexError, UnsupportedParameter
 from cortex.wire import encode
 
-UNSAID = ("top_k", "seed", "stop", "frequency_penalty", "presence_penalty", "logit_bias")
-OPEN = Sampling()
+UNSAID = (
+    *("top_k", "min_p", "repetition_penalty", "seed", "stop"),
+    *("frequency_penalty", "presence_penalty", "logit_bias"),
+)
 
 
 class OpenAIResponsesClient:
@@ -68,7 +69,7 @@ class OpenAIResponsesClient:
 def refuse_unsaid(request: ChatRequest) -> None:
     """Raise for the first thing asked for that a Responses request cannot say."""
     switch = {"enable_thinking": request.reasoning.enabled}
-    asked = {name: getattr(request.sampling, name) != getattr(OPEN, name) for name in UNSAID}
+    asked = {name: request.sampling.asks(name) for name in UNSAID}
     asked |= {
         "prompt": bool(request.prompts),
         "n": request.n != 1,

@@ -66,7 +66,8 @@ class Generate(Message, frozen=True, kw_only=True):
 
     Attributes:
         temperature: 0 is greedy.
-        top_k: 0 keeps all.
+        top_k: 0 keeps all, and so does a *min_p* of 0.
+        repetition_penalty: 1 is none.
         logprobs: Report each token's log probability, and those of this many likeliest.
         grammar: What the answer must look like, for llguidance: Lark, or JSON of its own.
         fault: One of `FAULTS`, to happen in its first step; for drills.
@@ -80,6 +81,7 @@ class Generate(Message, frozen=True, kw_only=True):
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
@@ -92,6 +94,12 @@ class Generate(Message, frozen=True, kw_only=True):
     def tokens(self) -> int:
         """Of prompt and answer at most."""
         return len(self.prompt) + self.max_tokens
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what may come depends on what was said."""
+        penalties = self.frequency_penalty or self.presence_penalty
+        return bool(penalties) or self.repetition_penalty != 1
 
 
 class Embed(Message, frozen=True, kw_only=True):
@@ -149,7 +157,7 @@ class TextFiles(msgspec.Struct, frozen=True, kw_only=True):
         tokenizer: tokenizer.json of the tokenizers library.
         tool_template: Another chat template for requests with tools, if the model has one.
         special_tokens: Strings a chat template may name, such as ``bos_token``.
-        sampling: temperature, top_p and top_k of the checkpoint's generation config.
+        sampling: Those of `cortex.fleet.model.SamplingDefault` its generation config has.
     """
 
     tokenizer: str

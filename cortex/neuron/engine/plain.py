@@ -14,6 +14,7 @@ from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Done, Generate, Token
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.tallies import Tallies
 from cortex.neuron.engine.weights import Weights
 
 PREFILL_TOKENS = 512
@@ -30,11 +31,11 @@ class Plain:
         self, job: Generate, weights: Weights, device: torch.device, grammar: Grammar | None
     ) -> None:
         self.job = job
-        self._sequence = Sequence(job, grammar)
+        self._sequence = Sequence(job, grammar, row=0)
+        self._tallies = Tallies(device)
         self._weights = weights
         self._device = device
         self._rows = Rows(1, 0, device)
-        self._sequence.row = 0
         self._rows.enter([self._sequence])
         self._cache = DynamicCache(config=weights.module.config)
 
@@ -62,9 +63,13 @@ class Plain:
             return None
         if sequence.grammar is not None:
             sequence.allowed = sequence.grammar.allowed()
-        scores = sampler.adjusted(logits, [sequence]) if sequence.is_adjusted else logits
+        tallies = self._tallies.of([sequence], logits.shape[1])
+        scores = logits
+        if sequence.is_adjusted:
+            scores = sampler.adjusted(logits, [sequence], tallies)
         self._rows.lengths[0] = sequence.planned
         picked = sampler.pick(scores, self._rows, self._rows.lengths.new_zeros(1))
+        self._tallies.add([sequence], picked)
         token = int(picked)
         if not sequence.take(token, self._weights.end_tokens):
             return None

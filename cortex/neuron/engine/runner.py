@@ -26,6 +26,7 @@ from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence
 from cortex.neuron.engine.step import Step
+from cortex.neuron.engine.tallies import Tallies
 
 SIZES = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 257, 16))
 
@@ -69,6 +70,7 @@ class Runner:
         self._cache = cache
         self._device = device
         self._kernels = kernels_for(device)
+        self._tallies = Tallies(device)
         self.rows = Rows(rows + 1, blocks, device)
         self._sizes = sorted({*(size for size in SIZES if size < rows), rows})
         self._decoding: list[int] = []  # whose rows are in *which*
@@ -118,7 +120,10 @@ class Runner:
                 at = torch.tensor([place for place, _ in sampling], device=self._device)
                 logits, picked, which = logits[at], picked[at], which[at]
         if any(sequence.is_adjusted for sequence in samplers):
-            picked = self._kernels.pick(sampler.adjusted(logits, samplers), self.rows, which)
+            tallies = self._tallies.of(samplers, logits.shape[1])
+            scores = sampler.adjusted(logits, samplers, tallies)
+            picked = self._kernels.pick(scores, self.rows, which)
+            self._tallies.add(samplers, picked)
             self.rows.last[which] = picked
         return self._launched(samplers, picked, logits)
 

@@ -8,12 +8,15 @@ logits plus Gumbel noise is a draw from their softmax, so nothing is normalised 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 
+from cortex.neuron.engine.tallies import IN_ANSWER
+
 if TYPE_CHECKING:
+    from cortex.neuron.engine.jobs import Generate
     from cortex.neuron.engine.rows import Rows
     from cortex.neuron.engine.sequence import Sequence
 
@@ -29,7 +32,7 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
         return logits.argmax(-1)
     greedy = temperatures == 0
     scores = logits.float() / temperatures.masked_fill(greedy, 1.0)
-    scores = _filtered(scores, rows.top_k[which], knobs[:, 1], knobs[:, 2])
+    scores = filtered(scores, rows.top_k[which], knobs[:, 1], knobs[:, 2])
     noise = gumbel(keys(rows.seeds[which], rows.lengths[which]), logits.shape[1])
     return torch.where(greedy, scores, scores + noise).argmax(-1)
 
@@ -63,40 +66,65 @@ def mix(words: torch.Tensor) -> torch.Tensor:
     return words
 
 
-def adjusted(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+def adjusted(
+    logits: torch.Tensor, sequences: list[Sequence], tallies: torch.Tensor | None
+) -> torch.Tensor:
     """
     Return logits with bias and penalties, and without what may not come.
-
-    Penalties count the tokens of the answer, not of the prompt, as OpenAI's and vLLM's do.
 
     Args:
         logits: # [rows, vocabulary], any float type; left as they are
         sequences: One for each row.
+        tallies: A line for each sequence with penalties, in order; see `tallies`.
+            # [penalised, vocabulary] int32
     """
+    device, count = logits.device, logits.shape[1]
     logits = logits.to(torch.float32, copy=True)
-    for row, sequence in enumerate(sequences):
-        line = logits[row]
-        if less := _less(sequence, len(line)):
-            ids = torch.tensor(list(less), device=line.device)
-            line.index_add_(0, ids, torch.tensor(list(less.values())).to(line), alpha=-1)
-        if sequence.allowed is not None:
-            kept = sequence.allowed[: len(line)].to(line.device)
-            line.masked_fill_(~kept, -torch.inf)
+    biased = [
+        (row, token, bias)
+        for row, sequence in enumerate(sequences)
+        for token, bias in sequence.job.logit_bias.items()
+        if token < count
+    ]
+    if biased:
+        rows, tokens, biases = zip(*biased, strict=True)
+        index = torch.tensor([rows, tokens], device=device)
+        logits[index[0], index[1]] += _column(logits, biases)[:, 0]
+    if tallies is not None:
+        penalised = [row for row, sequence in enumerate(sequences) if sequence.job.penalises]
+        index = torch.tensor(penalised, device=device)
+        jobs = [sequences[row].job for row in penalised]
+        logits[index] = _penalised(logits[index], jobs, tallies)
+    held = [(row, s.allowed) for row, s in enumerate(sequences) if s.allowed is not None]
+    if held:
+        index = torch.tensor([row for row, _ in held], device=device)
+        kept = torch.stack([allowed[:count] for _, allowed in held]).to(device)
+        logits[index] = logits[index].masked_fill(~kept, -torch.inf)
     return logits
 
 
-def _less(sequence: Sequence, vocabulary: int) -> dict[int, float]:
-    """Return what is taken off logits, by token id."""
-    job = sequence.job
-    off = {token: -bias for token, bias in job.logit_bias.items() if token < vocabulary}
-    if job.frequency_penalty or job.presence_penalty:
-        for token, count in Counter(sequence.answer).items():
-            penalty = job.presence_penalty + count * job.frequency_penalty
-            off[token] = off.get(token, 0.0) + penalty
-    return off
+def _penalised(logits: torch.Tensor, jobs: list[Generate], tallies: torch.Tensor) -> torch.Tensor:
+    """
+    Return logits with penalties taken off.
+
+    A repetition penalty looks at prompt and answer, as in https://arxiv.org/abs/1909.05858 and
+    transformers; the others look at the answer alone, as OpenAI's and vLLM's do.
+    """
+    often = _column(logits, [job.repetition_penalty for job in jobs])
+    logits = torch.where(
+        tallies > 0, torch.where(logits > 0, logits / often, logits * often), logits
+    )
+    times = tallies // IN_ANSWER
+    frequency = _column(logits, [job.frequency_penalty for job in jobs])
+    presence = _column(logits, [job.presence_penalty for job in jobs])
+    return logits - times * frequency - (times > 0) * presence
 
 
-def _filtered(
+def _column(like: torch.Tensor, values: Iterable[float]) -> torch.Tensor:
+    return torch.tensor([*values], dtype=torch.float32, device=like.device)[:, None]
+
+
+def filtered(
     scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
 ) -> torch.Tensor:
     """Return the scores with -inf for what top-k, then top-p, and min-p leave out."""

@@ -28,6 +28,7 @@ class Sequence:
         kept: How many of its blocks can be found by them.
         cached: Prompt tokens that were found in the cache.
         epoch: How often it was preempted; what was launched before the last time is void.
+        tallied: The epoch its row's tally is of; -1 is none.
         allowed: Which tokens its grammar lets come next.  # [vocabulary] bool, cpu
         reason: Why it ended: ``stop``, ``length`` or ``cancelled``.
     """
@@ -45,6 +46,7 @@ class Sequence:
     kept: int = 0
     cached: int = 0
     epoch: int = 0
+    tallied: int = -1
     allowed: torch.Tensor | None = None
     reason: str | None = None
     received: float = attrs.field(factory=perf_counter)
@@ -87,8 +89,7 @@ class Sequence:
     @property
     def is_watched(self) -> bool:
         """Whether the next token depends on what the host makes of the one before."""
-        job = self.job
-        return self.grammar is not None or bool(job.frequency_penalty or job.presence_penalty)
+        return self.grammar is not None
 
     @property
     def answer(self) -> list[int]:
@@ -98,7 +99,8 @@ class Sequence:
     @property
     def is_adjusted(self) -> bool:
         """Whether its logits are not taken as they are."""
-        return self.is_watched or bool(self.job.logit_bias)
+        job = self.job
+        return self.grammar is not None or job.penalises or bool(job.logit_bias)
 
     def starts(self) -> None:
         """Note that its first step is about to be run, if it is the first."""

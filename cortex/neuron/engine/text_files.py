@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, GenerationConfig
 from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
 from cortex.neuron.engine.jobs import TextFiles
 
+DRAWN = ("temperature", "top_p", "top_k", "min_p")  # what says nothing to who is greedy
+
 
 def read(path: str) -> TextFiles:
     """
@@ -57,9 +59,8 @@ def text_files(folder: str, tokenizer: Any, generation: GenerationConfig) -> Tex
     named = template if isinstance(template, dict) else {"default": template}
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     special = {name: getattr(tokenizer, name, None) for name in names}
-    sampling = {}
-    if generation.do_sample:
-        sampling = {k: getattr(generation, k, None) for k in ("temperature", "top_p", "top_k")}
+    said = DRAWN if generation.do_sample else ()
+    sampling = {k: getattr(generation, k, None) for k in (*said, "repetition_penalty")}
     return TextFiles(
         tokenizer=backend.to_str(),
         chat_template=named.get("default"),

@@ -315,6 +315,8 @@ def generate_job(
         temperature=chosen(sampling.temperature, "temperature", 1.0),
         top_p=chosen(sampling.top_p, "top_p", 1.0),
         top_k=int(chosen(sampling.top_k, "top_k", 0)),
+        min_p=chosen(sampling.min_p, "min_p", 0.0),
+        repetition_penalty=chosen(sampling.repetition_penalty, "repetition_penalty", 1.0),
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         logit_bias=dict(sampling.logit_bias),

@@ -126,12 +126,18 @@ def test_an_image_arrives(client, fleet):
 
 def test_options_arrive(client, fleet):
     options = ollama.Options(
-        temperature=0.5, top_p=0.9, top_k=40, seed=7, num_predict=9, stop=["x"], num_ctx=8192
+        temperature=0.5, top_p=0.9, top_k=40, seed=7, num_predict=9, stop=["x"], repeat_penalty=1.2
     )
     ask(client, "hello", options=options, keep_alive="5m")
 
     sampling = Sampling(
-        temperature=0.5, top_p=0.9, top_k=40, seed=7, max_tokens=9, stop=("x",), logprobs=None
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        repetition_penalty=1.2,
+        seed=7,
+        max_tokens=9,
+        stop=("x",),
     )
     assert fleet.last.sampling == sampling
 

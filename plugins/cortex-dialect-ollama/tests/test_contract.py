@@ -51,10 +51,11 @@ def test_the_tag_that_says_nothing_is_dropped(name, chosen):
 @pytest.mark.parametrize(
     ("asked", "param"),
     [
-        ({"options": {"min_p": 0.1}}, "options.min_p"),
+        ({"options": {"min_p": 1.1}}, "options.min_p"),
         ({"options": {"typical_p": 0.5}}, "options.typical_p"),
         ({"options": {"tfs_z": 2}}, "options.tfs_z"),
-        ({"options": {"repeat_penalty": 1.1}}, "options.repeat_penalty"),
+        ({"options": {"repeat_penalty": 0}}, "options.repeat_penalty"),
+        ({"options": {"repeat_penalty": 1.1, "repeat_last_n": 64}}, "options.repeat_last_n"),
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"options": {"presence_penalty": 1, "repeat_last_n": 64}}, "options.repeat_last_n"),
         ({"options": {"temperature": 3}}, "options.temperature"),

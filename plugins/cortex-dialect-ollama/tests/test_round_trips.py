@@ -183,6 +183,8 @@ OPTIONS = st.fixed_dictionaries(
         "temperature": st.floats(0, 2),
         "top_p": st.floats(0.01, 1),
         "top_k": st.integers(-5, 100),
+        "min_p": st.floats(0, 1),
+        "repeat_penalty": st.floats(0.01, 10),
         "seed": st.integers(-5, 100),
         "num_predict": st.integers(-5, 100),
         "stop": st.lists(WORDS, max_size=2) | WORDS,

@@ -88,6 +88,17 @@ def greedy(module, prompt, count):
     return tokens[len(prompt) :]
 
 
+def penalised(module, prompt, count, penalty):
+    """Return what transformers says greedily with a repetition penalty, without any cache."""
+    module.set_attn_implementation("eager")
+    apply = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    ids = torch.tensor([prompt], device=DEVICE)
+    for _ in range(count):
+        scores = apply(ids, module(input_ids=ids, use_cache=False).logits[:, -1])
+        ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=-1)
+    return ids[0, len(prompt) :].tolist()
+
+
 def ask(name, prompt, count, **more):
     more = {"temperature": 0.0, **more}
     return Generate(id=name, model="m", prompt=list(prompt), max_tokens=count, **more)
@@ -117,6 +128,15 @@ def prompts(count, seed=0, shared=0):
 def without_gradients():
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On cores that others want too, threads of so small a model mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +177,30 @@ def test_no_schedule_changes_an_answer(llama, blocks, budget_tokens, runs_ahead)
     assert len(ends) == len(asked)
     assert bool(engine.scheduler.preemptions) == ((blocks, budget_tokens) == (24, 48))
     engine.scheduler.check()
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+@pytest.mark.parametrize("blocks", [200, 20])
+@pytest.mark.timeout(90)
+def test_a_repetition_penalty_is_transformers_own_whatever_the_schedule(llama, blocks, runs_ahead):
+    asked = prompts(8, seed=2, shared=30)
+    penalties = [1.0, 1.5, 1.2, 3.0, 1.0, 0.7, 1.1, 2.0]
+    wanted = {
+        str(n): penalised(llama, prompt, 25, penalty)
+        for n, (prompt, penalty) in enumerate(zip(asked, penalties, strict=True))
+    }
+    engine = engine_of(llama, blocks=blocks, budget_tokens=48, runs_ahead=runs_ahead)
+
+    said, _ = run(
+        engine,
+        [
+            ask(str(n), prompt, 25, repetition_penalty=penalty)
+            for n, (prompt, penalty) in enumerate(zip(asked, penalties, strict=True))
+        ],
+    )
+
+    assert said == wanted
+    assert bool(engine.scheduler.preemptions) == (blocks == 20)
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])

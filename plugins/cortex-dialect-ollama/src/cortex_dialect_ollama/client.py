@@ -184,6 +184,9 @@ def render_options(request: ChatRequest) -> dict[str, Any]:
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+        "repeat_last_n": -1 if sampling.asks("repetition_penalty") else None,  # else 64
         "seed": sampling.seed,
         "num_predict": sampling.max_tokens,
         "stop": sampling.stop or None,

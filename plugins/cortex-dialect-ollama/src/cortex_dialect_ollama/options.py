@@ -13,7 +13,7 @@ from cortex.errors import UnsupportedParameter
 
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Think = bool | Literal["low", "medium", "high", "max"]
-NEUTRAL = {"min_p": 0, "typical_p": 1, "tfs_z": 1, "repeat_penalty": 1, "mirostat": 0}
+NEUTRAL = {"typical_p": 1, "tfs_z": 1, "mirostat": 0}
 
 
 class Options(msgspec.Struct):
@@ -22,16 +22,16 @@ class Options(msgspec.Struct):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     top_k: int | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     seed: int | None = None
     num_predict: int | None = None
     stop: str | list[str] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     # Known, and not honoured unless they say nothing.
-    min_p: float | None = None
     typical_p: float | None = None
     tfs_z: float | None = None
-    repeat_penalty: float | None = None
     repeat_last_n: int | None = None
     mirostat: int | None = None
 
@@ -70,6 +70,8 @@ class WireAsk(msgspec.Struct):
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=None if options.top_k is None else max(options.top_k, 0),
+            min_p=options.min_p,
+            repetition_penalty=options.repeat_penalty,
             seed=None if seed == -1 else seed,
             max_tokens=limit if limit is not None and limit > 0 else None,
             stop=tuple(filter(None, stop)),
@@ -108,7 +110,10 @@ def refuse_unsupported(options: Options) -> None:
     """Raise for the first option that asks for what we cannot do."""
     asked = [name for name, says in NEUTRAL.items() if getattr(options, name) not in (None, says)]
     penalties = options.frequency_penalty or options.presence_penalty
-    if penalties and options.repeat_last_n not in (None, -1):
+    if (penalties or options.repeat_penalty not in (None, 1)) and options.repeat_last_n not in (
+        None,
+        -1,
+    ):
         asked.append("repeat_last_n")
     if asked:
         at = f"options.{asked[0]}"
