@@ -213,6 +213,9 @@ class ChatRequest:
         reasoning: How much to think.
         template_args: What the client hands to the chat template.
         include_usage: A streaming client asked for the token counts.
+        principal: Who asks, where a gateway says so; its requests take turns with others'.
+        priority: Higher goes first.
+        weight: How large a share of what is scarce the principal gets.
         resumes: The last turn is the beginning of this very answer: its tokens are the answer's.
         private: The dialect's own, for its encoder; nobody else looks at it.
     """
@@ -230,6 +233,9 @@ class ChatRequest:
     template_args: Mapping[str, Any] = attrs.field(factory=dict)
     stream: bool = False
     include_usage: bool = False
+    principal: str = ""
+    priority: int = 0
+    weight: float = 1.0
     resumes: bool = False
     private: Any = None
 

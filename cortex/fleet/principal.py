@@ -13,6 +13,7 @@ import attrs
 EVERY_MODEL = ("*",)
 ANONYMOUS = "anonymous"
 MAX_BUDGET_DAYS = 366
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000
 _NAME = re.compile(r"[!-~]([ -~]{0,126}[!-~])?")  # it travels in a header
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -55,7 +56,7 @@ class Limits:
     budget_tokens: int | None = attrs.field(default=None, validator=_at_least(1))
     budget_days: int = attrs.field(default=30, validator=_at_least(1, MAX_BUDGET_DAYS))
     priority: int = 0
-    weight: float = attrs.field(default=1.0, validator=_at_least(0.001, 1000))
+    weight: float = attrs.field(default=1.0, validator=_at_least(MIN_WEIGHT, MAX_WEIGHT))
 
     def allows(self, *names: str) -> bool:
         """Tell whether a model that has these names may be used."""

@@ -137,6 +137,10 @@ def compose(
     headers += f"x-request-id: {head.id}\r\nx-cortex-model: {head.model}\r\n"
     if not node.is_upstream:
         headers += f"x-cortex-principal: {head.principal}\r\n"
+        if head.priority:
+            headers += f"x-cortex-priority: {head.priority}\r\n"
+        if head.weight != 1:
+            headers += f"x-cortex-weight: {head.weight}\r\n"
     if begun:
         headers += f"{resumption.HEADER}: {begun}\r\n"
     headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\ncontent-length: {len(body)}\r\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from time import time
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +22,8 @@ from cortex.api import (
 )
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage, total_usage
 from cortex.chat.request import ChatRequest
-from cortex.errors import CortexError
+from cortex.errors import CortexError, InvalidRequest
+from cortex.fleet.principal import MAX_WEIGHT, MIN_WEIGHT
 from cortex.neuron.models import Models
 from cortex.replies import Turn
 from cortex.resumption import resumed, unpack
@@ -52,7 +53,8 @@ async def serve(
 
     A gateway, which knows aliases, names the model in ``x-cortex-model``; answers repeat the
     client's name for it.  It asks for the usage with ``x-cortex-usage`` and gets it in a
-    dialect-free form: as a header of a whole body, as a trailer of a stream.
+    dialect-free form: as a header of a whole body, as a trailer of a stream.  Who asks is in
+    ``x-cortex-principal``, ``x-cortex-priority`` and ``x-cortex-weight``.
     """
     headers = {**id_headers(request), "x-cortex-node": node}
     body, wanted = turn.body, request.headers.get("x-cortex-model")
@@ -73,7 +75,7 @@ async def serve(
         case _:
             body, said = unpack(body, request.headers)
             chat = cast("ChatDialect", dialect).parse_request(body, request_id(request))
-            chat = resumed(chat, said)
+            chat = asked_by(resumed(chat, said), request.headers)
             encoder = turn.teed(cast("ChatDialect", dialect).encoder(chat, int(time())))
             model = wanted or chat.model
             if span is not None:
@@ -85,6 +87,24 @@ async def serve(
         span.answered(model, usage)
     headers["x-cortex-usage"] = encode(usage).decode()
     return web.Response(body=answer, content_type="application/json", headers=headers)
+
+
+def asked_by(chat: ChatRequest, headers: Mapping[str, str]) -> ChatRequest:
+    """
+    Return *chat* with who asks, as a gateway tells it.
+
+    Raises:
+        InvalidRequest: A header has no number, or one out of bounds.
+    """
+    try:
+        priority = int(headers.get("x-cortex-priority", "0"))
+        weight = float(headers.get("x-cortex-weight", "1"))
+    except ValueError as error:
+        raise InvalidRequest(f"x-cortex-priority, x-cortex-weight: {error}") from None
+    if not (abs(priority) < 1 << 31 and MIN_WEIGHT <= weight <= MAX_WEIGHT):
+        raise InvalidRequest(f"x-cortex-priority {priority}, x-cortex-weight {weight}: too much")
+    principal = headers.get("x-cortex-principal", "")
+    return attrs.evolve(chat, principal=principal, priority=priority, weight=weight)
 
 
 async def answer_chat(

@@ -121,11 +121,21 @@ async def test_a_placeholder_is_anonymous_and_a_known_key_has_its_own_limits():
         await gateway.refused(403, "model_not_allowed", "org/small", key="secret of zed")
 
 
+async def test_priority_and_weight_go_on_to_the_neuron_unless_they_say_nothing():
+    auth = keys(key("zed", priority=-2, weight=2.5), key("amy"))
+    async with FakeNeuron(["m"]) as node, running(node, auth=auth) as gateway:
+        for who, told in (("zed", ("-2", "2.5")), ("amy", (None, None))):
+            await gateway.ask("m", key=f"secret of {who}")
+            sent = node.headers[-1]
+            assert (sent.get("x-cortex-priority"), sent.get("x-cortex-weight")) == told
+
+
 async def test_what_a_client_says_it_is_goes_nowhere():
     async with FakeNeuron(["m"]) as node, running(node) as gateway:
-        headers = {"x-cortex-principal": "root"}
+        headers = {"x-cortex-principal": "root", "x-cortex-priority": "9"}
         assert await status(gateway, "POST", "/v1/chat/completions", headers, data=chat("m")) == 200
         assert node.headers[-1]["x-cortex-principal"] == "anonymous"
+        assert "x-cortex-priority" not in node.headers[-1]
 
 
 async def test_models_are_listed_as_far_as_they_may_be_used():

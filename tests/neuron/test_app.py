@@ -579,3 +579,37 @@ async def test_a_device_without_models_is_restarted():
         assert harness.restarted == [0]
         await node.post("/devices/7/restart", 503)
         assert (await node.post("/devices/one/restart", 400))["error"]["param"] == "index"
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, ("", 0, 1.0)),
+        ({"x-cortex-principal": "zed"}, ("zed", 0, 1.0)),
+        ({"x-cortex-priority": "-3", "x-cortex-weight": "2.5"}, ("", -3, 2.5)),
+    ],
+)
+async def test_a_harness_is_told_who_asks(headers, told, monkeypatch):
+    asked = []
+    async with serving() as node:
+        await node.load("m")
+        echo = node.neuron.models.harnesses["echo"]
+        real = echo.generate
+        monkeypatch.setattr(echo, "generate", lambda chat: asked.append(chat) or real(chat))
+        url = f"{node.url}/v1/chat/completions"
+        async with node.client.post(url, data=chat("m"), headers=headers) as response:
+            assert response.status == 200
+    [request] = asked
+    assert (request.principal, request.priority, request.weight) == told
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-cortex-priority": "high"}, {"x-cortex-weight": "nan"}, {"x-cortex-weight": "0"}],
+)
+async def test_who_asks_has_to_make_sense(headers):
+    async with serving() as node:
+        await node.load("m")
+        url = f"{node.url}/v1/chat/completions"
+        async with node.client.post(url, data=chat("m"), headers=headers) as response:
+            assert response.status == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter
 
 import torch
 
@@ -82,7 +83,7 @@ class Batching:
         """Launch what is next, take in what is through; returns tokens, and ends of requests."""
         tokens: list[Token] = []
         ended: list[End] = []
-        if chunks := self._masked(self.scheduler.plan(), ended):
+        if chunks := self._masked(self.scheduler.plan(perf_counter()), ended):
             self._launch(chunks, ended)
         if self._launched and (len(self._launched) > self._runs_ahead or not chunks):
             self._take(self._launched.popleft(), tokens, ended)

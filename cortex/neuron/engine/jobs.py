@@ -69,6 +69,9 @@ class Generate(Message, frozen=True, kw_only=True):
         top_k: 0 keeps all, and so does a *min_p* of 0.
         repetition_penalty: 1 is none.
         logprobs: Report each token's log probability, and those of this many likeliest.
+        principal: Who asks; they take turns where requests wait.
+        priority: Higher goes first.
+        weight: How large a share of the turns the principal gets.
         grammar: What the answer must look like, for llguidance: Lark, or JSON of its own.
         fault: One of `FAULTS`, to happen in its first step; for drills.
     """
@@ -87,6 +90,9 @@ class Generate(Message, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     logprobs: int | None = None
+    principal: str = ""
+    priority: int = 0
+    weight: float = 1.0
     grammar: str | None = None
     fault: str | None = None
 

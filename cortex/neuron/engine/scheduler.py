@@ -2,9 +2,9 @@
 Who computes what in the next step: continuous batching, chunked prefill, preemption.
 
 Rules: what decodes goes first; what is left of the token budget goes to prompts, those under way
-before new ones, those in the order they came.  Where blocks run out, the youngest sequence gives
-its own back and computes again later, mostly from what is still found of it.  Host only, no
-tensors; a plan is made in one stretch.
+before new ones, those in the order of `cortex.neuron.engine.waiting`.  Where blocks run out, the
+sequence of the lowest priority, of those the youngest, gives its own back and computes again later,
+mostly from what is still found of it.  Host only, no tensors; a plan is made in one stretch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import attrs
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for, digest_of
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.waiting import Waiting, aged
 
 
 @attrs.frozen
@@ -49,7 +50,7 @@ class Scheduler:
     def __init__(self, blocks: Blocks, *, rows: int, budget_tokens: int) -> None:
         self.blocks = blocks
         self.running: dict[str, Sequence] = {}
-        self.waiting: dict[str, Sequence] = {}
+        self.waiting = Waiting()
         self.moved: dict[tuple[int, int], int] = {}
         self.entered: list[Sequence] = []
         self.preemptions = 0
@@ -60,24 +61,29 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for its turn; it fits the cache, alone."""
-        self.waiting[sequence.id] = sequence
+        self.waiting.join(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Let a sequence go, wherever it is."""
-        self.waiting.pop(sequence.id, None)
+        self.waiting.leave(sequence)
         if self.running.pop(sequence.id, None) is not None:
             self._release(sequence)
 
-    def plan(self) -> list[Chunk]:
-        """Return what to compute next, decoding first; nothing if there is nothing to do."""
+    def plan(self, now: float) -> list[Chunk]:
+        """
+        Return what to compute next, decoding first; nothing if there is nothing to do.
+
+        Args:
+            now: What `perf_counter` says.
+        """
         chunks: list[Chunk] = []
         left = self._budget_tokens
         wanting = [s for s in self.running.values() if s.wants_step]
-        for sequence in sorted(wanting, key=lambda s: s.is_prefilling):
+        for sequence in sorted(wanting, key=_turn):
             if left and sequence.row >= 0:
-                left -= self._continue(sequence, left, chunks)
+                left -= self._continue(sequence, left, chunks, now)
         while left and self.waiting and self._rows:
-            sequence = self._next()
+            sequence = self.waiting.next(now)
             if not (count := self._admit(sequence, left)):
                 break
             chunks.append(Chunk(sequence, sequence.planned, count))
@@ -105,20 +111,17 @@ class Scheduler:
         self.blocks.check()
         assert self.running or not self.blocks.used, "blocks are lost"  # noqa: S101
 
-    def _continue(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
+    def _continue(self, sequence: Sequence, left: int, chunks: list[Chunk], now: float) -> int:
         count = min(sequence.total - sequence.planned, left)
         while not self._grow(sequence, sequence.planned + count):
             planned = {chunk.sequence for chunk in chunks}
-            victim = next(s for s in reversed(self.running.values()) if s not in planned)
+            others = [s for s in self.running.values() if s not in planned]
+            victim = min(others, key=lambda s: (aged(s, now), -s.received))
             self._preempt(victim)
             if victim is sequence:
                 return 0
         chunks.append(Chunk(sequence, sequence.planned, count))
         return count
-
-    def _next(self) -> Sequence:
-        """Return who waits longest, those first that have run before."""
-        return min(self.waiting.values(), key=lambda s: (-s.epoch, s.received))
 
     def _admit(self, sequence: Sequence, left: int) -> int:
         """Give a sequence a row and blocks for what it can compute now; 0 if there is no room."""
@@ -132,7 +135,7 @@ class Scheduler:
         for place, block in enumerate(sequence.blocks):
             self.moved[sequence.row, place] = block
         self.entered.append(sequence)
-        del self.waiting[sequence.id]
+        self.waiting.take(sequence)
         self.running[sequence.id] = sequence
         if not sequence.epoch:
             sequence.cached = sequence.planned
@@ -167,7 +170,7 @@ class Scheduler:
         sequence.in_flight = 0  # what is on its way is dropped with it
         sequence.epoch += 1
         self.preemptions += 1
-        self.waiting[sequence.id] = sequence
+        self.waiting.join(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         for block in reversed(sequence.blocks):
@@ -175,6 +178,13 @@ class Scheduler:
         self._rows.append(sequence.row)
         sequence.blocks, sequence.kept = [], 0
         sequence.row, sequence.planned = -1, 0
+
+
+def _turn(sequence: Sequence) -> tuple[bool, int]:
+    """Return what puts decoding first, by priority: who is last may have to give its blocks."""
+    if sequence.is_prefilling:
+        return True, 0
+    return False, -sequence.job.priority
 
 
 def digest(sequence: Sequence, number: int) -> bytes:

@@ -28,6 +28,7 @@ class Sequence:
         kept: How many of its blocks can be found by them.
         cached: Prompt tokens that were found in the cache.
         epoch: How often it was preempted; what was launched before the last time is void.
+        begins: When its turn begins, in the virtual time of those that wait.
         tallied: The epoch its row's tally is of; -1 is none.
         allowed: Which tokens its grammar lets come next.  # [vocabulary] bool, cpu
         reason: Why it ended: ``stop``, ``length`` or ``cancelled``.
@@ -46,6 +47,7 @@ class Sequence:
     kept: int = 0
     cached: int = 0
     epoch: int = 0
+    begins: float = 0.0
     tallied: int = -1
     allowed: torch.Tensor | None = None
     reason: str | None = None

@@ -322,6 +322,9 @@ def generate_job(
         logit_bias=dict(sampling.logit_bias),
         seed=sampling.seed,
         logprobs=sampling.logprobs,
+        principal=request.principal,
+        priority=request.priority,
+        weight=request.weight,
         grammar=grammar,
     )
 
