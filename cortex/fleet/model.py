@@ -104,7 +104,7 @@ class Checkpoint:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """How far a long job is; `total` 0 means unknown.  Units are bytes for stage ``fetching``."""
+    """How far a long job is; `total` 0 means unknown.  Units are bytes."""
 
     stage: str
     done: int = 0

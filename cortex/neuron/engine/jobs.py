@@ -147,7 +147,7 @@ class Ready(Message, frozen=True, kw_only=True):
 
 
 class LoadProgress(Message, frozen=True, kw_only=True):
-    """How far a load is, in steps of its own."""
+    """How far a load is: bytes of weights where they are read, else nothing of nothing."""
 
     model: str
     stage: str

@@ -26,6 +26,7 @@ from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
 from cortex.neuron.engine import grammar, pooling
 from cortex.neuron.engine.jobs import Load, TextFiles
 from cortex.neuron.engine.pooling import Pooling
+from cortex.neuron.engine.reading import watched
 from cortex.neuron.engine.text_files import text_files, where_of
 
 STAGES = ("reading config", "reading tokenizer", "reading weights", "moving to device")
@@ -65,7 +66,7 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
     Args:
         job: What to load.
         device: Where to.
-        report: Called with stage, number and count of stages.
+        report: Called with a stage, and where the weights are read with bytes done and of all.
 
     Raises:
         CortexError: The checkpoint is damaged or of a kind we cannot run.
@@ -74,11 +75,11 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
     transformers.utils.logging.disable_progress_bar()
     where, more = where_of(job.path)
 
-    def stage(number: int) -> None:
-        report(STAGES[number], number, len(STAGES))
+    def stage(number: int, done: int = 0, total: int = 0) -> None:
+        report(STAGES[number], done, total)
 
     try:
-        with _gguf_parsed_once():
+        with _gguf_parsed_once(), watched(Path(job.path), functools.partial(stage, 2)):
             stage(0)
             config = AutoConfig.from_pretrained(where, **more)
             embeds = not more and _embeds(Path(where), config)
