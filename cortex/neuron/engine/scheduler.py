@@ -9,6 +9,8 @@ mostly from what is still found of it.  Host only, no tensors; a plan is made in
 
 from __future__ import annotations
 
+from math import inf
+
 import attrs
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for, digest_of
@@ -79,7 +81,8 @@ class Scheduler:
         chunks: list[Chunk] = []
         left = self._budget_tokens
         wanting = [s for s in self.running.values() if s.wants_step]
-        for sequence in sorted(wanting, key=_turn):
+        wanting.sort(key=_turn)
+        for sequence in wanting:
             if left and sequence.row >= 0:
                 left -= self._continue(sequence, left, chunks, now)
         while left and self.waiting and self._rows:
@@ -100,6 +103,8 @@ class Scheduler:
 
     def keep(self, sequence: Sequence) -> None:
         """Let the full blocks of a sequence be found."""
+        if sequence.planned < (sequence.kept + 1) * BLOCK_TOKENS:
+            return
         known = min(sequence.planned, len(sequence.tokens)) // BLOCK_TOKENS
         while sequence.kept < known:
             block = sequence.blocks[sequence.kept]
@@ -112,15 +117,16 @@ class Scheduler:
         assert self.running or not self.blocks.used, "blocks are lost"  # noqa: S101
 
     def _continue(self, sequence: Sequence, left: int, chunks: list[Chunk], now: float) -> int:
-        count = min(sequence.total - sequence.planned, left)
-        while not self._grow(sequence, sequence.planned + count):
+        start = sequence.planned
+        count = min(sequence.total - start, left)
+        while not self._grow(sequence, start + count):
             planned = {chunk.sequence for chunk in chunks}
             others = [s for s in self.running.values() if s not in planned]
             victim = min(others, key=lambda s: (aged(s, now), -s.received))
             self._preempt(victim)
             if victim is sequence:
                 return 0
-        chunks.append(Chunk(sequence, sequence.planned, count))
+        chunks.append(Chunk(sequence, start, count))
         return count
 
     def _admit(self, sequence: Sequence, left: int) -> int:
@@ -154,6 +160,8 @@ class Scheduler:
         sequence.planned = sequence.kept * BLOCK_TOKENS
 
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
+        if tokens <= len(sequence.blocks) * BLOCK_TOKENS:
+            return True
         need = blocks_for(tokens) - len(sequence.blocks)
         if need > self.blocks.free:
             return False
@@ -180,11 +188,9 @@ class Scheduler:
         sequence.row, sequence.planned = -1, 0
 
 
-def _turn(sequence: Sequence) -> tuple[bool, int]:
+def _turn(sequence: Sequence) -> float:
     """Return what puts decoding first, by priority: who is last may have to give its blocks."""
-    if sequence.is_prefilling:
-        return True, 0
-    return False, -sequence.job.priority
+    return inf if sequence.is_prefilling else -sequence.job.priority
 
 
 def digest(sequence: Sequence, number: int) -> bytes:

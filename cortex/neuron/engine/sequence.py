@@ -82,9 +82,10 @@ class Sequence:
     @property
     def wants_step(self) -> bool:
         """Whether there is something to compute now."""
-        if self.planned >= self.total:
+        total = len(self.tokens) + self.in_flight
+        if self.planned >= total:
             return False
-        if self.total - self.prompt_tokens >= self.job.max_tokens:
+        if total - self.prompt_tokens >= self.job.max_tokens:
             return False
         return not (self.in_flight and self.is_watched)
 
