@@ -50,11 +50,16 @@ def watched(path: Path, tell: Tell) -> Iterator[None]:
 
 
 def sizes_in(folder: Path) -> dict[str, int]:
-    """Return the bytes of each tensor in a folder's safetensors, by name."""
+    """Return the bytes of each tensor in a folder's safetensors, by name; none of a damaged one."""
     sizes: dict[str, int] = {}
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as read:
-            header = json.loads(read.read(int.from_bytes(read.read(8), "little")))
+            length = int.from_bytes(read.read(8), "little")
+            if (
+                not 0 < length < file.stat().st_size
+            ):  # transformers will say so, if it needs the file
+                continue
+            header = json.loads(read.read(length))
         for name, tensor in header.items():
             if name != "__metadata__":
                 begin, end = tensor["data_offsets"]

@@ -39,6 +39,12 @@ def test_what_shards_call_otherwise_has_like_shares_of_the_rest():
     assert shares([], {}) == []
 
 
+def test_what_is_no_safetensors_has_no_sizes(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"not weights")
+    (tmp_path / "b.safetensors").write_bytes(b"")
+    assert sizes_in(tmp_path) == {}
+
+
 def test_many_small_weights_are_not_many_reports():
     told = []
     assert list(counted(range(5000), [3] * 5000, lambda *at: told.append(at))) == [*range(5000)]
