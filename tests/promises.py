@@ -28,6 +28,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = []
     for outcome, said in (("passed", "passed"), ("failed", "FAILED"), ("error", "FAILED")):
         for report in terminalreporter.stats.get(outcome, ()):
+            if not isinstance(report, pytest.TestReport):
+                continue  # it did not even begin
             told = [value for name, value in report.user_properties if name == "promise"]
             if not told and said == "FAILED" and "promises" in report.keywords:
                 told = [[0, f"{report.nodeid} told no figure"]]

@@ -52,7 +52,7 @@ FAMILIES = {
     },
     "gpt2": {"n_positions": 1024},
 }
-STACKS = {"llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "qwen3_moe", "gpt_oss"}
+STACKS = ("llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "qwen3_moe", "gpt_oss")
 
 
 def model_of(family):
