@@ -34,12 +34,10 @@ class Graphs:
 
         The first time compiles what is to be compiled, which cannot be captured.  What a graph
         returns is overwritten by the next one.  Where a step cannot be captured, because the host
-        has a say in it, none is from then on.
+        has a say in it or memory runs out, no other is from then on.
         """
-        if not self._captures or key not in self._found:
-            self._found[key] = None
-            return step()
-        if (found := self._found[key]) is None:
+        found = self._found.get(key)
+        if found is None and self._captures and key in self._found:
             try:
                 found = self._found[key] = self._captured(step)
             except RuntimeError as error:
@@ -47,7 +45,9 @@ class Graphs:
                     raise
                 log.info("steps are not captured: %s", error)
                 self._captures = False
-                return step()
+        if found is None:
+            self._found[key] = None
+            return step()
         graph, out = found
         graph.replay()
         return out
