@@ -71,12 +71,12 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     module = weights.module
     own = module.config._attn_implementation  # noqa: SLF001 - it has no other name
     body, heads, why = _body(weights, device)
+    if job.quant is not None and not isinstance(body, Stack):
+        raise UnsupportedArchitecture(f"{job.model} cannot be quantised: {why}")
     if body is None:
         module.set_attn_implementation(own)
         return plain(body=f"plain: {why}")
-    if job.quant is not None:
-        if not isinstance(body, Stack):
-            raise UnsupportedArchitecture(f"{job.model} cannot be quantised: {why}")
+    if isinstance(body, Stack) and job.quant is not None:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
     blocks = count_blocks(job, weights, heads, device)
