@@ -170,6 +170,7 @@ class Sampling:
             negative ones multiplied; 1 is none, 0 < repetition_penalty <= 10.
         seed: Same seed, same tokens.
         max_tokens: Tokens to generate at most; clamped to the context.
+        ignore_eos: Go on to `max_tokens` where the model would end.
         stop: Strings that end the answer; they are not part of it.
         frequency_penalty: Taken off a token's logit for each time the answer has it; -2..2.
         presence_penalty: Taken off the logit of a token the answer has; -2..2.
@@ -184,6 +185,7 @@ class Sampling:
     repetition_penalty: float | None = None
     seed: int | None = None
     max_tokens: int | None = None
+    ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0

@@ -81,6 +81,7 @@ def test_a_message_is_read(message, role, text):
         ({"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
         ({"repeat_penalty": 1.1, "repetition_penalty": 1}, {"repetition_penalty": 1.0}),
         ({"seed": -5}, {"seed": -5}),
+        ({"ignore_eos": True}, {"ignore_eos": True}),
         ({"max_tokens": 5}, {"max_tokens": 5}),
         ({"max_completion_tokens": 6}, {"max_tokens": 6}),
         ({"max_tokens": 5, "max_completion_tokens": 6}, {"max_tokens": 6}),

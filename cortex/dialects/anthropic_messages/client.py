@@ -15,7 +15,7 @@ from cortex.wire import encode
 
 MAX_TOKENS = 32_000  # asked for where the client leaves it open: what Claude Code asks for
 UNSAID = (
-    *("min_p", "repetition_penalty", "seed"),
+    *("min_p", "repetition_penalty", "seed", "ignore_eos"),
     *("frequency_penalty", "presence_penalty", "logit_bias", "logprobs"),
 )
 ANY_OBJECT = {"type": "object"}

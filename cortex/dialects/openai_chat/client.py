@@ -124,6 +124,7 @@ def render_sampling(request: ChatRequest) -> dict[str, Any]:
         "repetition_penalty": sampling.repetition_penalty,
         "repeat_penalty": sampling.repetition_penalty,  # what llama.cpp calls it
         "seed": sampling.seed,
+        "ignore_eos": sampling.ignore_eos or None,
         "max_tokens": sampling.max_tokens,
         "stop": sampling.stop or None,
         "frequency_penalty": sampling.frequency_penalty or None,

@@ -25,7 +25,7 @@ from cortex.errors import CortexError, UnsupportedParameter
 from cortex.wire import encode
 
 UNSAID = (
-    *("top_k", "min_p", "repetition_penalty", "seed", "stop"),
+    *("top_k", "min_p", "repetition_penalty", "seed", "ignore_eos", "stop"),
     *("frequency_penalty", "presence_penalty", "logit_bias"),
 )
 

@@ -72,6 +72,7 @@ class Generate(Message, frozen=True, kw_only=True):
         principal: Who asks; they take turns where requests wait.
         priority: Higher goes first.
         weight: How large a share of the turns the principal gets.
+        ignore_eos: Go on to *max_tokens* where the model would end.
         grammar: What the answer must look like, for llguidance: Lark, or JSON of its own.
         fault: One of `FAULTS`, to happen in its first step; for drills.
     """
@@ -90,6 +91,7 @@ class Generate(Message, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     logprobs: int | None = None
+    ignore_eos: bool = False
     principal: str = ""
     priority: int = 0
     weight: float = 1.0

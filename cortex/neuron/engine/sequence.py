@@ -120,7 +120,7 @@ class Sequence:
         """
         self.first = self.first or perf_counter()
         self.tokens.append(token)
-        if token in end_tokens:
+        if token in end_tokens and not self.job.ignore_eos:
             self.reason = "stop"
             return False
         if self.grammar is not None and self.grammar.accept(token):

@@ -317,6 +317,7 @@ def generate_job(
         top_k=int(chosen(sampling.top_k, "top_k", 0)),
         min_p=chosen(sampling.min_p, "min_p", 0.0),
         repetition_penalty=chosen(sampling.repetition_penalty, "repetition_penalty", 1.0),
+        ignore_eos=sampling.ignore_eos,
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         logit_bias=dict(sampling.logit_bias),

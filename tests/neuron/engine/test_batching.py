@@ -217,6 +217,17 @@ def test_an_end_token_ends_an_answer_and_is_no_part_of_it(llama, runs_ahead):
     assert ends["r"].completion_tokens == whole.index(end) + 1
 
 
+def test_an_end_token_may_be_one_like_any_other(llama):
+    (prompt,) = prompts(1)
+    whole = greedy(llama, prompt, 12)
+    engine = engine_of(llama, end_tokens=[whole[5]])
+
+    said, ends = run(engine, [ask("r", prompt, 12, ignore_eos=True)])
+
+    assert said["r"] == whole
+    assert ends["r"].reason == "length"
+
+
 def test_a_prompt_that_begins_like_one_before_is_not_computed_again(llama):
     first, second = prompts(2, shared=100)
     engine = engine_of(llama)
