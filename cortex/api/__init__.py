@@ -17,6 +17,7 @@ from cortex.api.dialect import (
     VersionDialect,
 )
 from cortex.api.harness import (
+    CheckingHarness,
     Count,
     Harness,
     HarnessHost,
@@ -37,6 +38,7 @@ __all__ = [
     "Authenticator",
     "ChatClient",
     "ChatDialect",
+    "CheckingHarness",
     "Count",
     "CountDialect",
     "Dialect",

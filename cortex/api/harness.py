@@ -28,6 +28,8 @@ class Source(Protocol):
 
         Blocks; runs in a thread of its own.  *report* may raise to cancel: let that through.
         With *text_only*, what tokenizer and chat template are read from is enough.
+        Once that is here, and weights have yet to come, a `Progress` may have it as `text`: the
+        harness looks at it, and *report* raises why the model cannot be run.
 
         Raises:
             RepoFetchFailed: With the cause in words a user can act on.
@@ -100,6 +102,22 @@ class Harness(Protocol):
 
     def stats(self, model_id: str) -> ModelStats: ...
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class CheckingHarness(Harness, Protocol):
+    """A harness that can tell before the weights are fetched that it cannot run a model."""
+
+    async def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+        """
+        Look at all of a checkpoint but its weights, which are fetched if this returns.
+
+        Without it, or from a source that does not bring the text side first, `load` says so.
+
+        Raises:
+            UnsupportedArchitecture: It cannot run this kind of model.
+        """
+        ...
 
 
 @runtime_checkable

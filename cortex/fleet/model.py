@@ -104,11 +104,17 @@ class Checkpoint:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """How far a long job is; `total` 0 means unknown.  Units are bytes."""
+    """
+    How far a long job is; `total` 0 means unknown.  Units are bytes.
+
+    Attributes:
+        text: All of a checkpoint but its weights, told once and while those have yet to come.
+    """
 
     stage: str
     done: int = 0
     total: int = 0
+    text: Checkpoint | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, Literal
 
 import attrs
 
-from cortex.api import Count, Harness, RestartableHarness, Source
+from cortex.api import CheckingHarness, Count, Harness, RestartableHarness, Source
 from cortex.errors import (
     CortexError,
     DeviceUnavailable,
@@ -157,7 +158,11 @@ class Models:
             harness = self.harnesses[entry.harness]
             checkpoint = None
             if harness.needs_weights:
-                checkpoint = await fetch(self._source_of, entry.spec, self._reporter(entry))
+                check = None
+                if isinstance(harness, CheckingHarness):
+                    check = partial(harness.check, entry.spec)
+                report = self._reporter(entry)
+                checkpoint = await fetch(self._source_of, entry.spec, report, check=check)
             await self.refresh()
             self._check_room(entry, checkpoint)
             entry.running = await harness.load(

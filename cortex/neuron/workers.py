@@ -69,7 +69,7 @@ class DeviceWorker:
         self._kept: dict[str, jobs.Load] = {}
         self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
         self._unloads: dict[str, asyncio.Future[None]] = {}
-        self._texts: dict[str, asyncio.Future[jobs.TextFiles]] = {}
+        self._texts: dict[str, asyncio.Future[jobs.TextFiles | None]] = {}
         self._streams: dict[str, asyncio.Queue[Said]] = {}
         self._models: dict[str, str] = {}  # by request, until the engine is done with it
         self._numbers = itertools.count()
@@ -114,9 +114,22 @@ class DeviceWorker:
         Raises:
             CortexError: What the worker says, or that it died.
         """
+        text = await self._look(jobs.ReadText(id=f"{next(self._numbers)}", path=path))
+        assert text is not None  # noqa: S101 - so it is answered
+        return text
+
+    async def check(self, path: str) -> None:
+        """
+        Ask whether the engine can run a checkpoint, beside whatever the device does.
+
+        Raises:
+            CortexError: Why it cannot, or that the worker died.
+        """
+        await self._look(jobs.Check(id=f"{next(self._numbers)}", path=path))
+
+    async def _look(self, job: jobs.ReadText | jobs.Check) -> jobs.TextFiles | None:
         await self._started()
-        job = jobs.ReadText(id=f"{next(self._numbers)}", path=path)
-        future: asyncio.Future[jobs.TextFiles] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[jobs.TextFiles | None] = asyncio.get_running_loop().create_future()
         self._texts[job.id] = future
         try:
             self._send(job)
@@ -297,6 +310,8 @@ class DeviceWorker:
                 self._loads[model][0].set_exception(error_of(event))
             case jobs.TextRead(id=number) if number in self._texts:
                 self._texts[number].set_result(event.text)
+            case jobs.Checked(id=number) if number in self._texts:
+                self._texts[number].set_result(None)
             case jobs.TextFailed(id=number) if number in self._texts:
                 self._texts[number].set_exception(error_of(event))
             case jobs.Unloaded(model=model) if model in self._unloads:
@@ -370,5 +385,4 @@ def error_of(event: jobs.LoadFailed | jobs.TextFailed) -> CortexError:
     """Return the error a worker reported, as the class its code names."""
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     kinds = {kind.code: kind for kind in classes if issubclass(kind, CortexError)}
-    details = event.details if isinstance(event, jobs.LoadFailed) else {}
-    return kinds.get(event.code, errors.LoadFailed)(event.message, details=details)
+    return kinds.get(event.code, errors.LoadFailed)(event.message, details=event.details)

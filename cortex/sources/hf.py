@@ -70,10 +70,21 @@ class HfSource:
         total = sum(file.size for file in files)
         keeps_old = text_only and repo.cache.last_snapshot(repo.revision) is not None
         revision = commit if keeps_old else repo.revision  # the old one may be whole
-        with closing(_bring(repo, files, commit, revision)) as arriving:
-            for done in arriving:
-                report(Progress(stage="fetching", done=done, total=total))
-        return selection.checkpoint(repo.cache.snapshot(commit))
+        folder, texts = repo.cache.snapshot(commit), len(selection.beside)
+        text, weights = files[:texts], files[texts:]
+
+        def bring(part: list[RemoteFile], before: int, revision: str) -> None:
+            with closing(_bring(repo, part, before, commit, revision)) as arriving:
+                for done in arriving:
+                    report(Progress(stage="fetching", done=done, total=total))
+
+        bring(text, 0, commit)  # no name yet: it is not whole
+        done = sum(file.size for file in text)
+        if text and repo.cache.missing_bytes(weights):
+            here = selection.text.checkpoint(folder)
+            report(Progress(stage="fetching", done=done, total=total, text=here))
+        bring(weights, done, revision)
+        return selection.checkpoint(folder)
 
     def _repo(self, location: str) -> Repo:
         match = _REPO.fullmatch(location)
@@ -117,14 +128,14 @@ def _check_disk(repo: Repo, files: list[RemoteFile]) -> None:
 
 
 def _bring(
-    repo: Repo, files: list[RemoteFile], commit: str, revision: str
+    repo: Repo, files: list[RemoteFile], before: int, commit: str, revision: str
 ) -> Generator[int, None, None]:
-    """Yield the bytes that are here, never fewer than before."""
+    """Yield the bytes that are here, those *before* these files too, never fewer than before."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     headers = build_hf_headers(token=repo.api.token, library_name="cortex")
-    before = best = 0
+    best = before
     name = ""
     try:
         for file in files:

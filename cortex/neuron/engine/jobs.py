@@ -60,6 +60,13 @@ class ReadText(Message, frozen=True, kw_only=True):
     path: str
 
 
+class Check(Message, frozen=True, kw_only=True):
+    """Tell whether a checkpoint, whose weights may be missing, is of a kind the engine can run."""
+
+    id: str
+    path: str
+
+
 class Generate(Message, frozen=True, kw_only=True):
     """
     Continue *prompt* (token ids) by at most *max_tokens*.
@@ -138,7 +145,7 @@ class Shutdown(Message, frozen=True, kw_only=True):
     """Leave."""
 
 
-Job = Load | Unload | ReadText | Generate | Embed | Cancel | Ping | Shutdown
+Job = Load | Unload | ReadText | Check | Generate | Embed | Cancel | Ping | Shutdown
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -209,12 +216,19 @@ class TextRead(Message, frozen=True, kw_only=True):
     text: TextFiles
 
 
+class Checked(Message, frozen=True, kw_only=True):
+    """The answer to a `Check`: it is."""
+
+    id: str
+
+
 class TextFailed(Message, frozen=True, kw_only=True):
-    """The text side could not be read; `code` is one of `cortex.errors`."""
+    """The answer to a `ReadText` or `Check` that failed; `code` is one of `cortex.errors`."""
 
     id: str
     code: str
     message: str
+    details: dict[str, str | int | list[str]] = {}
 
 
 class Unloaded(Message, frozen=True, kw_only=True):
@@ -326,6 +340,7 @@ Event = (
     | Loaded
     | LoadFailed
     | TextRead
+    | Checked
     | TextFailed
     | Unloaded
     | Tokens

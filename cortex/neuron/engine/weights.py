@@ -15,15 +15,14 @@ import torch
 import transformers
 from llguidance import LLTokenizer
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
 )
 
-from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
-from cortex.neuron.engine import grammar, pooling
+from cortex.errors import CortexError, RepoFetchFailed
+from cortex.neuron.engine import architecture, grammar, pooling
 from cortex.neuron.engine.jobs import Load, TextFiles
 from cortex.neuron.engine.pooling import Pooling
 from cortex.neuron.engine.reading import watched
@@ -81,9 +80,7 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
     try:
         with _gguf_parsed_once(), watched(Path(job.path), functools.partial(stage, 2)):
             stage(0)
-            config = AutoConfig.from_pretrained(where, **more)
-            embeds = not more and _embeds(Path(where), config)
-            _check_architecture(config, embeds=embeds)
+            config, embeds = architecture.read(where, more)
             after = pooling.read(Path(where), config.hidden_size, device) if embeds else None
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
@@ -125,23 +122,6 @@ def _gguf_parsed_once() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader = parse
-
-
-def _embeds(folder: Path, config: Any) -> bool:
-    """Tell whether a checkpoint is for vectors: its files or its architecture say so."""
-    names = getattr(config, "architectures", None) or ()
-    bare = any(name.endswith("Model") and not name.endswith("LMHeadModel") for name in names)
-    return bare or (folder / "modules.json").is_file()
-
-
-def _check_architecture(config: Any, *, embeds: bool) -> None:
-    auto = transformers.models.auto.modeling_auto
-    known = auto.MODEL_MAPPING_NAMES if embeds else auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.model_type not in known or (embeds and config.is_encoder_decoder):
-        raise UnsupportedArchitecture(
-            f"the engine cannot run models of type {config.model_type!r}",
-            details={"model_type": config.model_type, "supported": sorted(known)},
-        )
 
 
 def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:

@@ -22,7 +22,7 @@ import msgspec
 import torch
 
 from cortex.errors import CortexError
-from cortex.neuron.engine import jobs, text_files, weights
+from cortex.neuron.engine import architecture, jobs, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.meter import INTERVAL_S, Meter
 from cortex.neuron.engine.model import Model, build
@@ -59,18 +59,24 @@ class Worker:
                 case jobs.Generate(grammar=str(source)) if job.model in self._models:
                     if self._compiled(job, source):
                         self._jobs.put(job)
-                case jobs.ReadText():
+                case jobs.ReadText() | jobs.Check():
                     threading.Thread(target=self._read_text, args=(job,), daemon=True).start()
                 case _:
                     self._jobs.put(job)
 
-    def _read_text(self, job: jobs.ReadText) -> None:
+    def _read_text(self, job: jobs.ReadText | jobs.Check) -> None:
         """Answer a job that needs no device; it has a thread of its own."""
         event: jobs.Event
         try:
-            event = jobs.TextRead(id=job.id, text=text_files.read(job.path))
+            if isinstance(job, jobs.Check):
+                architecture.check(job.path)
+                event = jobs.Checked(id=job.id)
+            else:
+                event = jobs.TextRead(id=job.id, text=text_files.read(job.path))
         except CortexError as error:
-            event = jobs.TextFailed(id=job.id, code=error.code, message=error.message)
+            event = jobs.TextFailed(
+                id=job.id, code=error.code, message=error.message, details=_details(error)
+            )
         self._send(event)
 
     def _compiled(self, job: jobs.Generate, source: str) -> bool:
@@ -147,10 +153,9 @@ class Worker:
         try:
             loaded = build(job, weights.load(job, self._device, report), self._device)
         except CortexError as error:
-            details = msgspec.convert(error.details, dict[str, str | int | list[str]])
             self._send(
                 jobs.LoadFailed(
-                    model=job.model, code=error.code, message=error.message, details=details
+                    model=job.model, code=error.code, message=error.message, details=_details(error)
                 )
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -207,6 +212,10 @@ class Worker:
                 self._channel.sendall(jobs.frame(event))
         except OSError:
             os._exit(0)  # the neuron is gone
+
+
+def _details(error: CortexError) -> dict[str, str | int | list[str]]:
+    return msgspec.convert(error.details, dict[str, str | int | list[str]])
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from importlib.util import find_spec
 from typing import Literal
 
@@ -26,6 +26,7 @@ from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import (
     ConfigError,
     ContextLengthExceeded,
+    DeviceUnavailable,
     InvalidRequest,
     ModelNotFound,
     OperationUnsupported,
@@ -153,10 +154,16 @@ class TorchHarness:
 
     async def counter(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> Count:  # noqa: ARG002
         assert checkpoint is not None  # noqa: S101 - needs_weights
-        workers = self._workers.values()
-        worker = next((w for w in workers if w.pid is not None), next(iter(workers)))
-        files = await worker.read_text(str(checkpoint.path))
+        files = await self._any_worker().read_text(str(checkpoint.path))
         return functools.partial(count, await asyncio.to_thread(Text, files))
+
+    async def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:  # noqa: ARG002
+        with suppress(DeviceUnavailable):  # there is time until the weights are here
+            await self._any_worker().check(str(checkpoint.path))
+
+    def _any_worker(self) -> DeviceWorker:
+        workers = self._workers.values()
+        return next((w for w in workers if w.pid is not None), next(iter(workers)))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         running = self._running(request.model)
