@@ -10,7 +10,7 @@ import attrs
 import huggingface_hub
 import pytest
 
-from cortex.errors import EmptyRepo, QuantNotFound, RepoFetchFailed
+from cortex.errors import EmptyRepo, QuantNotFound, RepoFetchFailed, UnsupportedArchitecture
 from cortex.fleet.model import ModelSpec
 from cortex.sources import hf_cache
 from cortex.sources.hf import HfOptions, HfSource
@@ -73,6 +73,36 @@ def test_safetensors_come_with_config_and_tokenizer_and_nothing_else(hub, source
     assert {path.name for path in checkpoint.path.iterdir()} == WANTED
     assert (checkpoint.path / "model.safetensors").read_bytes() == BIG
     assert {name for name, _ in hub.ranges} == WANTED
+
+
+def test_the_text_side_is_told_before_the_weights_are_asked_for(hub, source):
+    seen = []
+
+    def report(progress):
+        if progress.text is not None:
+            seen.append((progress.text, {name for name, _ in hub.ranges}))
+
+    whole = source.fetch(spec(), report)
+    ((text, asked),) = seen
+    assert text == attrs.evolve(whole, size_bytes=0)
+    assert asked == WANTED - {"model.safetensors"}
+    source.fetch(spec(), report)
+    source.fetch(spec("o/quants", quant="Q4_K_M"), report)
+    assert len(seen) == 1
+
+
+def test_a_model_that_is_refused_leaves_the_whole_copy_there_is(hub, source):
+    def refuse(progress):
+        if progress.text is not None:
+            raise UnsupportedArchitecture("no")
+
+    whole = source.fetch(spec(), lambda _: None)
+    hub.commit = "f00d" * 10
+    hub.repos["o/plain"] = {**PLAIN, "model.safetensors": BIG[::-1]}
+    with pytest.raises(UnsupportedArchitecture):
+        source.fetch(spec(), refuse)
+    hub.stop()
+    assert source.fetch(spec(), refuse) == whole
 
 
 def test_for_the_text_side_everything_but_the_weights_is_fetched(hub, source, reports):
