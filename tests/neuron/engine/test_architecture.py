@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from cortex.errors import RepoFetchFailed, UnsupportedArchitecture
-from cortex.fleet.model import Checkpoint, ModelSpec
+from cortex.fleet.model import ModelSpec
 from cortex.sources.hf import HfOptions, HfSource
 from tests.neuron.engine.conftest import CPU
 from tests.neuron.serving import serving
