@@ -117,6 +117,18 @@ async def test_a_failed_load_is_tried_on_one_other_node():
         assert (bad.counts["load"], good.counts["load"]) == (1, 1)
 
 
+async def test_what_a_node_cannot_run_is_told_with_what_it_can():
+    details = {"model_type": "resnet", "supported": ["llama", "qwen3"]}
+    async with FakeNeuron() as node, running(node) as gateway:
+        node.load_error = UnsupportedArchitecture("cannot run 'resnet'", details=details)
+
+        error = await gateway.refused(503, "load_failed")
+
+        assert error["message"] == "node0: cannot run 'resnet'"
+        assert error["cause"]["kind"] == "unsupported_architecture"
+        assert details.items() <= error["cause"].items()
+
+
 async def test_two_nodes_are_tried_and_no_third():
     async with (
         FakeNeuron() as a,
