@@ -1,28 +1,23 @@
-"""Triton's kernels compute what plain torch does; on a GPU they are run, elsewhere interpreted."""
+"""Triton's kernels compute what plain torch does; on a GPU they run, elsewhere as conftest says."""
 
 from __future__ import annotations
 
-import os
 from itertools import accumulate
 
 import pytest
 import torch
 
+from cortex.neuron.engine.batch import tiled
+from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for
+from cortex.neuron.engine.cache import Cache, Heads
+from cortex.neuron.engine.jobs import Generate
+from cortex.neuron.engine.kernels import fused, reference
+from cortex.neuron.engine.layers import Linear, Norm, Rotary
+from cortex.neuron.engine.rows import Rows
+from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.step import Step
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are made
-pytest.importorskip("triton")
-
-from cortex.neuron.engine.batch import tiled  # noqa: E402
-from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for  # noqa: E402
-from cortex.neuron.engine.cache import Cache, Heads  # noqa: E402
-from cortex.neuron.engine.jobs import Generate  # noqa: E402
-from cortex.neuron.engine.kernels import fused, reference  # noqa: E402
-from cortex.neuron.engine.layers import Linear, Norm, Rotary  # noqa: E402
-from cortex.neuron.engine.rows import Rows  # noqa: E402
-from cortex.neuron.engine.sequence import Sequence  # noqa: E402
-from cortex.neuron.engine.step import Step  # noqa: E402
-
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 MULTIPLIED = FLOATS if DEVICE.type == "cuda" else FLOATS[:2]  # interpreted, bfloat16 is not
 CLOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
