@@ -127,6 +127,6 @@ def test_the_engine_is_measured_beside_its_peers_on_the_same_tokens(tmp_path):
         assert row.keys() == {"1", "3"}
         assert min(row.values()) > 0
         assert found["same_tokens"][name] == 1
-    assert found["body"].startswith("modules")
+    assert found["body"].startswith("fused")
     assert not found["tok_s"].keys() & found["left_out"].keys()
     assert found["step_ms"].keys() == {"1", "3"}

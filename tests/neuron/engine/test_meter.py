@@ -66,7 +66,7 @@ async def figures(harness, condition, model="tiny"):
 
 async def test_a_harness_tells_what_runs_what_the_cache_holds_and_what_it_found(harness):
     idle = await figures(harness, lambda stats: stats.running == 0)
-    assert idle.body.startswith("modules: its logits are off by ")
+    assert idle.body.startswith("fused: its logits are off by ")
     assert (idle.kv_used_pct, idle.preemptions_total, idle.tok_s) == (0.0, 0, 0.0)
 
     running = [
