@@ -36,7 +36,7 @@ class Plain:
         self._weights = weights
         self._device = device
         self._rows = Rows(1, 0, device)
-        self._rows.enter([self._sequence])
+        self._rows.enter({0: self._sequence})
         self._cache = DynamicCache(config=weights.module.config)
 
     @property

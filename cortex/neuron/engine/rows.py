@@ -29,16 +29,16 @@ class Rows:
         self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def enter(self, entered: list[Sequence]) -> None:
-        """Take in sequences that came to their rows; empties *entered*."""
+    def enter(self, entered: dict[int, Sequence]) -> None:
+        """Take in sequences that came to rows; empties *entered*."""
         if not entered:
             return
-        knobs = [(s.job.temperature, s.job.top_p, s.job.min_p) for s in entered]
-        whole = [(s.row, s.tokens[-1], s.planned, s.job.top_k, s.seed) for s in entered]
+        knobs = [(s.job.temperature, s.job.top_p, s.job.min_p) for s in entered.values()]
+        whole = [(row, s.tokens[-1], s.planned, s.job.top_k, s.seed) for row, s in entered.items()]
         told = torch.tensor(whole, dtype=torch.int64).to(self._device, non_blocking=True)
-        row, self.last[row], self.lengths[row], top_k, self.seeds[row] = told.T
-        self.knobs[row] = torch.tensor(knobs).to(self._device, non_blocking=True)
-        self.top_k[row] = top_k.int()
+        rows, self.last[rows], self.lengths[rows], top_k, self.seeds[rows] = told.T
+        self.knobs[rows] = torch.tensor(knobs).to(self._device, non_blocking=True)
+        self.top_k[rows] = top_k.int()
         entered.clear()
 
     def move(self, moved: dict[tuple[int, int], int]) -> None:

@@ -44,7 +44,7 @@ class Scheduler:
         running: Those that have a row, the oldest first.
         waiting: Those that have none.
         moved: Blocks that came into tables of rows since that was last read, by row and place.
-        entered: Sequences that came to rows since that was last read.
+        entered: Sequences that came to rows since that was last read, by row.
         preemptions: How often a sequence gave its blocks back.
         hit_tokens: Prompt tokens found in the cache; *asked_tokens* of all.
     """
@@ -54,7 +54,7 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self.waiting = Waiting()
         self.moved: dict[tuple[int, int], int] = {}
-        self.entered: list[Sequence] = []
+        self.entered: dict[int, Sequence] = {}
         self.preemptions = 0
         self.hit_tokens = 0
         self.asked_tokens = 0
@@ -140,7 +140,7 @@ class Scheduler:
         self._grow(sequence, sequence.planned + count)
         for place, block in enumerate(sequence.blocks):
             self.moved[sequence.row, place] = block
-        self.entered.append(sequence)
+        self.entered[sequence.row] = sequence
         self.waiting.take(sequence)
         self.running[sequence.id] = sequence
         if not sequence.epoch:
@@ -184,6 +184,7 @@ class Scheduler:
         for block in reversed(sequence.blocks):
             self.blocks.drop(block)
         self._rows.append(sequence.row)
+        self.entered.pop(sequence.row, None)
         sequence.blocks, sequence.kept = [], 0
         sequence.row, sequence.planned = -1, 0
 

@@ -95,11 +95,6 @@ class Sequence:
         return self.grammar is not None
 
     @property
-    def answer(self) -> list[int]:
-        """What was said so far."""
-        return self.tokens[self.prompt_tokens :]
-
-    @property
     def is_adjusted(self) -> bool:
         """Whether its logits are not taken as they are."""
         job = self.job

@@ -217,6 +217,26 @@ def test_an_end_token_ends_an_answer_and_is_no_part_of_it(llama, runs_ahead):
     assert ends["r"].completion_tokens == whole.index(end) + 1
 
 
+def test_who_has_no_way_on_from_the_start_leaves_the_rows_of_others_alone(llama):
+    class NoWay:
+        def allowed(self):
+            raise ValueError("no way on")
+
+    short, long = prompts(2)
+    engine = engine_of(llama, rows=2)
+    first, _ = run(
+        engine,
+        [ask("short", short, 2), ask("long", long, 12)],
+        until=lambda said: len(said.get("short", ())) == 2,
+    )
+    engine.add(ask("none", [5, 6], 4), NoWay())
+    said, ends = run(engine)
+
+    assert first["long"] + said["long"] == greedy(llama, long, 12)
+    assert ends["none"].message == "no way on"
+    engine.scheduler.check()
+
+
 def test_an_end_token_may_be_one_like_any_other(llama):
     (prompt,) = prompts(1)
     whole = greedy(llama, prompt, 12)

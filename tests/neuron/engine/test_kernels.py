@@ -188,12 +188,12 @@ def test_rotation(dtype, normed, width, value_width, turned):
 def test_picks(dtype, vocabulary, knobs):
     count = 6
     rows = Rows(count + 1, 1, DEVICE)
-    entered = []
+    entered = {}
     for row in range(1, count + 1):
         job = Generate(id="r", model="m", prompt=[1], max_tokens=9, seed=row << 33 | 5, **knobs)
         sequence = Sequence(job)
         sequence.row, sequence.planned = row, 7 * row
-        entered.append(sequence)
+        entered[row] = sequence
     rows.enter(entered)
     logits = random(count, vocabulary, dtype=dtype) * torch.tensor([[3.0], [0.1]] * 3).to(DEVICE)
     logits = logits.to(dtype)  # rows of few candidates, and of many

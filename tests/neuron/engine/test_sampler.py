@@ -19,7 +19,7 @@ def rows_of(sequences):
     rows = Rows(len(sequences), 0, torch.device("cpu"))
     for row, sequence in enumerate(sequences):
         sequence.row, sequence.planned = row, len(sequence.tokens)
-    rows.enter(list(sequences))
+    rows.enter(dict(enumerate(sequences)))
     return rows
 
 
@@ -33,7 +33,7 @@ def picks(count, **more):
         picked = pick(scores, rows_of([sequence]), torch.zeros(1, dtype=torch.int64))
         tallies.add([sequence], picked)
         sequence.take(int(picked), frozenset())
-    return sequence.answer
+    return sequence.tokens[sequence.prompt_tokens :]
 
 
 def test_temperature_zero_is_the_largest():
