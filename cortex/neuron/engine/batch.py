@@ -63,7 +63,7 @@ class Shape:
     def fields(self) -> list[int]:
         """How long each field of a batch is."""
         tokens, sequences = self.decodes + self.tokens, self.decodes + self.chunks
-        return [*[tokens] * 3, *[sequences] * 3, self.tiles * 4]
+        return [*[tokens] * 3, *[sequences] * 4, self.tiles * 4]
 
 
 class Batch:
@@ -78,6 +78,8 @@ class Batch:
         rows: Of sequences.  # [sequences] int64
         lengths: Of sequences, new tokens included.  # [sequences] int64
         lasts: Their last tokens, in the batch.  # [sequences] int64
+        keepers: Rows that keep the token picked for them; 0 where it is for nobody.
+            # [sequences] int64
         tiles: See `Step`.  # [tiles, 4] int64
     """
 
@@ -85,8 +87,9 @@ class Batch:
         self.told = told
         self.shape = shape
         fields = torch.split(told, shape.fields)
-        self.said, self.positions, self.owners, self.rows, self.lengths, self.lasts = fields[:6]
-        self.tiles = fields[6].view(-1, 4)
+        self.said, self.positions, self.owners = fields[:3]
+        self.rows, self.lengths, self.lasts, self.keepers = fields[3:7]
+        self.tiles = fields[7].view(-1, 4)
 
 
 def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
@@ -97,6 +100,7 @@ def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
     rows: list[int] = []
     lengths: list[int] = []
     lasts: list[int] = []
+    keepers: list[int] = []
     tiles: list[int] = []
     ends = (
         (shape.decodes, shape.decodes),
@@ -113,14 +117,15 @@ def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
             rows.append(row)
             lengths.append(chunk.end)
             lasts.append(len(said) - 1)
+            keepers.append(row if chunk.samples else 0)
             if chunk.count > 1:
                 tiles += tiled(row, start, chunk.start, chunk.count, shape.tile_tokens)
         for field in (said, positions, owners):
             field.extend([0] * (tokens - len(field)))
-        for field in (rows, lengths, lasts):
+        for field in (rows, lengths, lasts, keepers):
             field.extend([0] * (sequences - len(field)))
     tiles += [0] * (4 * shape.tiles - len(tiles))
-    return [*said, *positions, *owners, *rows, *lengths, *lasts, *tiles]
+    return [*said, *positions, *owners, *rows, *lengths, *lasts, *keepers, *tiles]
 
 
 def tiled(row: int, place: int, start: int, count: int, most: int) -> Iterator[int]:

@@ -66,6 +66,16 @@ class Rotary:
     frequencies: torch.Tensor
     scale: float = 1.0
 
+    def turns(self, positions: torch.Tensor) -> torch.Tensor:
+        """
+        Return the cosines and sines tokens at *positions* are turned by, of all layers.
+
+        Returns:
+            # [2, tokens, width / 2] float32
+        """
+        angles = positions[:, None].float() * self.frequencies
+        return torch.stack([angles.cos(), angles.sin()]) * self.scale
+
 
 def fuse(*modules: Any) -> Linear:
     """

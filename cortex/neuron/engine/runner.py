@@ -224,7 +224,7 @@ class Runner:
         logits = self._body.logits(step, self._cache)
         rows.lengths[batch.rows] = batch.lengths
         picked = self._kernels.pick(logits, rows, batch.rows)
-        rows.last[batch.rows] = picked
+        rows.last[batch.keepers] = picked
         return logits, picked
 
     def _slots(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -107,10 +107,11 @@ class Stack:
         x = self._embed(step.ids)  # [tokens, width]; ours, and added to from here on
         if self._embed_factor != 1:
             x *= self._embed_factor
+        turns = self._rotary.turns(step.positions)
         for number, attention, mlp in self._layers:
             pages = cache.pages[number]
             projected = kernels.linear(x, attention.qkv, attention.norm)
-            queries = kernels.rotate(projected, self._rotary, attention.norms, pages, step)
+            queries = kernels.rotate(projected, turns, attention.norms, pages, step)
             attended = kernels.attend(queries, pages, step).flatten(1)
             kernels.add(attended, attention.out, x, self._factor)
             if isinstance(mlp, Mlp):

@@ -25,6 +25,7 @@ class Step:
             token in the batch, how many it has, and how many keys the last of them sees; none of
             more than *tile_tokens*.  # [tiles, 4] int64
         counts: New tokens of each sequence; *ends* its `lengths`.  Known where a CPU runs it.
+        seen: What layers of a window look at, found by the first of them.
     """
 
     ids: torch.Tensor
@@ -39,3 +40,4 @@ class Step:
     tile_tokens: int = 1
     counts: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
+    seen: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = attrs.field(factory=dict)

@@ -42,7 +42,7 @@ def test_a_padded_batch_is_the_exact_one_and_padding_of_row_0(seed):
     for name in ("said", "positions", "owners"):
         assert torch.equal(getattr(padded, name)[tokens], getattr(exact, name))
         assert getattr(padded, name).sum() == getattr(exact, name).sum()
-    for name in ("rows", "lengths"):
+    for name in ("rows", "lengths", "keepers"):
         assert torch.equal(getattr(padded, name)[sequences], getattr(exact, name))
         assert getattr(padded, name).sum() == getattr(exact, name).sum()
     assert torch.equal(padded.said[padded.lasts[sequences]], exact.said[exact.lasts])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
 import torch
 import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from cortex.neuron.engine import probe
 from cortex.neuron.engine.batching import Batching
@@ -19,6 +22,7 @@ from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.stack import Stack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SCHEDULES = int(os.environ.get("CORTEX_TEST_SCHEDULES", "30"))
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -163,20 +167,55 @@ def test_answers_are_those_of_the_models_own_forward(family, tier):
     engine.scheduler.check()
 
 
-@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
-@pytest.mark.parametrize(("blocks", "budget_tokens"), [(200, 64), (24, 48), (24, 7)])
-@pytest.mark.timeout(90)
-def test_no_schedule_changes_an_answer(llama, blocks, budget_tokens, runs_ahead):
-    asked = prompts(9, shared=50)
-    wanted = {str(n): greedy(llama, prompt, 20) for n, prompt in enumerate(asked)}
-    engine = engine_of(llama, blocks=blocks, budget_tokens=budget_tokens, runs_ahead=runs_ahead)
+ASKED = prompts(9, shared=50)
+ARRIVALS = st.tuples(
+    st.integers(0, len(ASKED) - 1),  # which prompt
+    st.integers(1, 20),  # tokens of its answer
+    st.integers(0, 12),  # steps before it comes
+    st.none() | st.integers(0, 20),  # steps before its client leaves
+)
 
-    said, ends = run(engine, [ask(str(n), prompt, 20) for n, prompt in enumerate(asked)])
 
-    assert said == wanted
-    assert len(ends) == len(asked)
-    assert bool(engine.scheduler.preemptions) == ((blocks, budget_tokens) == (24, 48))
-    engine.scheduler.check()
+@pytest.fixture(scope="module")
+def wanted(llama):
+    with torch.inference_mode():
+        return [greedy(llama, prompt, 20) for prompt in ASKED]
+
+
+@given(
+    arrivals=st.lists(ARRIVALS, min_size=1, max_size=12),
+    blocks=st.integers(16, 60),
+    budget_tokens=st.integers(5, 64),
+    rows=st.integers(1, 16),
+    runs_ahead=st.booleans(),
+    tier=st.sampled_from(["modules", "fused"]),
+)
+@example(  # the last piece of the prompt is one token
+    arrivals=[(3, 3, 0, None)], blocks=16, budget_tokens=5, rows=1, runs_ahead=True, tier="fused"
+)
+@settings(max_examples=SCHEDULES)
+@pytest.mark.timeout(120)
+def test_no_schedule_changes_an_answer(llama, wanted, arrivals, tier, **limits):
+    body = Stack(llama, kernels_for(DEVICE)) if tier == "fused" else None
+    engine = engine_of(llama, body=body, **limits)
+    said, left, step = {}, set(), 0
+    while engine.has_work or step <= 12:
+        for number, (asked, count, comes, goes) in enumerate(arrivals):
+            if step == comes:
+                engine.add(ask(str(number), ASKED[asked], count))
+            elif goes is not None and step == comes + goes and engine.cancel(str(number)):
+                left.add(str(number))
+        tokens, ended = engine.step()
+        assert all(isinstance(event, Done) for event in ended)
+        for token in tokens:
+            said.setdefault(token.request, []).append(token.id)
+        engine.scheduler.check()
+        step += 1
+
+    for number, (asked, count, *_) in enumerate(arrivals):
+        answer = said.get(str(number), [])
+        assert answer == wanted[asked][:count][: len(answer)]
+        assert len(answer) == count or str(number) in left
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])

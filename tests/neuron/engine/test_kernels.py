@@ -160,12 +160,13 @@ def test_rotation(dtype, normed, width, value_width, turned):
     other.pages[0].values.copy_(cache.pages[0].values)
     step = step_of((1, 9), (70, 3), 40, cache.tile_tokens)
     projected = random(10, 6 * width + 2 * value_width, dtype=dtype)
-    rotary = Rotary(frequencies=(100.0 ** -torch.linspace(0, 1, turned // 2)).to(DEVICE), scale=1.2)
+    rotary = Rotary(frequencies=100.0 ** -torch.linspace(0, 1, turned // 2), scale=1.2)
+    turns = rotary.turns(step.positions.cpu()).to(DEVICE)
     norms = (norm_of(width, dtype, 1.0), norm_of(width, dtype, 1.0)) if normed else None
 
-    got = fused.rotate(projected, rotary, norms, cache.pages[0], step)
+    got = fused.rotate(projected, turns, norms, cache.pages[0], step)
 
-    close(got, reference.rotate(projected, rotary, norms, other.pages[0], step))
+    close(got, reference.rotate(projected, turns, norms, other.pages[0], step))
     close(cache.pages[0].keys, other.pages[0].keys)
     close(cache.pages[0].values, other.pages[0].values)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from cortex.neuron.engine.cache import Pages
-from cortex.neuron.engine.layers import Linear, Norm, Rotary
+from cortex.neuron.engine.layers import Linear, Norm
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.step import Step
 
@@ -35,7 +35,7 @@ class Kernels(Protocol):
         """Add *factor* times what *layer* makes of *x* to *residual*, in place."""
 
     def rotate(
-        self, projected: torch.Tensor, rotary: Rotary, norms: tuple[Norm, Norm] | None,
+        self, projected: torch.Tensor, turns: torch.Tensor, norms: tuple[Norm, Norm] | None,
         pages: Pages, step: Step,
     ) -> torch.Tensor:  # fmt: skip
         """
@@ -43,7 +43,7 @@ class Kernels(Protocol):
 
         Args:
             projected: Queries, keys and values, one behind the other.  # [tokens, out]
-            rotary: By how much.
+            turns: By how much; see `Rotary.turns`.
             norms: Of queries and of keys, head by head.
             pages: Of the layer.
             step: Whose tokens they are.

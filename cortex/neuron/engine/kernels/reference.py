@@ -8,9 +8,11 @@ from torch.nn import functional
 from cortex.neuron.engine import sampler
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for
 from cortex.neuron.engine.cache import Heads, Pages
-from cortex.neuron.engine.layers import Linear, Norm, Rotary
+from cortex.neuron.engine.layers import Linear, Norm
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.step import Step
+
+FEW = 256  # tokens
 
 
 def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
@@ -21,9 +23,9 @@ def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
 def linear(x: torch.Tensor, layer: Linear, before: Norm | None = None) -> torch.Tensor:
     if before is not None:
         x = norm(x, before)
-    if layer.scale is None:
-        return functional.linear(x, layer.weight, layer.bias)
-    out = functional.linear(x, layer.weight.to(x.dtype)) * layer.scale.to(x.dtype)
+    out = _product(x, layer.weight)
+    if layer.scale is not None:
+        out = out * layer.scale.to(x.dtype)
     return out if layer.bias is None else out + layer.bias
 
 
@@ -38,24 +40,24 @@ def add(x: torch.Tensor, layer: Linear, residual: torch.Tensor, factor: float = 
 
 def rotate(
     projected: torch.Tensor,
-    rotary: Rotary,
+    turns: torch.Tensor,
     norms: tuple[Norm, Norm] | None,
     pages: Pages,
     step: Step,
 ) -> torch.Tensor:
-    heads = pages.heads
-    kept = heads.count * heads.key, heads.count * heads.value
-    queries, keys, values = torch.split(projected, [projected.shape[1] - sum(kept), *kept], -1)
-    queries, keys = (torch.unflatten(part, -1, (-1, heads.key)) for part in (queries, keys))
+    kept = pages.heads
+    values = kept.count * kept.value
+    turning, values = torch.split(projected, [projected.shape[1] - values, values], -1)
+    turning = torch.unflatten(turning, -1, (-1, kept.key))
+    queries = turning.shape[1] - kept.count
     if norms is not None:
-        queries, keys = norm(queries, norms[0]), norm(keys, norms[1])
-    angles = step.positions[:, None].float() * rotary.frequencies
-    cos, sin = (turn(angles)[:, None] * rotary.scale for turn in (torch.cos, torch.sin))
-    cos, sin = cos.to(projected.dtype), sin.to(projected.dtype)
-    pages.write(
-        step.slots, _turned(keys, cos, sin), torch.unflatten(values, -1, (heads.count, heads.value))
-    )
-    return _turned(queries, cos, sin)
+        parts = torch.split(turning, [queries, kept.count], 1)
+        turning = torch.cat([norm(part, of) for part, of in zip(parts, norms, strict=True)], 1)
+    cos, sin = turns.to(projected.dtype)[:, :, None]
+    turned = _turned(turning, cos, sin)
+    values = torch.unflatten(values, -1, (kept.count, kept.value))
+    pages.write(step.slots, turned[:, queries:], values)
+    return turned[:, :queries]
 
 
 def attend(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
@@ -74,6 +76,13 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
     return sampler.pick(logits, rows, which)
 
 
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return what *weight* makes of *x*: [tokens, out]."""
+    if x.dtype == torch.float32 and 1 < len(x) <= FEW and x.device.type == "cpu":
+        return torch.mm(weight.to(x.dtype), x.T).T  # two times as fast as the other way round
+    return functional.linear(x, weight.to(x.dtype))
+
+
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn components of heads, [tokens, heads, width], as far as there are angles."""
     half = cos.shape[-1]
@@ -83,26 +92,32 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 def _decode(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
     """Attend with one query a sequence, all of them at once."""
-    count, heads = step.decodes, pages.heads
-    longest = max(step.ends[:count])
-    blocks = step.table[step.rows[:count], : blocks_for(longest)].long()
-    k = pages.keys[blocks].flatten(1, 2).transpose(1, 2)  # [sequences, kv_heads, keys, width]
-    v = pages.values[blocks].flatten(1, 2).transpose(1, 2)
-    places = torch.arange(k.shape[2], device=k.device)
-    ends = step.lengths[:count, None]
-    seen = places < ends  # [sequences, keys]
-    if heads.window:
-        seen &= places >= ends - heads.window
-    groups = queries.shape[1] // k.shape[1]
-    q = torch.unflatten(
-        queries, 1, (k.shape[1], groups)
-    )  # a group's queries as tokens: nothing repeated
+    heads = pages.heads
+    if heads.window not in step.seen:
+        step.seen[heads.window] = _seen(step, heads.window)
+    blocks, seen = step.seen[heads.window]
+    k = pages.keys.index_select(0, blocks).view(len(queries), -1, heads.count, heads.key)
+    v = pages.values.index_select(0, blocks).view(len(queries), -1, heads.count, heads.value)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)  # [sequences, kv_heads, keys, width]
+    q = torch.unflatten(queries, 1, (heads.count, -1))  # a group's as tokens: nothing repeated
     if heads.softcap or heads.sinks is not None:
         return _explicit(q[:, :, :, None], k, v, seen[:, None], heads)[..., 0, :].flatten(1, 2)
     out = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=seen[:, None, None], scale=heads.scale
     )
     return out.flatten(1, 2)
+
+
+def _seen(step: Step, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the blocks of what decodes, [sequences x blocks], and the keys each query sees."""
+    count = step.decodes
+    blocks = step.table[step.rows[:count], : blocks_for(max(step.ends[:count]))]
+    places = torch.arange(blocks.shape[1] * BLOCK_TOKENS, device=blocks.device)
+    ends = step.lengths[:count, None]
+    seen = places < ends  # [sequences, keys]
+    if window:
+        seen &= places >= ends - window
+    return blocks.flatten(), seen
 
 
 def _chunk(queries: torch.Tensor, pages: Pages, step: Step, number: int) -> torch.Tensor:

@@ -7,14 +7,14 @@ import triton
 import triton.language as tl
 
 from cortex.neuron.engine.cache import Pages
-from cortex.neuron.engine.layers import Norm, Rotary
+from cortex.neuron.engine.layers import Norm
 from cortex.neuron.engine.step import Step
 
 
 @triton.jit
 def rotate_kernel(
-    projected, query_norm, key_norm, frequencies, positions, slots, keys, values, out,
-    stride, eps, shift, scale,
+    projected, query_norm, key_norm, cosines, sines, slots, keys, values, out,
+    stride, eps, shift,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     TURNED: tl.constexpr, PAD: tl.constexpr, IS_NORMED: tl.constexpr,
 ):  # fmt: skip
@@ -47,10 +47,9 @@ def rotate_kernel(
             x *= root * (own + shift)
             y *= root * (others + shift)
         is_turned = at < TURNED
-        frequency = tl.load(frequencies + at % half, mask=is_turned, other=0.0)
-        angle = tl.load(positions + token).to(tl.float32) * frequency
-        cos = tl.where(is_turned, tl.cos(angle) * scale, 1.0)
-        sin = tl.where(is_turned, tl.sin(angle) * scale, 0.0)
+        angle = token * half + at % half
+        cos = tl.load(cosines + angle, mask=is_turned, other=1.0)
+        sin = tl.load(sines + angle, mask=is_turned, other=0.0)
         turned = x * cos + tl.where(at < half, -y, y) * sin
         if is_query:
             to = out + (token * HEADS + head) * WIDTH + at
@@ -62,7 +61,7 @@ def rotate_kernel(
 
 def rotate(
     projected: torch.Tensor,
-    rotary: Rotary,
+    turns: torch.Tensor,
     norms: tuple[Norm, Norm] | None,
     pages: Pages,
     step: Step,
@@ -76,13 +75,12 @@ def rotate(
         projected,
         projected if query_norm is None else query_norm.weight,
         projected if key_norm is None else key_norm.weight,
-        rotary.frequencies, step.positions, step.slots, pages.keys, pages.values, out,
+        turns[0], turns[1], step.slots, pages.keys, pages.values, out,
         projected.stride(0),
         0.0 if query_norm is None else query_norm.eps,
         0.0 if query_norm is None else query_norm.shift,
-        rotary.scale,
         HEADS=heads, KV_HEADS=kept.count, WIDTH=kept.key, VALUE_WIDTH=kept.value,
-        TURNED=2 * len(rotary.frequencies),
+        TURNED=2 * turns.shape[2],
         PAD=triton.next_power_of_2(max(kept.key, kept.value)),
         IS_NORMED=norms is not None,
         num_warps=1
