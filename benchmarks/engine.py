@@ -167,20 +167,24 @@ class Contest:
     Attributes:
         left_out: Why, by peer.
         times_s: By peer and concurrency, a value a round.
-        agreed: Tokens of each peer that were the first one's, up to where an answer first differs;
+        agreed: Tokens of each peer that were ours too, up to where an answer first differs;
             and all of its tokens.
     """
 
     peers: dict[str, Peer]
     tokens: int
+    rounds: int = 0
     left_out: dict[str, str] = attrs.field(factory=dict)
     times_s: dict[str, dict[int, list[float]]] = attrs.field(factory=dict)
     agreed: dict[str, tuple[int, int]] = attrs.field(factory=dict)
 
     def round(self, prompts: Prompts, *, counts: bool = True) -> None:
-        """Have each peer answer *prompts*."""
-        known: Answers = []
-        for name, peer in [*self.peers.items()]:
+        """Have each peer answer *prompts*; whose turn it was first is last in the next round."""
+        said: dict[str, Answers] = {}
+        peers = [*self.peers.items()]
+        first = self.rounds % len(peers)
+        self.rounds += counts
+        for name, peer in peers[first:] + peers[:first]:
             began = perf_counter()
             try:
                 answers = peer.answer(prompts, self.tokens)
@@ -195,12 +199,13 @@ class Contest:
             print(f"{name}, {len(prompts)} at once: {took_s:.1f} s", file=sys.stderr)
             if any(len(answer) != self.tokens for answer in answers):
                 raise SystemExit(f"{name} gave {[len(x) for x in answers]}, not {self.tokens} each")
-            known = known or answers
+            said[name] = answers
             if counts:
                 self.times_s.setdefault(name, {}).setdefault(len(prompts), []).append(took_s)
-                same, of = self.agreed.get(name, (0, 0))
-                same += sum(map(begins_alike, answers, known))
-                self.agreed[name] = same, of + len(prompts) * self.tokens
+        for name, answers in said.items() if counts else ():
+            same, of = self.agreed.get(name, (0, 0))
+            same += sum(map(begins_alike, answers, said["ours"]))
+            self.agreed[name] = same, of + len(prompts) * self.tokens
 
     def tok_s(self) -> dict[str, dict[str, float]]:
         return {

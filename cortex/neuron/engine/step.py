@@ -40,4 +40,6 @@ class Step:
     tile_tokens: int = 1
     counts: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
-    seen: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = attrs.field(factory=dict)
+    seen: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = attrs.field(
+        factory=dict, init=False
+    )

@@ -46,8 +46,8 @@ def rotate(
     step: Step,
 ) -> torch.Tensor:
     kept = pages.heads
-    values = kept.count * kept.value
-    turning, values = torch.split(projected, [projected.shape[1] - values, values], -1)
+    width = kept.count * kept.value
+    turning, values = torch.split(projected, [projected.shape[1] - width, width], -1)
     turning = torch.unflatten(turning, -1, (-1, kept.key))
     queries = turning.shape[1] - kept.count
     if norms is not None:
