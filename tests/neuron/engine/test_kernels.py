@@ -35,9 +35,9 @@ def random(*shape, dtype=torch.float32):
     return torch.randn(*shape).to(DEVICE, dtype)
 
 
-def close(got, wanted):
+def close(got, wanted, limit=None):
     off = (got.float() - wanted.float()).norm() / wanted.float().norm()
-    assert off < CLOSE[wanted.dtype], f"off by {off:.1e}"
+    assert off < (limit or CLOSE[wanted.dtype]), f"off by {off:.1e}"
 
 
 def norm_of(width, dtype, shift=0.0):
@@ -67,9 +67,11 @@ def test_a_norm(dtype, shift, width):
 def test_a_linear_layer(dtype, tokens, quantised, bias):
     layer = linear_of(40, 96, dtype, quantised=quantised, bias=bias)
     x, norm = random(tokens, 96, dtype=dtype), norm_of(96, dtype)
+    is_narrow = (dtype, quantised) == (torch.bfloat16, torch.float8_e4m3fn) and tokens > 16
+    limit = 5e-2 if is_narrow else None  # tokens are in eight bits as well
 
-    close(fused.linear(x, layer), reference.linear(x, layer))
-    close(fused.linear(x, layer, norm), reference.linear(x, layer, norm))
+    close(fused.linear(x, layer), reference.linear(x, layer), limit)
+    close(fused.linear(x, layer, norm), reference.linear(x, layer, norm), limit)
 
     there = random(tokens, 40, dtype=dtype)
     wanted = there.clone()

@@ -3,7 +3,8 @@ Norms and linear layers.
 
 A linear layer over few tokens is bound by reading its weight, so whatever stands before and behind
 it goes into the same pass: the norm's factor is one number a token, applied to the sums.  Over many
-tokens cuBLAS multiplies, and what it adds to it adds.
+tokens cuBLAS multiplies, and what it adds to it adds; with a weight in fp8 it takes tokens in fp8
+too, each with a scale of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch.nn import functional
 from cortex.neuron.engine.layers import Linear, Norm
 
 SOME = 16  # tokens whose layers are bound by reading weights
-QUANTISED_SOME = 64  # the same where a weight has to be expanded first
+INT8_SOME = 64  # the same where a weight would have to be expanded first
+LIFT = tl.constexpr(2.0**60)  # twice, it makes up for how eight bits are widened
 LARGE, WIDE = 1 << 22, 8192  # of weights
 
 
@@ -41,6 +43,23 @@ def gate_kernel(x, out, WIDTH: tl.constexpr, PAD: tl.constexpr):
     up = tl.load(x + token * 2 * WIDTH + WIDTH + at, mask=is_in, other=0.0).to(tl.float32)
     answer = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(out + token * WIDTH + at, answer.to(out.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def narrow_kernel(
+    x, weight, out, scales, eps, shift, WIDTH: tl.constexpr, PAD: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Keep one token, normed before if it is to be, in fp8 with a scale."""
+    token, at = tl.program_id(0), tl.arange(0, PAD)
+    is_in = at < WIDTH
+    row = tl.load(x + token * WIDTH + at, mask=is_in, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        root = 1.0 / tl.sqrt(tl.sum(row * row, 0) / WIDTH + eps)
+        row *= root * (tl.load(weight + at, mask=is_in, other=0.0).to(tl.float32) + shift)
+    scale = tl.maximum(tl.max(tl.abs(row), 0), 1e-12) / 448.0
+    tl.store(out + token * WIDTH + at, (row / scale).to(out.dtype.element_ty), mask=is_in)
+    tl.store(scales + token, scale)
 
 
 @triton.jit
@@ -82,10 +101,23 @@ def summed(
 
 
 @triton.jit
+def widened(w, like, IS_BITS: tl.constexpr):
+    """
+    Return weights as numbers of the type of *like*.
+
+    The bits of fp8, put where bfloat16 has its own, are the number times 2^-120: three operations
+    on two numbers at a time, where converting takes three on each.
+    """
+    if IS_BITS:
+        return ((w.to(tl.int16) << 4) & -0x7810).to(tl.bfloat16, bitcast=True)
+    return w.to(like.dtype)
+
+
+@triton.jit
 def multiplied(
     x, weight, norm, start, is_row, shift, tokens, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, OFF: tl.constexpr, HAS_NORM: tl.constexpr,
-    STAGES: tl.constexpr,
+    IS_BITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Do the same for several tokens, [tokens, rows] and [tokens], on the tensor cores."""
     token = tl.arange(0, TOKENS)
@@ -107,9 +139,11 @@ def multiplied(
             squares += tl.sum(wide * wide, 1)
             by = tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
             part = (wide * by[None, :]).to(part.dtype)
-        sums += tl.dot(part, tl.trans(w.to(part.dtype)), input_precision="ieee")
+        if IS_BITS:
+            part = (part.to(tl.float32) * LIFT).to(part.dtype)
+        sums += tl.dot(part, tl.trans(widened(w, part, IS_BITS)), input_precision="ieee")
         if OFF > 0:
-            ups += tl.dot(part, tl.trans(u.to(part.dtype)), input_precision="ieee")
+            ups += tl.dot(part, tl.trans(widened(u, part, IS_BITS)), input_precision="ieee")
     return sums, ups, squares
 
 
@@ -131,7 +165,7 @@ def linear_kernel(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_NORM: tl.constexpr, IS_GATED: tl.constexpr,
-    IS_ADDED: tl.constexpr,
+    IS_ADDED: tl.constexpr, IS_BITS: tl.constexpr,
 ):  # fmt: skip
     """
     Do some rows of the weight for all tokens: for one by sums, for several by the tensor cores.
@@ -149,8 +183,11 @@ def linear_kernel(
     else:
         sums, ups, squares = multiplied(
             x, weight, norm, start, is_row, shift, tokens, TOKENS, WIDTH, ROWS, COLUMNS, OFF,
-            HAS_NORM, STAGES,
+            HAS_NORM, IS_BITS, STAGES,
         )  # fmt: skip
+    if IS_BITS:
+        sums *= LIFT
+        ups *= LIFT
     if HAS_NORM:
         root = 1.0 / tl.sqrt(squares / WIDTH + eps)
         sums *= root[:, None]
@@ -178,6 +215,8 @@ def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
 def linear(x: torch.Tensor, layer: Linear, before: Norm | None = None) -> torch.Tensor:
     if _is_small(x, layer):
         return _small(x, layer, x.new_empty(len(x), len(layer.weight)), before=before)
+    if _is_fp8(x, layer):
+        return _narrow(x, layer, before)
     if before is not None:
         x = norm(x, before)
     return functional.linear(x, _expanded(layer, x.dtype), layer.bias)
@@ -196,6 +235,8 @@ def gated(x: torch.Tensor, layer: Linear, before: Norm) -> torch.Tensor:
 def add(x: torch.Tensor, layer: Linear, residual: torch.Tensor, factor: float = 1.0) -> None:
     if _is_small(x, layer):
         _small(x, layer, residual, is_added=True, factor=factor)
+    elif _is_fp8(x, layer):
+        residual.add_(_narrow(x, layer), alpha=factor)
     else:
         residual.addmm_(x, _expanded(layer, x.dtype).T, alpha=factor)
         if layer.bias is not None:
@@ -203,7 +244,30 @@ def add(x: torch.Tensor, layer: Linear, residual: torch.Tensor, factor: float = 
 
 
 def _is_small(x: torch.Tensor, layer: Linear) -> bool:
-    return 0 < len(x) <= (SOME if layer.scale is None else QUANTISED_SOME)
+    return 0 < len(x) <= (INT8_SOME if layer.weight.dtype == torch.int8 else SOME)
+
+
+def _is_fp8(x: torch.Tensor, layer: Linear) -> bool:
+    return layer.weight.dtype == torch.float8_e4m3fn and x.dtype == torch.bfloat16
+
+
+def _narrow(x: torch.Tensor, layer: Linear, before: Norm | None = None) -> torch.Tensor:
+    """Multiply in fp8, as vLLM's dynamic quantisation does: a scale a token, a scale a row."""
+    tokens, width = x.shape
+    narrow = x.new_empty(tokens, width, dtype=layer.weight.dtype)
+    scales = x.new_empty(tokens, 1, dtype=torch.float32)
+    narrow_kernel[(tokens,)](
+        x, x if before is None else before.weight, narrow, scales,
+        0.0 if before is None else before.eps,
+        0.0 if before is None else before.shift,
+        WIDTH=width, PAD=triton.next_power_of_2(width), HAS_NORM=before is not None, num_warps=8,
+    )  # fmt: skip
+    assert layer.scale is not None  # noqa: S101 - it is quantised
+    out = torch._scaled_mm(  # noqa: SLF001 - it has no public name before torch 2.13
+        narrow, layer.weight.T, scale_a=scales, scale_b=layer.scale[None], out_dtype=x.dtype,
+        use_fast_accum=True,
+    )  # fmt: skip
+    return out if layer.bias is None else out + layer.bias
 
 
 def _expanded(layer: Linear, dtype: torch.dtype) -> torch.Tensor:
@@ -228,9 +292,12 @@ def _small(
     factor: float = 1.0,
 ) -> torch.Tensor:
     tokens, width = x.shape
-    rows, columns, warps, stages = tile(tokens, out.shape[1], width, is_gated=is_gated)
+    rows, columns, warps, stages = tile(
+        tokens, out.shape[1], width, is_gated=is_gated, is_quantised=layer.scale is not None
+    )
+    is_bits = tokens > 1 and _is_fp8(x, layer)
     linear_kernel[(triton.cdiv(out.shape[1], rows),)](
-        x, layer.weight,
+        x, layer.weight.view(torch.int8) if is_bits else layer.weight,
         x if layer.bias is None else layer.bias,
         x if layer.scale is None else layer.scale,
         x if before is None else before.weight,
@@ -242,19 +309,22 @@ def _small(
         WIDTH=width, OUT=out.shape[1], ROWS=rows, COLUMNS=columns, STAGES=stages,
         HAS_BIAS=layer.bias is not None, HAS_SCALE=layer.scale is not None,
         HAS_NORM=before is not None, IS_GATED=is_gated, IS_ADDED=is_added,
-        num_warps=warps,
+        IS_BITS=is_bits, num_warps=warps,
     )  # fmt: skip
     return out
 
 
-def tile(tokens: int, out: int, width: int, *, is_gated: bool) -> tuple[int, int, int, int]:
+def tile(
+    tokens: int, out: int, width: int, *, is_gated: bool, is_quantised: bool
+) -> tuple[int, int, int, int]:
     """
     Return rows and columns of the weight a program takes at a time, its warps and stages.
 
     Measured on an H200: docs/design/engine-speed.md.
     """
     if tokens > 1:
-        return (64, 64, 4, 4) if is_gated and out >= WIDE else (32, 256, 4, 3)
-    if is_gated:
+        is_wide = is_gated and out >= WIDE and not is_quantised
+        return (64, 64, 4, 4) if is_wide else (32, 256, 4, 3)
+    if is_gated and not is_quantised:
         return 8, 512, 4, 1
     return (16, 512, 8, 1) if out * width >= LARGE else (4, 512, 4, 1)
