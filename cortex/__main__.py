@@ -11,6 +11,7 @@ COMMANDS = {
     "serve": ("cortex.gateway.command", "run the gateway"),
     "neuron": ("cortex.neuron.command", "run the daemon of a GPU host"),
     "status": ("cortex.cli.status", "show nodes, devices and models"),
+    "top": ("cortex.cli.top", "watch the fleet, live, and act on it"),
     "models": ("cortex.cli.models", "list, load, unload and pin models"),
     "nodes": ("cortex.cli.nodes", "list nodes, drain one, use it again"),
     "requests": ("cortex.cli.requests", "list requests, cancel one"),

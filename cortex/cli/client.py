@@ -118,7 +118,7 @@ class Gateway:
 
     def get_as(self, cls: type[T], path: str, *, timeout_s: float = ANSWER_S) -> T:
         """Return the JSON body of a GET, read into *cls*."""
-        return self._decode(cls, path, self.get(path, timeout_s=timeout_s))
+        return self.decode(cls, path, self.get(path, timeout_s=timeout_s))
 
     def post_as(
         self, cls: type[T], path: str, body: Mapping[str, object], *, timeout_s: float = ANSWER_S
@@ -126,13 +126,13 @@ class Gateway:
         """Return the JSON body of a POST's answer, read into *cls*."""
         with self._open("POST", path, body, timeout_s) as response:
             answer = response.read()
-        return self._decode(cls, path, answer)
+        return self.decode(cls, path, answer)
 
     def delete_as(self, cls: type[T], path: str, *, timeout_s: float = ANSWER_S) -> T:
         """Return the JSON body of a DELETE's answer, read into *cls*."""
         with self._open("DELETE", path, None, timeout_s) as response:
             answer = response.read()
-        return self._decode(cls, path, answer)
+        return self.decode(cls, path, answer)
 
     def stream(self, path: str, body: Mapping[str, object]) -> Generator[str, None, None]:
         """Yield the ``data:`` of each server-sent event; close the generator to hang up."""
@@ -146,7 +146,8 @@ class Gateway:
                     yield "\n".join(data)
                     data = []
 
-    def _decode(self, cls: type[T], path: str, body: bytes) -> T:
+    def decode(self, cls: type[T], path: str, body: bytes) -> T:
+        """Return *body*, which is JSON and came from *path*, read into *cls*."""
         import msgspec
 
         try:
@@ -175,7 +176,7 @@ class Gateway:
                 raise self._refusal(method, path, error) from None
         except (OSError, HTTPException) as error:
             cause = error.reason if isinstance(error, URLError) else error
-            raise self._unreachable(cause, timeout_s) from None
+            raise self.unreachable(cause, timeout_s) from None
 
     def _opener(self) -> OpenerDirector:
         from urllib import request
@@ -189,19 +190,31 @@ class Gateway:
         return opener
 
     def _refusal(self, method: str, path: str, answer: HTTPError) -> CortexError:
-        status = answer.code
         try:
-            error = json.loads(answer.read(MAX_ERROR_BYTES))["error"]
-        except (ValueError, KeyError, TypeError, OSError):
-            message = f"{method} {self.url}{path} answered {status} {answer.reason}"
+            body = answer.read(MAX_ERROR_BYTES)
+        except OSError:
+            body = b""
+        elsewhere = answer.headers.get("Location")
+        return self.refusal(f"{method} {path}", answer.code, answer.reason, body, elsewhere)
+
+    def refusal(
+        self, asked: str, status: int, reason: str | None, body: bytes, elsewhere: str | None
+    ) -> CortexError:
+        """Return what an answer with an error's *status* means; *elsewhere* is its Location."""
+        try:
+            error = json.loads(body)["error"]
+        except (ValueError, KeyError, TypeError):
+            method, _, path = asked.partition(" ")
+            message = f"{method} {self.url}{path} answered {status} {reason}"
             error = {"message": message, "hint": "is a cortex gateway at this address?"}
-            if elsewhere := answer.headers.get("Location"):
+            if elsewhere:
                 error["hint"] = f"it says to look at {elsewhere}"
         if isinstance(error, dict) and status == UNAUTHORIZED:
             error.setdefault("hint", "give a key with --key or CORTEX_KEY")
         return remote_error(error, status)
 
-    def _unreachable(self, cause: object, timeout_s: float) -> CortexError:
+    def unreachable(self, cause: object, timeout_s: float) -> GatewayUnreachable:
+        """Return the exception for a gateway that could not be asked within *timeout_s*."""
         hint = "start it with: cortex serve; name another one with --gateway or CORTEX_URL"
         if isinstance(cause, ConnectionRefusedError):
             return GatewayUnreachable(f"no gateway listens at {self.url}", hint=hint)

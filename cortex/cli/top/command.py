@@ -1,0 +1,27 @@
+"""``cortex top``: its options; the dashboard itself is imported when it is to run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cortex.cli import client
+from cortex.errors import CortexError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    client.add_arguments(parser)
+    parser.add_argument("--light", action="store_true", help="for terminals that are light")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the dashboard until it is left."""
+    gateway = client.Gateway.of(args)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise CortexError("this needs a terminal", hint="for a file or a pipe: cortex status")
+    from cortex.cli.top.app import TopApp
+
+    app = TopApp(gateway, light=args.light)
+    app.run()
+    return app.return_code or 0

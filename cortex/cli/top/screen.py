@@ -1,0 +1,147 @@
+"""What all screens share: the line on top, the keys at the bottom, drawing, asking."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import ClassVar
+
+from rich.text import Text
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Static
+
+from cortex.cli.console import duration
+from cortex.cli.top.actions import Question
+from cortex.cli.top.link import Link
+from cortex.cli.top.view import View
+from cortex.errors import CortexError
+from cortex.fleet.node import Fleet
+
+
+class Banner(Static):
+    """Which gateway this is, and whether what is shown is how things are."""
+
+    DEFAULT_CSS = """
+    Banner { height: auto; max-height: 3; padding: 0 1; background: $panel;
+             text-wrap: nowrap; text-overflow: ellipsis; }
+    Banner.-problem { text-wrap: wrap; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Text(), markup=False)
+
+    def show(self, view: View, url: str, now: float) -> None:
+        """Say how things are."""
+        self.set_class(view.problem is not None, "-problem")
+        self.update(banner(view, url, now))
+
+
+def banner(view: View, url: str, now: float) -> Text:
+    """Return the line: what the fleet is, or what is wrong with the gateway."""
+    if view.problem is None and view.fleet is not None:
+        return _healthy(view.fleet, url)
+    again = max(view.retry_at - now, 0)
+    next_try = f", next try in {again:.0f} s" if view.retry_at else ""
+    if view.fleet is None:
+        return Text.assemble(("cortex top", "bold"), f" {url}{next_try}: {view.problem}")
+    age = duration(max(now - view.heard_at, 0))
+    return Text.assemble((f"STALE, as of {age} ago", "bold red"), f"{next_try}: {view.problem}")
+
+
+def _healthy(fleet: Fleet, url: str) -> Text:
+    healthy, total = sum(node.healthy for node in fleet.nodes), len(fleet.nodes)
+    line = Text.assemble(("cortex", "bold"), f" {fleet.version}  ")
+    if not total:
+        return line.append("no node is configured: add [[neurons]] to cortex.toml", "yellow")
+    line.append(f"{healthy} of {total} nodes healthy", "green" if healthy == total else "red")
+    line.append(f"  {sum(node.in_flight for node in fleet.nodes)} in flight")
+    return line.append(f"  up {duration(fleet.uptime_s)}  {url}", "dim")
+
+
+class TopScreen(Screen[None]):
+    """
+    Draws a `View` when told to; it changes nothing by itself.
+
+    Attributes:
+        MORE_KEYS: What widgets have, and ``?`` shows as well.
+    """
+
+    MORE_KEYS: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    class Asked(Message):
+        """Somebody wants to do something: ask, then do it."""
+
+        def __init__(self, question: Question) -> None:
+            super().__init__()
+            self.question = question
+
+    def __init__(self, view: View, url: str) -> None:
+        super().__init__()
+        self.view = view
+        self.url = url
+
+    def draw(self) -> None:
+        """Draw what is known now."""
+        self.query_one(Banner).show(self.view, self.url, time.time())
+        self.set_class(self.view.stale, "-stale")
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self.draw)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.draw)
+
+    def on_screen_resume(self) -> None:
+        self.call_after_refresh(self.draw)
+
+    def ask(self, question: Question) -> None:
+        """Ask before anything is done."""
+        self.post_message(self.Asked(question))
+
+    def say(self, text: str) -> None:
+        """Say why a key does nothing now."""
+        self.notify(text, severity="warning", markup=False)
+
+
+class AskingScreen(TopScreen):
+    """
+    Asks the gateway for what it shows, at once and then every `EVERY_S` while it is in front.
+
+    Attributes:
+        problem: Why the last answer did not come; empty if it did.
+    """
+
+    EVERY_S: ClassVar[float] = 2.0
+
+    def __init__(self, view: View, url: str, link: Link) -> None:
+        super().__init__(view, url)
+        self.link = link
+        self.problem = ""
+        self._in_front = asyncio.Event()
+
+    async def look(self) -> None:
+        """Ask once, and keep the answer."""
+        raise NotImplementedError
+
+    def on_mount(self) -> None:
+        self.run_worker(self._look_on())
+
+    def on_screen_resume(self) -> None:
+        self._in_front.set()
+
+    def on_screen_suspend(self) -> None:
+        self._in_front.clear()
+
+    async def _look_on(self) -> None:
+        while True:
+            await self._in_front.wait()
+            if self.view.problem is None:
+                try:
+                    await self.look()
+                except CortexError as error:
+                    self.problem = str(error)
+                else:
+                    self.problem = ""
+                self.draw()
+            await asyncio.sleep(self.EVERY_S)

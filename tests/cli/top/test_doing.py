@@ -1,0 +1,160 @@
+"""What keys do: each action is asked about first, made as one request, and its outcome told."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from cortex.fleet.node import RequestState
+from tests.cli.top.watching import watching
+
+QWEN = "/api/v1/models/Qwen%2FQwen3-8B"
+ON_BEAST = {"node": "beast"}
+PINNED = {"model_id": "Qwen/Qwen3-8B", "pinned_on": ["beast"]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "question", "told", "answer", "said"),
+    [
+        (
+            "l",
+            "Load Qwen/Qwen3-8B?",
+            ("POST", f"{QWEN}/load", {}),
+            {"status": "loaded", "model_id": "Qwen/Qwen3-8B", "node": "benjy"},
+            "loaded: Qwen/Qwen3-8B on benjy",
+        ),
+        (
+            "u",
+            "Unload Qwen/Qwen3-8B? 3 requests are under way there.",
+            ("POST", f"{QWEN}/unload", ON_BEAST),
+            {"status": "unloaded", "model_id": "Qwen/Qwen3-8B", "node": "beast"},
+            "unloaded: Qwen/Qwen3-8B on beast",
+        ),
+        ("p", "Pin Qwen", ("POST", f"{QWEN}/pin", ON_BEAST), PINNED, "Qwen3-8B: pinned on beast"),
+        ("P", "Unpin Qwen", ("POST", f"{QWEN}/unpin", {}), PINNED, "Qwen3-8B: pinned on beast"),
+        (
+            "d",
+            "Drain beast?",
+            ("POST", "/api/v1/nodes/beast/drain", {}),
+            {"node": "beast", "drained": True, "in_flight": 2},
+            "drained: beast, 2 requests under way there",
+        ),
+        (
+            "r",
+            "Use beast again?",
+            ("POST", "/api/v1/nodes/beast/resume", {}),
+            {"node": "beast", "drained": False, "in_flight": 0},
+            "in use: beast",
+        ),
+        (
+            "R",
+            "read its configuration again?",
+            ("POST", "/api/v1/reload", {}),
+            {"changed": [{"key": "a", "was": 1, "now": 2}], "restart": []},
+            "reloaded: 1 changed, 0 need a restart",
+        ),
+    ],
+)
+async def test_a_key_asks_then_does_it(telling, keys, question, told, answer, said):
+    telling.answers[told[1]] = answer
+    async with watching(telling.url, size=(120, 40)) as watcher:
+        await watcher.sees("Qwen/Qwen3-8B beast loaded")
+
+        await watcher.press(keys)
+        await watcher.sees(question, "no, leave it as it is")
+        assert telling.told == []
+        await watcher.press("y")
+        await watcher.sees(said)
+
+    assert telling.told == [told]
+
+
+async def test_no_is_what_a_careless_enter_takes_and_escape_too(telling):
+    async with watching(telling.url) as watcher:
+        await watcher.sees("Qwen/Qwen3-8B beast loaded")
+        for answer in ("enter", "escape", "n"):
+            await watcher.press("u")
+            await watcher.sees("Unload Qwen/Qwen3-8B?")
+            await watcher.press(answer)
+            assert "Unload Qwen" not in await watcher.sees("MODEL NODE")
+    assert telling.told == []
+
+
+async def test_another_choice_may_be_taken_and_a_refusal_is_told(telling):
+    async with watching(telling.url, size=(120, 40)) as watcher:
+        await watcher.sees("Qwen/Qwen3-8B beast loaded")
+        await watcher.press("u")
+        await watcher.sees("and cut off its requests")
+        await watcher.press("down", "down", "enter")
+        await watcher.press("3")
+        await watcher.sees("done ! unload Qwen/Qwen3-8B from beast, and cut off its requests: there")
+    assert telling.told == [("POST", f"{QWEN}/unload", {"node": "beast", "force": True})]
+
+
+async def test_the_focused_node_is_the_one_that_is_drained(telling):
+    telling.answers["/api/v1/nodes/benjy/drain"] = {"node": "benjy", "drained": True}
+    async with watching(telling.url) as watcher:
+        await watcher.sees("attic unreachable", "Qwen/Qwen3-8B beast loaded")
+        await watcher.press("tab", "tab")
+        await watcher.sees("▸ benjy")
+        await watcher.press("d")
+        await watcher.sees("Drain benjy?")
+
+
+async def test_what_cannot_be_done_says_why(telling):
+    async with watching(telling.url, size=(120, 40)) as watcher:
+        await watcher.sees("Qwen/Qwen3-1.7B on demand")
+        await watcher.press("end")
+        await watcher.press("u")
+        await watcher.sees("google/gemma-3-27b-it is on no node: l loads it")
+        await watcher.press("d")
+        await watcher.sees("which node? Tab goes to the nodes")
+    assert telling.told == []
+
+
+async def test_a_request_is_cancelled_and_one_that_is_over_is_not(telling):
+    going = RequestState(id="a/b", state="answering", model="m", principal="zed", age_s=1)
+    telling.requests = (going, attrs.evolve(going, id="over", state="ok"))
+    telling.answers["/api/v1/requests/a%2Fb"] = {"id": "a/b", "cancelled": 1}
+    async with watching(telling.url, size=(120, 40)) as watcher:
+        await watcher.sees("beast ok")
+        await watcher.press("2")
+        await watcher.sees("answering zed m")
+        await watcher.press("c")
+        await watcher.sees("Cancel a/b, for m of zed? Its client gets an error.")
+        await watcher.press("y")
+        await watcher.sees("done: cancel a/b")
+        await watcher.press("down", "c")
+        await watcher.sees("that request is over")
+    assert telling.told == [("DELETE", "/api/v1/requests/a%2Fb", {})]
+
+
+async def test_the_lines_of_the_log_are_filtered(telling):
+    over = RequestState(id="r1", state="ok", status=200, model="m", node="beast", duration_s=1.0)
+    async with watching(telling.url) as watcher:
+        await watcher.sees("beast ok")
+        await watcher.press("3")
+        telling.tell("request", over)
+        telling.tell("node", {"node": "attic", "healthy": True})
+        await watcher.sees("request r1 ok 200 m on beast 0 tokens in 1.00 s", "node attic ok")
+
+        await watcher.press("slash", *"node atti")
+        await watcher.sees("node attic ok")
+        assert "r1" not in watcher.text
+        telling.tell("request", attrs.evolve(over, id="r2"))
+        telling.tell("node", {"node": "attic", "healthy": False, "error": "it left"})
+        assert "r2" not in await watcher.sees("node ! attic unreachable: it left")
+        await watcher.press(*["backspace"] * 9, "enter")
+        await watcher.sees("request r1", "request r2", "node attic ok")
+
+
+async def test_keys_are_listed_and_the_palette_knows_them(telling):
+    async with watching(telling.url, size=(100, 40)) as watcher:
+        await watcher.sees("beast ok")
+        await watcher.press("question_mark")
+        await watcher.sees("P Unpin", "R Reload configuration", "ctrl+p Find any of these by name")
+        await watcher.press("escape", "ctrl+p", *"Reload conf")
+        await watcher.sees("Reload configuration", "key R")
+        await watcher.press("enter")
+        await watcher.sees("read its configuration again?")
+    assert telling.told == []
