@@ -20,7 +20,9 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize("name", ["status", "models", "chat", "bench", "keys", "pull", "plugins"])
+@pytest.mark.parametrize(
+    "name", ["status", "top", "models", "chat", "bench", "keys", "pull", "plugins"]
+)
 def test_help_imports_nothing_heavy_and_fits_80_columns(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from contextlib import aclosing
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -159,7 +159,6 @@ class TopApp(App[None]):
             self.run_worker(self._do(action))
 
     async def _do(self, action: actions.Action) -> None:
-        self.notify(action.label, title="asked", markup=False)
         try:
             answer = await self._link.tell(
                 action.method, action.path, action.body, action.timeout_s
@@ -172,21 +171,21 @@ class TopApp(App[None]):
         self.notify(said, severity="error" if bad else "information", markup=False)
         self.changed()
 
-    def _ours(self, screen: Screen[object]) -> Iterable[tuple[str, str, str]]:
+    def _ours(self, screen: Screen[Any]) -> Iterable[tuple[str, str, str]]:
         """Yield key, description and action of our own bindings there."""
         for active in screen.active_bindings.values():
             binding = active.binding
-            if isinstance(active.node, TopApp | TopScreen) and "." not in binding.action:
-                if binding.key not in TEXTUALS:
-                    yield binding.key_display or binding.key, binding.description, binding.action
+            is_ours = isinstance(active.node, TopApp | TopScreen) and "." not in binding.action
+            if is_ours and binding.key not in TEXTUALS:
+                yield binding.key_display or binding.key, binding.description, binding.action
 
-    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer what the keys do, and Textual's own, in the command palette."""
         for key, what, action in self._ours(screen):
             if action != "quit":
                 yield SystemCommand(what, f"key {key}", partial(self._press, screen, action))
         yield from super().get_system_commands(screen)
 
-    async def _press(self, screen: Screen[object], action: str) -> None:
+    async def _press(self, screen: Screen[Any], action: str) -> None:
         owner = screen if hasattr(screen, f"action_{action.partition('(')[0]}") else self
         await self.run_action(action, default_namespace=owner)

@@ -124,15 +124,15 @@ async def test_healthy(gateway, fleet):
 
 
 async def test_loading(gateway, fleet):
-    job = LoadJob(
-        model=CODER, node="beast", stage="fetching", progress=0.43, eta_s=80.0, waiting=4
-    )
+    job = LoadJob(model=CODER, node="beast", stage="fetching", progress=0.43, eta_s=80.0, waiting=4)
     gateway.fleet = attrs.evolve(fleet, nodes=fleet.nodes[:1], loads=(job,))
 
     async with watching(gateway.url, size=SMALL) as watcher:
         await look_around(watcher, fleet=("Qwen3-Coder-30B", "43% 1m 20s 4"))
         await watcher.resize(LARGE)
-        await look_around(watcher, fleet=(CODER, "fetching ██████▉········· 43% 1m 20s 4"))
+        await watcher.press("1")
+        await watcher.sees(CODER, "fetching ██████▉········· 43% 1m 20s 4")
+        fits(watcher)
 
         job = attrs.evolve(job, stage="reading", progress=0.5, eta_s=None)
         model = attrs.evolve(fleet.nodes[0].models[1], stage="reading", progress=0.5, eta_s=None)
@@ -140,9 +140,9 @@ async def test_loading(gateway, fleet):
         gateway.fleet = attrs.evolve(fleet, nodes=(beast,), loads=(job,))
         gateway.tell("load_progress", job)
         gateway.tell("model", {"node": "beast", "model": model})
-        await watcher.sees(f"load {CODER} on beast: reading")
-        await watcher.press("1")
         await watcher.sees("reading ████████········ 50% 4")
+        await watcher.press("3")
+        await watcher.sees(f"load {CODER} on beast: reading")
 
 
 async def test_degraded(gateway, fleet):
@@ -159,19 +159,21 @@ async def test_degraded(gateway, fleet):
     async with watching(gateway.url, size=SMALL) as watcher:
         await look_around(watcher, fleet=(*nodes, "unservable: its w…"))
         await watcher.resize(LARGE)
-        await look_around(watcher, fleet=(*nodes, "unservable: its worker is restarting"))
+        await watcher.press("1")
+        await watcher.sees(*nodes, "unservable: its worker is restarting")
+        fits(watcher)
 
         gone = attrs.evolve(drained, healthy=False, error="silent for 5 s")
         gateway.fleet = attrs.evolve(fleet, nodes=(gone, *fleet.nodes[1:]))
         told = {"node": "beast", "healthy": False, "drained": True, "error": gone.error}
         gateway.tell("node", told)
-        await watcher.sees("node ! beast unreachable, drained: silent for 5 s")
-        await watcher.press("1")
         await watcher.sees(
             "1 of 3 nodes healthy",
             "beast unreachable drained silent for 5 s",
             "Qwen/Qwen3-8B beast unreachable",
         )
+        await watcher.press("3")
+        await watcher.sees("node ! beast unreachable, drained: silent for 5 s")
 
 
 async def test_the_gateway_is_lost_and_found(gateway, fleet):

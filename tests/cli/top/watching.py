@@ -1,4 +1,4 @@
-"""A gateway that tells the dashboard what a test wants, over real sockets, and what is on screen."""
+"""A gateway that tells dashboards what a test wants, over real sockets, and who looks at one."""
 
 from __future__ import annotations
 
