@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from rich.text import Text
 from textual.widgets import Static
 
-from cortex.cli.console import duration, gib, state
+from cortex.cli.console import gib, state
 from cortex.cli.overview import HOT_C
-from cortex.cli.top.drawing import OTHERS, legend, memory, short, split_bar
+from cortex.cli.top.drawing import OTHERS, age, legend, memory, short, split_bar
 from cortex.fleet.node import Device, FleetNode
 
 NAME_COLUMNS, FIGURES_COLUMNS = 20, 30
@@ -54,7 +54,7 @@ def _title(node: FleetNode, columns: int, *, focused: bool, stale: bool) -> Text
     if not node.healthy:
         title.append(f"  {node.error or 'did not answer'}")
     elif node.health is not None:
-        title.append(f"  up {duration(node.health.uptime_secs)}  {node.health.version}", "dim")
+        title.append(f"  up {age(node.health.uptime_secs)}  {node.health.version}", "dim")
     title.append(f"  {node.in_flight} in flight" if node.in_flight else "")
     title.truncate(columns, overflow="ellipsis")
     return title

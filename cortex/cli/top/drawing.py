@@ -56,6 +56,12 @@ def sparkline(samples: Sequence[float], columns: int) -> str:
     return "".join(LEVELS[min(int(max(s, 0.0) / top * 8), 7)] for s in last).rjust(columns)
 
 
+def age(seconds: float) -> str:
+    """Format a time since; from a minute on without seconds, so that it seldom changes."""
+    said = duration(seconds)
+    return said.partition(" ")[0] if "m " in said else said
+
+
 def short(name: str, columns: int) -> str:
     """Cut a model's id to *columns*, its maker first."""
     if len(name) <= columns:

@@ -13,6 +13,7 @@ from textual.widgets import Static
 
 from cortex.cli.console import duration
 from cortex.cli.top.actions import Question
+from cortex.cli.top.drawing import age
 from cortex.cli.top.link import Link
 from cortex.cli.top.view import View
 from cortex.errors import CortexError
@@ -30,11 +31,15 @@ class Banner(Static):
 
     def __init__(self) -> None:
         super().__init__(Text(), markup=False)
+        self._said = Text()
 
     def show(self, view: View, url: str, now: float) -> None:
         """Say how things are."""
         self.set_class(view.problem is not None, "-problem")
-        self.update(banner(view, url, now))
+        said = banner(view, url, now)
+        if said != self._said:
+            self._said = said
+            self.update(said)
 
 
 def banner(view: View, url: str, now: float) -> Text:
@@ -45,8 +50,8 @@ def banner(view: View, url: str, now: float) -> Text:
     next_try = f", next try in {again:.0f} s" if view.retry_at else ""
     if view.fleet is None:
         return Text.assemble(("cortex top", "bold"), f" {url}{next_try}: {view.problem}")
-    age = duration(max(now - view.heard_at, 0))
-    return Text.assemble((f"STALE, as of {age} ago", "bold red"), f"{next_try}: {view.problem}")
+    since = duration(max(now - view.heard_at, 0))
+    return Text.assemble((f"STALE, as of {since} ago", "bold red"), f"{next_try}: {view.problem}")
 
 
 def _healthy(fleet: Fleet, url: str) -> Text:
@@ -56,7 +61,7 @@ def _healthy(fleet: Fleet, url: str) -> Text:
         return line.append("no node is configured: add [[neurons]] to cortex.toml", "yellow")
     line.append(f"{healthy} of {total} nodes healthy", "green" if healthy == total else "red")
     line.append(f"  {sum(node.in_flight for node in fleet.nodes)} in flight")
-    return line.append(f"  up {duration(fleet.uptime_s)}  {url}", "dim")
+    return line.append(f"  up {age(fleet.uptime_s)}  {url}", "dim")
 
 
 class TopScreen(Screen[None]):
