@@ -36,8 +36,8 @@ class EventsScreen(TopScreen):
         self._last = 0
         self.query_one(RichLog).focus()
 
-    def draw(self) -> None:
-        super().draw()
+    def paint(self) -> None:
+        super().paint()
         journal, log = self.view.journal, self.query_one(RichLog)
         for entry in journal.since(self._last, self.query_one(Input).value):
             log.write(line(entry))

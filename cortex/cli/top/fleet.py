@@ -70,8 +70,8 @@ class FleetScreen(TopScreen):
         yield Table(name="models")
         yield Footer(show_command_palette=False)
 
-    def draw(self) -> None:
-        super().draw()
+    def paint(self) -> None:
+        super().paint()
         if (fleet := self.view.fleet) is None:
             return
         self._draw_nodes(fleet)

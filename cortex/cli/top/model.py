@@ -46,8 +46,8 @@ class ModelScreen(AskingScreen):
         path = f"/api/v1/explain?model={quote(self.model, safe='')}"
         self._explained = await self.link.get(Explanation, path)
 
-    def draw(self) -> None:
-        super().draw()
+    def paint(self) -> None:
+        super().paint()
         parts: list[RenderableType] = [Text(self.model, "bold"), Text()]
         if self.problem:
             parts += [Text(self.problem, "red"), Text()]

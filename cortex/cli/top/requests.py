@@ -69,8 +69,8 @@ class RequestsScreen(AskingScreen):
         found = await self.link.get(Requests, "/api/v1/requests")
         self._rows = keyed(found.requests)
 
-    def draw(self) -> None:
-        super().draw()
+    def paint(self) -> None:
+        super().paint()
         table, wide = self.query_one(Table), self.size.width >= WIDE_COLUMNS
         shape = WIDE if wide else NARROW
         table.lay_out(shape)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import ClassVar
 
 from rich.text import Text
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Static
@@ -87,7 +89,12 @@ class TopScreen(Screen[None]):
         self.url = url
 
     def draw(self) -> None:
-        """Draw what is known now."""
+        """Draw what is known now; a screen not yet put together, or taken apart, is left alone."""
+        with suppress(NoMatches):
+            self.paint()
+
+    def paint(self) -> None:
+        """Draw each part."""
         self.query_one(Banner).show(self.view, self.url, time.time())
         self.set_class(self.view.stale, "-stale")
 

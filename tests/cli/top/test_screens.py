@@ -186,7 +186,9 @@ async def test_the_gateway_is_lost_and_found(gateway, fleet):
         await gateway.stop()
         await look_around(watcher, fleet=last, events=events, every=every)
         await watcher.resize(LARGE)
-        await look_around(watcher, fleet=last, events=events, every=every)
+        await watcher.press("1")
+        await watcher.sees(*last, *every)
+        fits(watcher)
 
         gateway.fleet = attrs.evolve(fleet, version="0.2.0")
         await gateway.start(gateway.address)
