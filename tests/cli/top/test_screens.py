@@ -192,7 +192,9 @@ async def test_the_gateway_is_lost_and_found(gateway, fleet):
 
         gateway.fleet = attrs.evolve(fleet, version="0.2.0")
         await gateway.start(gateway.address)
-        shown = await watcher.sees("connected, version 0.2.0", "cortex 0.2.0 2 of 3 nodes healthy")
+        shown = await watcher.sees("cortex 0.2.0 2 of 3 nodes healthy")
+        await watcher.press("3")
+        await watcher.sees("connected, version 0.2.0")
 
     assert "STALE" not in shown
     assert gateway.streams == 2
