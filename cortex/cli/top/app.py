@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from cortex.cli.top.fleet import FleetScreen
 from cortex.cli.top.link import Link
 from cortex.cli.top.model import ModelScreen
 from cortex.cli.top.requests import RequestsScreen
-from cortex.cli.top.screen import TopScreen
+from cortex.cli.top.screen import TopScreen, display
 from cortex.cli.top.view import View
 from cortex.errors import CortexError
 from cortex.fleet.node import Fleet
@@ -37,7 +37,6 @@ REDRAW_S = 0.04
 POLL_S = 2.0
 TICK_S = 1.0
 PALETTE = ("ctrl+p", "Find any of these by name; the theme, too")
-TEXTUALS = frozenset({"ctrl+q"})
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -55,8 +54,11 @@ class TopApp(App[None]):
         Binding("q", "quit", "Quit"),
     ]
 
-    def __init__(self, gateway: Gateway, *, light: bool = False) -> None:
+    def __init__(
+        self, gateway: Gateway, *, light: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
         super().__init__()
+        self._clock = clock
         self.theme = "textual-light" if light else "textual-dark"
         self.view = View()
         self._gateway = gateway
@@ -83,14 +85,14 @@ class TopApp(App[None]):
             try:
                 async with aclosing(self._link.events()) as events:
                     async for event, data in events:
-                        self.view.hear(event, data, time.time())
+                        self.view.hear(event, data, self._clock())
                         failed = 0
                         self.changed()
             except CortexError as error:
                 why = str(error)
             pause_s = PAUSES_S[min(failed, len(PAUSES_S) - 1)]
             failed += 1
-            now = time.time()
+            now = self._clock()
             self.view.lose(why, now, now + pause_s)
             self.changed()
             await asyncio.sleep(pause_s)
@@ -106,11 +108,11 @@ class TopApp(App[None]):
             except CortexError as error:
                 if str(error) != said:
                     said = str(error)
-                    self.view.journal.note(time.time(), "gateway", said, bad=True)
+                    self.view.journal.note(self._clock(), "gateway", said, bad=True)
                 continue
             said = ""
             if self.view.problem is None:
-                self.view.refresh(fleet, time.time())
+                self.view.refresh(fleet, self._clock())
                 self.changed()
 
     def _tick(self) -> None:
@@ -124,6 +126,7 @@ class TopApp(App[None]):
 
     def _draw(self) -> None:
         self._due = None
+        self.view.now = self._clock()
         for screen in self.screen_stack:
             if isinstance(screen, TopScreen) and screen.is_mounted:
                 screen.draw()
@@ -138,7 +141,7 @@ class TopApp(App[None]):
     def action_keys(self) -> None:
         """Say what the keys do here."""
         if isinstance(self.screen, TopScreen):
-            ours = [(key, what) for key, what, _ in self._ours(self.screen)]
+            ours = [(display(key), key.description) for _, key in self.screen.ours()]
             self.push_screen(Keys([*ours, *self.screen.MORE_KEYS, PALETTE]))
 
     def action_reload(self) -> None:
@@ -167,25 +170,15 @@ class TopApp(App[None]):
             said, bad = f"{action.label}: {error}", True
         else:
             said, bad = actions.done(action, answer), False
-        self.view.journal.note(time.time(), "done", said, bad=bad)
+        self.view.journal.note(self._clock(), "done", said, bad=bad)
         self.notify(said, severity="error" if bad else "information", markup=False)
         self.changed()
 
-    def _ours(self, screen: Screen[Any]) -> Iterable[tuple[str, str, str]]:
-        """Yield key, description and action of our own bindings there."""
-        for active in screen.active_bindings.values():
-            binding = active.binding
-            is_ours = isinstance(active.node, TopApp | TopScreen) and "." not in binding.action
-            if is_ours and binding.key not in TEXTUALS:
-                yield binding.key_display or binding.key, binding.description, binding.action
-
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer what the keys do, and Textual's own, in the command palette."""
-        for key, what, action in self._ours(screen):
-            if action != "quit":
-                yield SystemCommand(what, f"key {key}", partial(self._press, screen, action))
+        for scope, key in screen.ours() if isinstance(screen, TopScreen) else ():
+            if key.action != "quit":  # of which Textual has one
+                owner = screen if scope == "screen" else self
+                do = partial(self.run_action, key.action, default_namespace=owner)
+                yield SystemCommand(key.description, f"key {display(key)}", do)
         yield from super().get_system_commands(screen)
-
-    async def _press(self, screen: Screen[Any], action: str) -> None:
-        owner = screen if hasattr(screen, f"action_{action.partition('(')[0]}") else self
-        await self.run_action(action, default_namespace=owner)

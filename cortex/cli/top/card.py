@@ -20,7 +20,8 @@ class NodeCard(Static, can_focus=True):
     """Draws one node; Tab takes the focus there, and the keys of nodes are about it."""
 
     DEFAULT_CSS = """
-    NodeCard { height: auto; padding: 0 1; border-left: outer $panel; }
+    NodeCard { height: auto; padding: 0 1; border-left: outer $panel;
+               text-wrap: nowrap; text-overflow: ellipsis; }
     NodeCard:focus { border-left: outer $accent; background: $boost; }
     """
 
@@ -37,7 +38,6 @@ class NodeCard(Static, can_focus=True):
         for device in node.health.devices if node.health else ():
             lines += _device(node, device, columns)
         drawn = Text("\n").join(lines)
-        drawn.no_wrap = True
         if drawn != self._drawn:
             tall = len(lines) != len(self._drawn.plain.splitlines())
             self._drawn = drawn

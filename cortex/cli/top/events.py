@@ -5,46 +5,70 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.text import Text
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Footer, Input, RichLog
+from textual.events import Resize
+from textual.message import Message
+from textual.widgets import Input, RichLog
 
 from cortex.cli.top.journal import KEPT, Entry
-from cortex.cli.top.screen import Banner, TopScreen
+from cortex.cli.top.screen import Banner, KeyLine, TopScreen
+
+
+class Lines(RichLog):
+    """Says that it has another size, at which lines break elsewhere."""
+
+    class Resized(Message):
+        """Write them again."""
+
+    @on(Resize)
+    def say(self) -> None:
+        """Say so."""
+        self.post_message(self.Resized())
 
 
 class EventsScreen(TopScreen):
     """New lines come below; ``/`` goes to the filter, Enter and Escape leave it."""
 
+    AUTO_FOCUS = "Lines"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "filter", "Filter"),
-        Binding("escape", "read", "Back to the lines", show=False),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("escape", "read", "Back to the lines", show=False, key_display="Esc"),
     ]
     DEFAULT_CSS = """
-    EventsScreen Input { border: none; height: 1; padding: 0 1; }
+    EventsScreen Input { margin: 0 1; }
     EventsScreen RichLog { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
     """
 
     def compose(self) -> ComposeResult:
         """Put the filter above the lines."""
         yield Banner()
-        yield Input(placeholder="/ to filter: words that a line has to have, such as: node beast")
-        yield RichLog(max_lines=KEPT, wrap=True, markup=False, min_width=20)
-        yield Footer(show_command_palette=False)
+        hint = "/ to filter: words that a line has to have, such as: node beast"
+        yield Input(placeholder=hint, compact=True)
+        yield Lines(max_lines=KEPT, wrap=True, markup=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._last = 0
-        self.query_one(RichLog).focus()
 
     def paint(self) -> None:
         super().paint()
-        journal, log = self.view.journal, self.query_one(RichLog)
+        journal, lines = self.view.journal, self.query_one(Lines)
+        if not (columns := lines.scrollable_content_region.width):
+            return
         for entry in journal.since(self._last, self.query_one(Input).value):
-            log.write(line(entry))
+            lines.write(line(entry), width=columns)
         self._last = journal.last
 
     def on_input_changed(self) -> None:
-        self.query_one(RichLog).clear()
+        self._begin_again()
+
+    def on_lines_resized(self) -> None:
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        self.query_one(Lines).clear()
         self._last = 0
         self.draw()
 
@@ -57,7 +81,7 @@ class EventsScreen(TopScreen):
 
     def action_read(self) -> None:
         """Leave the filter as it is, and scroll."""
-        self.query_one(RichLog).focus()
+        self.query_one(Lines).focus()
 
 
 def line(entry: Entry) -> Text:

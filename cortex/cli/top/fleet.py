@@ -10,14 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import ItemGrid, VerticalScroll
 from textual.message import Message
-from textual.widgets import Footer
 
 from cortex.cli.console import STYLES
 from cortex.cli.top import actions
 from cortex.cli.top.card import NodeCard
 from cortex.cli.top.drawing import progress, short, sparkline
 from cortex.cli.top.replicas import Replica, replicas
-from cortex.cli.top.screen import Banner, TopScreen
+from cortex.cli.top.screen import Banner, KeyLine, TopScreen
 from cortex.cli.top.table import Cells, Column, Table
 from cortex.cli.top.view import View
 from cortex.fleet.node import Fleet
@@ -37,6 +36,7 @@ class FleetScreen(TopScreen):
     FleetScreen ItemGrid { height: auto; grid-gutter: 0 1; }
     FleetScreen.-stale NodeCard, FleetScreen.-stale Table { opacity: 60%; }
     """
+    AUTO_FOCUS = "Table"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("l", "model('load')", "Load"),
         Binding("u", "model('unload')", "Unload"),
@@ -68,7 +68,7 @@ class FleetScreen(TopScreen):
         with VerticalScroll(id="nodes", can_focus=False):
             yield ItemGrid(min_column_width=76, stretch_height=False)
         yield Table(name="models")
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def paint(self) -> None:
         super().paint()
@@ -92,9 +92,6 @@ class FleetScreen(TopScreen):
             self.call_after_refresh(self.draw)  # once they know their widths
         for card, node in zip(cards, fleet.nodes, strict=True):
             card.show(node, stale=self.view.stale)
-
-    def on_mount(self) -> None:
-        self.query_one(Table).focus()
 
     def on_descendant_focus(self) -> None:
         self.draw()

@@ -11,12 +11,12 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from cortex.cli.console import gib, state, table
 from cortex.cli.explanation import show
 from cortex.cli.top.link import Link
-from cortex.cli.top.screen import AskingScreen, Banner
+from cortex.cli.top.screen import AskingScreen, Banner, KeyLine
 from cortex.cli.top.view import View
 from cortex.fleet.node import Explanation, Fleet
 
@@ -24,7 +24,7 @@ from cortex.fleet.node import Explanation, Fleet
 class ModelScreen(AskingScreen):
     """Asks again and again, so that it shows how an answer changes."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back", key_display="Esc")]
     DEFAULT_CSS = """
     ModelScreen #explained { padding: 0 1; height: auto; }
     ModelScreen.-stale #explained { opacity: 60%; }
@@ -40,7 +40,7 @@ class ModelScreen(AskingScreen):
         yield Banner()
         with VerticalScroll():
             yield Static(Text("asking the gateway"), id="explained", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     async def look(self) -> None:
         path = f"/api/v1/explain?model={quote(self.model, safe='')}"

@@ -8,13 +8,13 @@ import attrs
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from cortex.cli.console import duration, state
 from cortex.cli.top import actions
 from cortex.cli.top.drawing import short
 from cortex.cli.top.link import Link
-from cortex.cli.top.screen import AskingScreen, Banner
+from cortex.cli.top.screen import AskingScreen, Banner, KeyLine
 from cortex.cli.top.table import Cells, Column, Table
 from cortex.cli.top.view import View
 from cortex.fleet.node import RequestState
@@ -45,6 +45,7 @@ class RequestsScreen(AskingScreen):
 
     EVERY_S = 1.0
 
+    AUTO_FOCUS = "Table"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("c", "cancel", "Cancel")]
     DEFAULT_CSS = """
     RequestsScreen #said { height: 1; padding: 0 1; }
@@ -60,10 +61,7 @@ class RequestsScreen(AskingScreen):
         yield Banner()
         yield Static(Text(), id="said", markup=False)
         yield Table(name="requests")
-        yield Footer(show_command_palette=False)
-
-    def on_mount(self) -> None:
-        self.query_one(Table).focus()
+        yield KeyLine()
 
     async def look(self) -> None:
         found = await self.link.get(Requests, "/api/v1/requests")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import ClassVar
 
+from rich.style import Style
 from rich.text import Text
+from textual.binding import Binding
 from textual.css.query import NoMatches
 from textual.message import Message
 from textual.screen import Screen
@@ -35,24 +37,24 @@ class Banner(Static):
         super().__init__(Text(), markup=False)
         self._said = Text()
 
-    def show(self, view: View, url: str, now: float) -> None:
+    def show(self, view: View, url: str) -> None:
         """Say how things are."""
         self.set_class(view.problem is not None, "-problem")
-        said = banner(view, url, now)
+        said = banner(view, url)
         if said != self._said:
             self._said = said
             self.update(said)
 
 
-def banner(view: View, url: str, now: float) -> Text:
+def banner(view: View, url: str) -> Text:
     """Return the line: what the fleet is, or what is wrong with the gateway."""
     if view.problem is None and view.fleet is not None:
         return _healthy(view.fleet, url)
-    again = max(view.retry_at - now, 0)
+    again = max(view.retry_at - view.now, 0)
     next_try = f", next try in {again:.0f} s" if view.retry_at else ""
     if view.fleet is None:
         return Text.assemble(("cortex top", "bold"), f" {url}{next_try}: {view.problem}")
-    since = duration(max(now - view.heard_at, 0))
+    since = duration(max(view.now - view.heard_at, 0))
     return Text.assemble((f"STALE, as of {since} ago", "bold red"), f"{next_try}: {view.problem}")
 
 
@@ -64,6 +66,30 @@ def _healthy(fleet: Fleet, url: str) -> Text:
     line.append(f"{healthy} of {total} nodes healthy", "green" if healthy == total else "red")
     line.append(f"  {sum(node.in_flight for node in fleet.nodes)} in flight")
     return line.append(f"  up {age(fleet.uptime_s)}  {url}", "dim")
+
+
+class KeyLine(Static):
+    """The keys one has to know; a click does the same."""
+
+    DEFAULT_CSS = """
+    KeyLine { dock: bottom; height: 1; padding: 0 1; background: $panel;
+              text-wrap: nowrap; text-overflow: ellipsis; link-style: none; }
+    """
+
+    def on_mount(self) -> None:
+        line = Text()
+        if isinstance(self.screen, TopScreen):
+            for scope, binding in self.screen.ours():
+                if binding.show:
+                    click = Style(meta={"@click": f"{scope}.{binding.action}"})
+                    line.append(display(binding), click + Style(bold=True))
+                    line.append(f" {binding.description}", click).append("  ")
+        self.update(line)
+
+
+def display(binding: Binding) -> str:
+    """Return what is on the key."""
+    return binding.key_display or binding.key
 
 
 class TopScreen(Screen[None]):
@@ -88,6 +114,13 @@ class TopScreen(Screen[None]):
         self.view = view
         self.url = url
 
+    def ours(self) -> Iterator[tuple[str, Binding]]:
+        """Yield the keys that do something here, with whose action it is: screen's or app's."""
+        for scope, bindings in (("screen", self.BINDINGS), ("app", self.app.BINDINGS)):
+            for binding in bindings:
+                if isinstance(binding, Binding):
+                    yield scope, binding
+
     def draw(self) -> None:
         """Draw what is known now; a screen not yet put together, or taken apart, is left alone."""
         with suppress(NoMatches):
@@ -95,7 +128,7 @@ class TopScreen(Screen[None]):
 
     def paint(self) -> None:
         """Draw each part."""
-        self.query_one(Banner).show(self.view, self.url, time.time())
+        self.query_one(Banner).show(self.view, self.url)
         self.set_class(self.view.stale, "-stale")
 
     def on_mount(self) -> None:

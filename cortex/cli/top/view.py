@@ -79,12 +79,14 @@ class View:
         problem: Why the gateway is not heard now; None while it is.
         heard_at: When it was heard last.
         retry_at: When it is tried again.
+        now: What time it was when it was drawn last.
     """
 
     fleet: Fleet | None = None
     problem: str | None = "connecting"
     heard_at: float = 0.0
     retry_at: float = 0.0
+    now: float = 0.0
     rates: Rates = attrs.field(factory=Rates)
     journal: Journal = attrs.field(factory=Journal)
 

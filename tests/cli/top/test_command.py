@@ -31,16 +31,20 @@ async def test_a_model_is_loaded_and_a_node_drained_on_the_gateway_that_is():
         watching(gateway.url, size=(120, 40)) as watcher,
     ):
         await watcher.sees("2 of 2 nodes healthy", "node0 ok", "node1 ok", "m on demand")
-        await watcher.press("l", "y")
+        watcher.press("l")
+        await watcher.sees("Load m?")
+        watcher.press("y")
         await watcher.sees("loaded: m on node")
         where = "node0" if "m node0 loaded" in await watcher.sees("loaded 0") else "node1"
-        await watcher.press("enter")
+        watcher.press("enter")
         await watcher.sees(f"m goes to {where}", f"{where} serves")
 
-        await watcher.press("escape", "d")
+        watcher.press("escape")
+        await watcher.sees("MODEL NODE")
+        watcher.press("d")
         await watcher.sees(f"Drain {where}?")
-        await watcher.press("y")
+        watcher.press("y")
         await watcher.sees(f"{where} ok drained")
         await gateway.ask()
-        await watcher.press("3")
+        watcher.press("3")
         await watcher.sees("request", "3 tokens in", f"done drained: {where}")

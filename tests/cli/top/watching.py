@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 
 import msgspec
 from aiohttp import web
+from textual.events import Key
+from textual.geometry import Region
+from textual.pilot import Pilot
+from textual.widget import Widget
 
 from cortex.cli.client import Gateway
 from cortex.cli.top.app import TopApp
@@ -17,7 +21,6 @@ from cortex.config.schema import Address
 from cortex.fleet.node import Explanation, Fleet, RequestState
 from cortex.web import listening, sse
 
-LOOK_S = 0.03
 Asked = tuple[str, str, dict]
 
 
@@ -28,17 +31,19 @@ class TellingGateway:
     Attributes:
         told: Method, path and body of whatever is no question.
         answers: To those, by path; else it says that there is none.
+        past: Snapshots that a stream begins with, before the one that is.
         streams: How many were begun.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
+        self.past: tuple[Fleet, ...] = ()
         self.requests: tuple[RequestState, ...] = ()
         self.explanation = Explanation(model="m", how="nowhere")
         self.told: list[Asked] = []
         self.answers: dict[str, dict] = {}
         self.streams = 0
-        self._queues: set[asyncio.Queue[bytes | None]] = set()
+        self._queues: set[asyncio.Queue[bytes]] = set()
         self._running: tuple | None = None
         self.url = ""
 
@@ -53,10 +58,8 @@ class TellingGateway:
         self.url = f"http://127.0.0.1:{self.address.port}"
 
     async def stop(self) -> None:
-        """Be gone: streams break, and nobody listens."""
+        """Be gone: nobody listens, and streams break."""
         serving, self._running = self._running, None
-        for queue in self._queues:
-            queue.put_nowait(None)
         if serving is not None:
             await serving.__aexit__(None, None, None)
 
@@ -87,24 +90,34 @@ class TellingGateway:
         response = web.StreamResponse()
         response.content_type = "text/event-stream"
         await response.prepare(request)
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
         self._queues.add(queue)
         self.streams += 1
         try:
-            await response.write(sse("snapshot", self.fleet))
-            while (event := await queue.get()) is not None:
-                await response.write(event)
+            for fleet in (*self.past, self.fleet):
+                await response.write(sse("snapshot", fleet))
+            while True:
+                await response.write(await queue.get())
         finally:
             self._queues.discard(queue)
         return response
 
 
+class Watched(TopApp):
+    """The dashboard, which says when it has drawn something."""
+
+    drawn: asyncio.Event
+
+    def post_display_hook(self) -> None:
+        self.drawn.set()
+
+
 class Watcher:
     """Somebody who looks at the dashboard and presses keys."""
 
-    def __init__(self, app: TopApp, pilot) -> None:
+    def __init__(self, app: Watched, pilot: Pilot[None]) -> None:
         self.app = app
-        self.pilot = pilot
+        self._pilot = pilot
 
     @property
     def text(self) -> str:
@@ -112,31 +125,56 @@ class Watcher:
         strips = self.app.screen._compositor.render_strips()
         return "\n".join("".join(part.text for part in strip).rstrip() for strip in strips)
 
-    @property
-    def lines(self) -> list[str]:
-        return [" ".join(line.split()) for line in self.text.splitlines()]
-
-    async def sees(self, *wanted: str, timeout_s: float = 15.0) -> str:
-        """Wait until all that is *wanted* is on the screen; return its text."""
+    async def until(
+        self, right: Callable[[str], bool], wrong: Callable[[str], str], timeout_s: float = 15.0
+    ) -> str:
+        """Wait until the screen's text is *right*, and return it; look whenever one was drawn."""
         deadline = monotonic() + timeout_s
-        while True:
-            text = "\n".join(self.lines)
-            missing = [each for each in wanted if each not in text]
-            if not missing:
-                return text
-            assert monotonic() < deadline, f"{missing} never came, but:\n{self.text}"
-            await asyncio.sleep(LOOK_S)  # to draw a whole screen costs more than to wait
+        while not right(text := self.text):
+            self.app.drawn.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.app.drawn.wait(), deadline - monotonic())
+            assert monotonic() < deadline, wrong(self.text)
+        return text
+
+    async def sees(self, *wanted: str, gone: str = "") -> str:
+        """Wait until all that is *wanted* is on the screen, blanks aside, and what is *gone* not."""
+
+        def right(text: str) -> bool:
+            text = plain(text)
+            return all(each in text for each in wanted) and not (gone and gone in text)
+
+        def wrong(text: str) -> str:
+            return f"{wanted} and not {gone!r} never came, but:\n{text}"
+
+        return plain(await self.until(right, wrong))
+
+    def press(self, *keys: str) -> None:
+        """Press keys as fast as anybody can: what they do is waited for by what it shows."""
+        for key in keys:
+            self.app.post_message(
+                Key("space" if key == " " else key, key if len(key) == 1 else None)
+            )
+
+    async def click(self, widget: type[Widget], what: str) -> None:
+        """Click on what a widget of one line says there."""
+        shown = self.app.screen.query_one(widget)
+        (line,) = shown.render_lines(Region(0, 0, *shown.outer_size))
+        await self._pilot.click(widget, offset=(line.text.index(what), 0))
 
     async def resize(self, size: tuple[int, int]) -> None:
-        await self.pilot.resize_terminal(*size)
+        await self._pilot.resize_terminal(*size)
 
-    async def press(self, *keys: str) -> None:
-        await self.pilot.press(*keys)
+
+def plain(text: str) -> str:
+    """Return *text* with each run of blanks as one."""
+    return "\n".join(" ".join(line.split()) for line in text.splitlines())
 
 
 @asynccontextmanager
 async def watching(url: str, *, size: tuple[int, int] = (80, 24), **more) -> AsyncIterator[Watcher]:
     """Run the dashboard on a terminal of *size* that is not there."""
-    app = TopApp(Gateway(url), **more)
+    app = Watched(Gateway(url), **more)
+    app.drawn = asyncio.Event()
     async with app.run_test(size=size, notifications=True) as pilot:
         yield Watcher(app, pilot)
