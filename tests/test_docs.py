@@ -42,6 +42,16 @@ def test_the_documents_build_without_a_warning(tmp_path):
     assert (tmp_path / "html" / "index.html").exists()
 
 
+def test_every_picture_is_shown_and_every_one_shown_exists():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = {
+        (page.parent / path).resolve()
+        for page in pages
+        for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text("utf-8"))
+    }
+    assert shown == {path.resolve() for path in (ROOT / "docs" / "pictures").iterdir()}
+
+
 # The examples.
 
 

@@ -12,13 +12,23 @@ from cortex.errors import CortexError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     client.add_arguments(parser)
-    parser.add_argument("--light", action="store_true", help="for terminals that are light")
+    add = parser.add_argument
+    add("--light", action="store_true", help="for terminals that are light")
+    add("--web", action="store_true", help="serve it to browsers instead")
+    add("--host", default="127.0.0.1", help="where to serve it (default: %(default)s)")
+    add("--port", type=int, default=8000, help="of --host (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Show the dashboard until it is left."""
     gateway = client.Gateway.of(args)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if args.web:
+        from cortex.cli.top.browser import serve
+
+        return serve(args)
+    from textual.constants import DRIVER
+
+    if DRIVER is None and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CortexError("this needs a terminal", hint="for a file or a pipe: cortex status")
     from cortex.cli.top.app import TopApp
 

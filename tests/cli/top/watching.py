@@ -138,7 +138,7 @@ class Watcher:
         return text
 
     async def sees(self, *wanted: str, gone: str = "") -> str:
-        """Wait until all that is *wanted* is on the screen, blanks aside, and what is *gone* not."""
+        """Wait until all *wanted* is on the screen, blanks aside, and what is *gone* is not."""
 
         def right(text: str) -> bool:
             text = plain(text)
