@@ -13,6 +13,7 @@ step() { printf '\n== %s\n' "$*"; }
 command -v npm >/dev/null || { step "apt: npm"; apt-get -qq update; apt-get -qq install -y nodejs npm; }
 command -v strip >/dev/null || { step "apt: binutils"; apt-get -qq update; apt-get -qq install -y binutils; }
 command -v faketime >/dev/null || { step "apt: faketime"; apt-get -qq update; apt-get -qq install -y faketime; }
+command -v tmux >/dev/null || { step "apt: tmux"; apt-get -qq update; apt-get -qq install -y tmux; }
 command -v ip >/dev/null || { step "apt: iproute2"; apt-get -qq update; apt-get -qq install -y iproute2; }
 if [ ! -x "$python" ]; then
   step "virtualenv in $venv"
