@@ -1,8 +1,8 @@
 """
 The dashboard: one view of the fleet, the link that feeds it, the screens that draw it.
 
-Events change the view as they come and are drawn `REDRAW_S` later, all at once; the figures no
-event tells are asked for every `POLL_S`.  A lost gateway leaves the last view, marked as stale,
+Events change the view as they come and are drawn at once, but no sooner than `REDRAW_S` after the
+last time; the figures no event tells are asked for every `POLL_S`.  A lost gateway leaves the last view, marked as stale,
 and is tried again after `PAUSES_S`.
 """
 
@@ -64,6 +64,7 @@ class TopApp(App[None]):
         self._gateway = gateway
         self._link = Link(gateway)
         self._due: Timer | None = None
+        self._drawn_at = 0.0
 
     async def on_mount(self) -> None:
         await self._link.__aenter__()
@@ -120,12 +121,13 @@ class TopApp(App[None]):
             self.changed()
 
     def changed(self) -> None:
-        """Draw soon, once for all that changes until then."""
+        """Draw as soon as may be, once for all that changes until then."""
         if self._due is None:
-            self._due = self.set_timer(REDRAW_S, self._draw)
+            rest_s = self._drawn_at + REDRAW_S - time.monotonic()
+            self._due = self.set_timer(max(rest_s, 0.001), self._draw)
 
     def _draw(self) -> None:
-        self._due = None
+        self._due, self._drawn_at = None, time.monotonic()
         self.view.now = self._clock()
         for screen in self.screen_stack:
             if isinstance(screen, TopScreen) and screen.is_mounted:

@@ -23,13 +23,6 @@ from cortex.config.schema import Address
 from cortex.errors import CortexError
 from cortex.web import listening, until_signal
 
-try:
-    from textual_serve.server import Server
-except ImportError:
-    raise CortexError(
-        "--web needs textual-serve", hint="pip install 'cortex-fleet[web]', or textual-serve itself"
-    ) from None
-
 LEAVE_S = 0.5
 HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Cache-Control": "no-store"}
 
@@ -63,6 +56,11 @@ async def _serve(dashboard: str, address: Address) -> None:
 
 def pages(dashboard: str, host: str) -> web.Application:
     """Return what answers a browser; *dashboard* is the command each page gets a process of."""
+    try:
+        from textual_serve.server import Server
+    except ImportError:
+        hint = "pip install 'cortex-fleet[web]', or textual-serve itself"
+        raise CortexError("--web needs textual-serve", hint=hint) from None
     server = Server(dashboard)
     page = files("cortex.cli.top").joinpath("page.html").read_text("utf-8")
 
