@@ -13,6 +13,7 @@ from cortex.cli.top.drawing import OTHERS, age, legend, memory, short, split_bar
 from cortex.fleet.node import Device, FleetNode
 
 NAME_COLUMNS, FIGURES_COLUMNS = 20, 30
+LEAST_COLUMNS = 76
 LEAST_BAR_COLUMNS, MOST_BAR_COLUMNS = 8, 40
 
 
@@ -27,13 +28,13 @@ class NodeCard(Static, can_focus=True):
 
     def __init__(self, node: FleetNode) -> None:
         super().__init__(Text(), markup=False)
-        self.node = node
+        self.node, self._stale = node, False
         self._drawn = Text()
 
     def show(self, node: FleetNode, *, stale: bool) -> None:
         """Draw the node as it is now, if that looks different."""
-        self.node = node
-        columns = self.size.width - 3 or 76
+        self.node, self._stale = node, stale
+        columns = self.size.width or LEAST_COLUMNS
         lines = [_title(node, columns, focused=self.has_focus, stale=stale)]
         for device in node.health.devices if node.health else ():
             lines += _device(node, device, columns)
@@ -42,6 +43,9 @@ class NodeCard(Static, can_focus=True):
             tall = len(lines) != len(self._drawn.plain.splitlines())
             self._drawn = drawn
             self.update(drawn, layout=tall)
+
+    def on_resize(self) -> None:
+        self.show(self.node, stale=self._stale)
 
 
 def _title(node: FleetNode, columns: int, *, focused: bool, stale: bool) -> Text:

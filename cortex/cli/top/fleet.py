@@ -13,7 +13,7 @@ from textual.message import Message
 
 from cortex.cli.console import STYLES
 from cortex.cli.top import actions
-from cortex.cli.top.card import NodeCard
+from cortex.cli.top.card import LEAST_COLUMNS, NodeCard
 from cortex.cli.top.drawing import progress, short, sparkline
 from cortex.cli.top.replicas import Replica, replicas
 from cortex.cli.top.screen import Banner, KeyLine, TopScreen
@@ -66,7 +66,7 @@ class FleetScreen(TopScreen):
         """Put the nodes above the models."""
         yield Banner()
         with VerticalScroll(id="nodes", can_focus=False):
-            yield ItemGrid(min_column_width=76, stretch_height=False)
+            yield ItemGrid(min_column_width=LEAST_COLUMNS, stretch_height=False)
         yield Table(name="models")
         yield KeyLine()
 
@@ -89,15 +89,17 @@ class FleetScreen(TopScreen):
             grid.remove_children()
             cards = [NodeCard(node) for node in fleet.nodes]
             grid.mount(*cards)
-            self.call_after_refresh(self.draw)  # once they know their widths
         for card, node in zip(cards, fleet.nodes, strict=True):
             card.show(node, stale=self.view.stale)
 
     def on_descendant_focus(self) -> None:
         self.draw()
 
-    def on_data_table_row_selected(self, event: Table.RowSelected) -> None:
-        if row := self._rows.get(event.row_key.value or ""):
+    def on_table_resized(self) -> None:
+        self.draw()
+
+    def on_table_chosen(self, event: Table.Chosen) -> None:
+        if row := self._rows.get(event.key):
             self.post_message(self.Chosen(row.model))
 
     @property

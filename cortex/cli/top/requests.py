@@ -77,6 +77,9 @@ class RequestsScreen(AskingScreen):
         said = f"{going} under way, and the last {len(self._rows) - going} that are over"
         self.query_one("#said", Static).update(Text(self.problem or said))
 
+    def on_table_resized(self) -> None:
+        self.draw()
+
     def action_cancel(self) -> None:
         """Ask whether to cancel the request under the cursor."""
         row = self._rows.get(self.query_one(Table).selected or "")

@@ -7,7 +7,8 @@ from textual.widgets import Input
 
 from cortex.cli.top.asking import NO
 from cortex.cli.top.screen import KeyLine
-from cortex.fleet.node import RequestState
+from cortex.cli.top.table import Table
+from cortex.fleet.node import Fleet, RequestState
 from tests.cli.top.watching import watching
 
 WIDE = (120, 24)
@@ -161,6 +162,42 @@ async def test_keys_are_listed_can_be_clicked_and_the_palette_knows_them(telling
         await watcher.sees("read its configuration again?", NO)
         watcher.press("n")
         await watcher.sees("MODEL NODE", gone=NO)
-        await watcher.click(KeyLine, "Drain")
+        await watcher.click(KeyLine, columns=watcher.text.splitlines()[-1].index("Drain"))
         await watcher.sees("Drain beast?", NO)
     assert telling.told == []
+
+
+async def test_the_cursor_goes_by_keys_and_clicks_and_stays_on_its_row(telling):
+    names = [f"m{number:02}" for number in range(40)]
+    telling.fleet = Fleet(version="0.1.0", uptime_s=1, catalogue=tuple(names))
+
+    async with watching(telling.url) as watcher:
+
+        async def at(name: str, shown: str) -> None:
+            table = watcher.app.screen.query_one(Table)
+            await watcher.until(lambda _: table.selected == f"{name}\n", lambda _: table.selected)
+            await watcher.sees(f"{shown} on demand")
+
+        await watcher.sees("m20 on demand")
+        for key, name, shown in (
+            ("down", "m01", "m00"),
+            ("up", "m00", "m00"),
+            ("up", "m00", "m00"),
+            ("end", "m39", "m39"),
+            ("down", "m39", "m39"),
+            ("home", "m00", "m00"),
+            ("pagedown", "m21", "m21"),
+            ("pageup", "m00", "m00"),
+        ):
+            watcher.press(key)
+            await at(name, shown)
+
+        await watcher.click(Table, 3)
+        await at("m02", "m02")
+        telling.tell("snapshot", attrs.evolve(telling.fleet, catalogue=("first", *names)))
+        await watcher.sees("first on demand")
+        await at("m02", "m02")
+        telling.tell("snapshot", attrs.evolve(telling.fleet, catalogue=("first", "second")))
+        await at("second", "second")
+        await watcher.click(Table, 2)
+        await watcher.sees("second", "Esc Back")

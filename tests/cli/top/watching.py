@@ -11,7 +11,6 @@ from time import monotonic
 import msgspec
 from aiohttp import web
 from textual.events import Key
-from textual.geometry import Region
 from textual.pilot import Pilot
 from textual.widget import Widget
 
@@ -156,11 +155,9 @@ class Watcher:
                 Key("space" if key == " " else key, key if len(key) == 1 else None)
             )
 
-    async def click(self, widget: type[Widget], what: str) -> None:
-        """Click on what a widget of one line says there."""
-        shown = self.app.screen.query_one(widget)
-        (line,) = shown.render_lines(Region(0, 0, *shown.outer_size))
-        await self._pilot.click(widget, offset=(line.text.index(what), 0))
+    async def click(self, widget: type[Widget], line: int = 0, columns: int = 1) -> None:
+        """Click on a line of a widget."""
+        await self._pilot.click(widget, offset=(columns, line))
 
     async def resize(self, size: tuple[int, int]) -> None:
         await self._pilot.resize_terminal(*size)
