@@ -2,8 +2,8 @@
 The dashboard: one view of the fleet, the link that feeds it, the screens that draw it.
 
 Events change the view as they come and are drawn at once, but no sooner than `REDRAW_S` after the
-last time; the figures no event tells are asked for every `POLL_S`.  A lost gateway leaves the last view, marked as stale,
-and is tried again after `PAUSES_S`.
+last time; the figures no event tells are asked for every `POLL_S`.  A lost gateway leaves the
+last view, marked as stale, and is tried again after `PAUSES_S`.
 """
 
 from __future__ import annotations

@@ -153,11 +153,6 @@ def cells(row: Replica, shape: tuple[Column, ...], flexible: int) -> Cells:
 
 def _state(row: Replica, columns: int) -> Text:
     if row.load is not None:
-        return Text(progress(row.load, columns), STYLES["loading"], no_wrap=True)
+        return Text(progress(row.load, columns), STYLES["loading"])
     said = f"{row.state}: {row.trouble}" if row.trouble else row.state
-    return Text(short_line(said, columns), STYLES.get(row.state, ""), no_wrap=True)
-
-
-def short_line(text: str, columns: int) -> str:
-    """Cut the end off."""
-    return text if len(text) <= columns else f"{text[: columns - 1]}…"
+    return Text(said, STYLES.get(row.state, ""))

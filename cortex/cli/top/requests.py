@@ -126,6 +126,4 @@ def cells(row: RequestState, shape: tuple[Column, ...], flexible: int) -> Cells:
         "TOKENS": Text(str(row.completion_tokens)),
         "TOK/S": Text("" if rate is None else f"{rate:.0f}"),
     }
-    for column in shape:
-        said[column.label].truncate(column.columns or flexible, overflow="ellipsis")
     return tuple(said[column.label] for column in shape)
