@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from time import time
+from contextlib import suppress
+from time import monotonic, time
 from typing import TYPE_CHECKING, cast
 
 import attrs
@@ -142,14 +143,16 @@ async def answer_chat(
         response.content_type = encoder.content_type
         await response.prepare(request)
         await response.write(b"")  # the status goes out now
-        data = encoder.feed(started[1], started[0])
-        async for item in paced(events, len(choices)):
-            data += encoder.keep_alive() if item is None else encoder.feed(item[1], item[0])
-            if item is not None and isinstance(item[1], Finished):
-                usages[item[0]] = item[1].usage
-            if data:
-                await response.write(data)
-            data = b""
+        saying = Saying(response, encoder, encoder.feed(started[1], started[0]))
+        alive = asyncio.ensure_future(saying.keep_alive())
+        try:
+            async for choice, event in ended(events, len(choices)):
+                if isinstance(event, Finished):
+                    usages[choice] = event.usage
+                await saying.say(encoder.feed(event, choice))
+        finally:
+            alive.cancel()
+            await asyncio.wait({alive})  # ends at once when cancelled
         if len(usages) == len(choices) and "x-cortex-usage" in request.headers:
             response.end(request, total_usage(usages, chat.n))
         return response
@@ -193,9 +196,9 @@ async def merged(
             await events.aclose()
 
 
-async def paced(events: AsyncIterator[Choice], answers: int) -> AsyncGenerator[Choice | None, None]:
+async def ended(events: AsyncIterator[Choice], answers: int) -> AsyncGenerator[Choice, None]:
     """
-    Yield *events*, and None each time nothing came for `KEEP_ALIVE_S`.
+    Yield *events*, whatever they end with as the last of them.
 
     Args:
         events: Of all answers.
@@ -203,22 +206,41 @@ async def paced(events: AsyncIterator[Choice], answers: int) -> AsyncGenerator[C
             says so.
     """
     while answers:
-        coming = asyncio.ensure_future(anext(events, None))
         try:
-            while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_S))[0]:
-                yield None
-            item: Choice | None = coming.result()
+            item = await anext(events, None)  # ends with the workers at the latest
         except CortexError as error:
             item = 0, Failed(error)
         except Exception:
             log.exception("a harness failed in the middle of an answer")
             item = 0, Failed(CortexError("internal error; the log has the cause"))
-        finally:
-            if not coming.done():
-                coming.cancel()
-                await asyncio.wait({coming})  # a generator ends at once when cancelled
         item = item or (0, Failed(CortexError("the answer broke off")))
         yield item
         if isinstance(item[1], Failed):
             return
         answers -= isinstance(item[1], Finished)
+
+
+class Saying:
+    """What a stream says, and that it lives whenever it said nothing for `KEEP_ALIVE_S`."""
+
+    def __init__(self, response: Stream, encoder: ReplyEncoder, first: bytes) -> None:
+        self._response = response
+        self._encoder = encoder
+        self._waiting = first  # goes out with what comes next
+        self._said = monotonic()
+
+    async def say(self, data: bytes) -> None:
+        """Say *data*, if there is any."""
+        if data := self._waiting + data:
+            self._waiting = b""
+            self._said = monotonic()
+            await self._response.write(data)
+
+    async def keep_alive(self) -> None:
+        """Do that until the client is gone, or cancelled."""
+        with suppress(ConnectionError):
+            while True:
+                await asyncio.sleep(max(self._said + KEEP_ALIVE_S - monotonic(), 0))
+                if monotonic() >= self._said + KEEP_ALIVE_S:
+                    await self.say(self._encoder.keep_alive())
+                    self._said = monotonic()
