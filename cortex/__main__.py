@@ -21,6 +21,7 @@ COMMANDS = {
     "keys": ("cortex.cli.keys", "make, list and revoke API keys, and show what they used"),
     "pull": ("cortex.cli.pull", "download a model's weights to this host"),
     "plugins": ("cortex.cli.plugins", "show plugins, what they offer and what failed"),
+    "config": ("cortex.cli.config", "check the configuration, or show what is in force"),
 }
 BAD_USAGE = 2
 

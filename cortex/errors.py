@@ -8,7 +8,7 @@ thing and its value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -53,9 +53,24 @@ class CortexError(Exception):
 
 
 class ConfigError(CortexError):
-    """The configuration cannot be used; the message names file and key."""
+    """The configuration cannot be used; the message names file and key of each mistake."""
 
     code = "config"
+    mistakes: tuple[ConfigError, ...] = ()
+
+    @classmethod
+    def of(cls, mistakes: Sequence[ConfigError]) -> ConfigError:
+        """Return the one error that says all *mistakes*."""
+        if len(mistakes) == 1:
+            return mistakes[0]
+        error = cls("; ".join(map(str, mistakes)))
+        error.mistakes = tuple(each for mistake in mistakes for each in mistake.each)
+        return error
+
+    @property
+    def each(self) -> tuple[ConfigError, ...]:
+        """The mistakes it is about, one error for each."""
+        return self.mistakes or (self,)
 
 
 class PluginError(CortexError):

@@ -42,11 +42,16 @@ class Offer(Generic[T]):
         Raises:
             ConfigError: The table has a key or a type the options do not.
         """
+        options = self.read(table, where)
+        return self.factory(*arguments) if options is None else self.factory(options, *arguments)
+
+    def read(self, table: Mapping[str, Any] | None, where: str) -> Any:
+        """Return its options as a table has them, or None if it takes none; raises as `build`."""
         if self.options is not None:
-            return self.factory(structure(table or {}, self.options, where), *arguments)
+            return structure(table or {}, self.options, where)
         if table:
             raise ConfigError(f"{where}: {self.kind} {self.name!r} takes no options")
-        return self.factory(*arguments)
+        return None
 
 
 class Registry(Generic[T]):

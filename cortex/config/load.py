@@ -8,8 +8,10 @@ An error names file and key path and says what was meant: ``cortex.toml: gateway
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,12 +19,14 @@ import attrs
 import tomlkit
 import tomlkit.exceptions
 
+from cortex.config.mistakes import Mistakes
 from cortex.config.schema import (
     Address,
     AuditSection,
     AuthSection,
     Catalogue,
     GatewayConfig,
+    GatewaySection,
     LedgerSection,
     NeuronConfig,
     NeuronEntry,
@@ -37,6 +41,7 @@ from cortex.errors import ConfigError
 from cortex.fleet.principal import ANONYMOUS, Key
 
 S = TypeVar("S", TlsSection, NeuronEntry, UpstreamEntry, AuditSection)
+PREFIXES = MappingProxyType({GatewayConfig: "CORTEX_", NeuronConfig: "NEURON_"})
 NODE_FILES = ("ca", "client_cert", "client_key")
 
 
@@ -83,24 +88,39 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
     Raises:
         ConfigError: Names the file and the key path.
     """
-    table = _read(path) if path else {}
-    _override(table, "CORTEX_", GatewayConfig)
+    table = read_table(path, GatewayConfig)
     where = path.name if path else "cortex.toml"
-    config = structure(table, GatewayConfig, where)
     folder = path.parent if path else Path()
-    check_neurons(config, where)
-    _check_auth(config.auth, where)
-    _at_least(0, config.gateway.drain_s, f"{where}: gateway.drain_s")
-    _at_least(1, config.queue.max_depth, f"{where}: queue.max_depth")
-    _at_least(0, config.queue.max_wait_s, f"{where}: queue.max_wait_s")
-    _at_least(0, config.eviction.min_residency_s, f"{where}: eviction.min_residency_s")
-    models_path = folder / config.gateway.models_config
-    catalogue = Catalogue()
-    if path or models_path.exists():
-        if not models_path.exists():
-            raise ConfigError(f"{where}: gateway.models_config: no file {models_path}")
-        catalogue = load_catalogue(models_path)
-    config = attrs.evolve(
+    mistakes = Mistakes()
+    with mistakes:
+        config = _gateway(table, folder, where)
+    with mistakes:
+        catalogue = _catalogue(table, folder, where, needed=path is not None)
+    mistakes.raise_any()
+    return config, catalogue
+
+
+def _gateway(table: Mapping[str, Any], folder: Path, where: str) -> GatewayConfig:
+    config = structure(table, GatewayConfig, where)
+    mistakes = Mistakes()
+    with mistakes:
+        check_neurons(config, where)
+    with mistakes:
+        _check_auth(config.auth, where)
+    for least, value, key in (
+        (0, config.gateway.drain_s, "gateway.drain_s"),
+        (1, config.queue.max_depth, "queue.max_depth"),
+        (0, config.queue.max_wait_s, "queue.max_wait_s"),
+        (0, config.eviction.min_residency_s, "eviction.min_residency_s"),
+    ):
+        with mistakes:
+            _at_least(least, value, f"{where}: {key}")
+    with mistakes:
+        config = attrs.evolve(config, replies=_replies(config.replies, folder, where, "gateway"))
+    with mistakes:
+        config = attrs.evolve(config, tracing=_tracing(config.tracing, where))
+    mistakes.raise_any()
+    return attrs.evolve(
         config,
         plugins=_plugin_settings(config.plugins, folder),
         gateway=attrs.evolve(
@@ -110,32 +130,54 @@ def load_gateway(path: Path | None) -> tuple[GatewayConfig, Catalogue]:
         ),
         neurons=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.neurons),
         upstreams=tuple(_beside(folder, entry, *NODE_FILES) for entry in config.upstreams),
-        replies=_replies(config.replies, folder, where, "gateway"),
         audit=_beside(folder, config.audit, "path"),
-        tracing=_tracing(config.tracing, where),
         ledger=LedgerSection(path=_state(config.ledger.path, folder, "gateway-ledger.db")),
     )
-    return config, catalogue
+
+
+def catalogue_path(table: Mapping[str, Any], folder: Path) -> Path:
+    """Return where models.toml is, as far as a cortex.toml's *table* can be understood."""
+    section = table.get("gateway")
+    name = section.get("models_config") if isinstance(section, Mapping) else None
+    return folder / (name if isinstance(name, str) else GatewaySection().models_config)
+
+
+def _catalogue(table: Mapping[str, Any], folder: Path, where: str, *, needed: bool) -> Catalogue:
+    path = catalogue_path(table, folder)
+    if path.exists():
+        return load_catalogue(path)
+    if needed:
+        raise ConfigError(f"{where}: gateway.models_config: no file {path}")
+    return Catalogue()
 
 
 def load_catalogue(path: Path) -> Catalogue:
     """Read models.toml."""
     catalogue = structure(_read(path), Catalogue, path.name)
-    ids = [model.id for model in catalogue.models]
+    mistakes = Mistakes()
     for number, model in enumerate(catalogue.models):
         at = f"{path.name}: models[{number}]"
-        _at_least(1, len(model.id), f"{at}.id", "length ")
-        _at_least(1, model.min_devices, f"{at}.min_devices")
-        _at_least(0, model.min_device_vram_mb, f"{at}.min_device_vram_mb")
-        _at_least(0, model.vram_mb or 0, f"{at}.vram_mb")
-        _at_least(0, model.context or 0, f"{at}.context")
-        _at_least(0, model.ttl_s, f"{at}.ttl_s")
-    for model_id in ids:
-        if ids.count(model_id) > 1:
+        for least, value, key in (
+            (1, model.min_devices, "min_devices"),
+            (0, model.min_device_vram_mb, "min_device_vram_mb"),
+            (0, model.vram_mb or 0, "vram_mb"),
+            (0, model.context or 0, "context"),
+            (0, model.ttl_s, "ttl_s"),
+        ):
+            with mistakes:
+                _at_least(least, value, f"{at}.{key}")
+        with mistakes:
+            _at_least(1, len(model.id), f"{at}.id", "length ")
+    ids = Counter(model.id for model in catalogue.models)
+    twice = [model_id for model_id, count in ids.items() if count > 1]
+    with mistakes:
+        for model_id in twice:
             raise ConfigError(f"{path.name}: models: {model_id!r} is listed twice")
     for alias in catalogue.aliases:
-        if alias in ids:
-            raise ConfigError(f"{path.name}: aliases.{alias}: is also the id of a model")
+        with mistakes:
+            if alias in ids:
+                raise ConfigError(f"{path.name}: aliases.{alias}: is also the id of a model")
+    mistakes.raise_any()
     return catalogue
 
 
@@ -146,8 +188,7 @@ def _at_least(least: float, value: float, where: str, what: str = "") -> None:
 
 def load_neuron(path: Path | None) -> NeuronConfig:
     """Read neuron.toml; None means all defaults."""
-    table = _read(path) if path else {}
-    _override(table, "NEURON_", NeuronConfig)
+    table = read_table(path, NeuronConfig)
     where = path.name if path else "neuron.toml"
     config = structure(table, NeuronConfig, where)
     folder = path.parent if path else Path()
@@ -158,6 +199,23 @@ def load_neuron(path: Path | None) -> NeuronConfig:
         replies=_replies(config.replies, folder, where, "neuron"),
         tracing=_tracing(config.tracing, where),
     )
+
+
+def read_table(path: Path | None, cls: type[Any]) -> dict[str, Any]:
+    """
+    Return a file as the environment has it: what a variable says is a `FromEnvironment`.
+
+    Args:
+        path: None is an empty file.
+        cls: What it is to be.
+
+    Raises:
+        ConfigError: It cannot be read, or is no TOML.
+    """
+    table = _read(path) if path else {}
+    if (prefix := PREFIXES.get(cls)) is not None:
+        _override(table, prefix, cls)
+    return table
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -191,15 +249,22 @@ def check_neurons(config: GatewayConfig, where: str) -> None:
         **{f"neurons[{number}]": entry for number, entry in enumerate(config.neurons)},
         **{f"upstreams[{number}]": entry for number, entry in enumerate(config.upstreams)},
     }
-    names = [entry.name for entry in entries.values()]
+    names: set[str] = set()
+    mistakes = Mistakes()
     for key, entry in entries.items():
         at = f"{where}: {key}"
-        if names.count(entry.name) > 1:
-            raise ConfigError(f"{at}.name: {entry.name!r} is taken by another node")
-        if not _is_endpoint(entry.endpoint):
-            raise ConfigError(f"{at}.endpoint: expected http://host:port, got {entry.endpoint!r}")
-        if isinstance(entry, UpstreamEntry) and not entry.dialects:
-            raise ConfigError(f"{at}.dialects: at least one is needed")
+        with mistakes:
+            if entry.name in names:
+                raise ConfigError(f"{at}.name: {entry.name!r} is taken by another node")
+        with mistakes:
+            if not _is_endpoint(entry.endpoint):
+                said = f"expected http://host:port, got {entry.endpoint!r}"
+                raise ConfigError(f"{at}.endpoint: {said}")
+        with mistakes:
+            if isinstance(entry, UpstreamEntry) and not entry.dialects:
+                raise ConfigError(f"{at}.dialects: at least one is needed")
+        names.add(entry.name)
+    mistakes.raise_any()
 
 
 def check_keys(keys: Sequence[Key], where: str) -> None:
@@ -210,14 +275,18 @@ def check_keys(keys: Sequence[Key], where: str) -> None:
         ConfigError: Names the entry.
     """
     names, digests = [key.name for key in keys], [key.sha256 for key in keys]
+    mistakes = Mistakes()
     for number, key in enumerate(keys):
         at = f"{where}: auth.keys[{number}]"
-        if key.name in names[:number]:
-            raise ConfigError(f"{at}.name: {key.name!r} is taken by another key")
-        if key.sha256 in digests[:number]:
-            raise ConfigError(f"{at}.sha256: is also that of another key")
-        if key.name == ANONYMOUS:
-            raise ConfigError(f"{at}.name: {ANONYMOUS!r} is who has no key; see auth.anonymous")
+        with mistakes:
+            if key.name in names[:number]:
+                raise ConfigError(f"{at}.name: {key.name!r} is taken by another key")
+            if key.sha256 in digests[:number]:
+                raise ConfigError(f"{at}.sha256: is also that of another key")
+        with mistakes:
+            if key.name == ANONYMOUS:
+                raise ConfigError(f"{at}.name: {ANONYMOUS!r} is who has no key; see auth.anonymous")
+    mistakes.raise_any()
 
 
 def _check_auth(auth: AuthSection, where: str) -> None:

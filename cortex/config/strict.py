@@ -6,7 +6,7 @@ No kind of value is taken for another: a number is no string, ``1`` is not ``tru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -55,7 +55,8 @@ def structure(table: Mapping[str, Any], cls: type[T], where: str) -> T:
         return _converter.structure(table, cls)
     except ClassValidationError as error:
         problems = transform_error(error, "$", _explain)
-        raise ConfigError("; ".join(_place(problem, where) for problem in problems)) from None
+        said = (line for problem in problems for line in _place(problem, where))
+        raise ConfigError.of([*map(ConfigError, said)]) from None
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -157,16 +158,14 @@ def _near(key: str, known: list[str]) -> str:
     return f"unknown key (known: {', '.join(known)})"
 
 
-def _place(problem: str, where: str) -> str:
+def _place(problem: str, where: str) -> Iterator[str]:
     """Turn ``said @ $.path`` into ``where: path: said``; a tab before `said` extends the path."""
     said, _, path = problem.rpartition(" @ $")
     path = path.lstrip(".")
-    lines = []
     for line in said.split("\n"):
         key, tab, rest = line.rpartition("\t")
         full = ".".join(filter(None, [path, key])) if tab else path
-        lines.append(": ".join(filter(None, [where, full, rest])))
-    return "; ".join(lines)
+        yield ": ".join(filter(None, [where, full, rest]))
 
 
 def _make_converter() -> Converter:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cortex.__main__ import COMMANDS
+
+SERVERS = {"serve", "neuron"}
 HEAVY = {"aiohttp", "attrs", "cattrs", "msgspec", "rich", "textual", "tomlkit", "torch", "urllib3"}
 PROGRAM = """
 import sys
@@ -20,9 +23,7 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize(
-    "name", ["status", "top", "models", "chat", "bench", "keys", "pull", "plugins"]
-)
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - SERVERS))
 def test_help_imports_nothing_heavy_and_fits_80_columns(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 

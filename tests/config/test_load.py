@@ -109,7 +109,7 @@ CORTEX = {
     ),
     NEURON + "endpint = 1": "neurons[0].endpint: unknown key (did you mean 'endpoint'?)",
     NEURON + "token = 1": "neurons[0].token: expected a string, got 1 (a whole number)",
-    NEURON * 2: "neurons[0].name: 'a' is taken by another node",
+    NEURON * 2: "neurons[1].name: 'a' is taken by another node",
     NEURON.replace("http:", "ftp:"): f"neurons[0].endpoint: {EXPECTED} 'ftp://h:1'",
     NEURON.replace("http://", ""): f"neurons[0].endpoint: {EXPECTED} 'h:1'",
     NEURON.replace("h:1", "h:99999"): f"neurons[0].endpoint: {EXPECTED} 'http://h:99999'",
