@@ -22,6 +22,7 @@ COMMANDS = {
     "pull": ("cortex.cli.pull", "download a model's weights to this host"),
     "plugins": ("cortex.cli.plugins", "show plugins, what they offer and what failed"),
     "config": ("cortex.cli.config", "check the configuration, or show what is in force"),
+    "doctor": ("cortex.cli.doctor", "say what is wrong here and in the fleet, and what to do"),
 }
 BAD_USAGE = 2
 

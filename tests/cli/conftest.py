@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,6 +67,7 @@ class FakeGateway:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.handlers: dict[tuple[str, str], Callable[[Call], Answer]] = {}
+        self.ahead_s = 0.0  # of its clock
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -120,6 +122,9 @@ class FakeGateway:
                 with contextlib.suppress(ConnectionError):  # the client may leave early
                     for piece in content:
                         self.wfile.write(piece)
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string((timestamp or time.time()) + gateway.ahead_s)
 
             def log_message(self, *_: object) -> None: ...
 
