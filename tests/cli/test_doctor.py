@@ -260,7 +260,13 @@ WRONG = [
         "cannot reach the GPUs: CUDA unknown error",
         "modprobe nvidia_uvm",
     ),
-    ({"nvml": DRIVER, "torch": {**TORCH, "devices": 0}}, "", "CUDA", "sees no GPU", "--gpus all"),
+    (
+        {"nvml": DRIVER, "torch": {**TORCH, "error": "No CUDA GPUs are available"}},
+        "",
+        "CUDA",
+        "No CUDA GPUs are available",
+        "--gpus all",
+    ),
     (
         {
             "nvml": {**DRIVER, "devices": [{"name": "P40", "capability": [6, 1]}]},

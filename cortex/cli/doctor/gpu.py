@@ -29,15 +29,18 @@ def gpus(
     """Look at driver, torch, and both together."""
     wanted = host.neuron.harness.get("torch", {}).get("device") if host.neuron else None
     if not host.has_gpu:
-        said = "no NVIDIA driver is loaded here"
+        none = "no NVIDIA driver is loaded here"
         if wanted == "cuda":
             do = "install the driver; `lspci | grep -i nvidia` says whether there is a GPU at all"
-            yield Finding(check="driver", state="fail", message=said, do=do)
+            yield Finding(check="driver", state="fail", message=none, do=do)
         else:
-            yield Finding(check="driver", state="skip", message=said)
+            yield Finding(check="driver", state="skip", message=none)
         return
-    said_by, hung = probe(command, within_s)
-    yield from judge(said_by, f"within {within_s:g} s" if hung else "")
+    if wanted == "cpu":
+        yield Finding(check="driver", state="skip", message="harness.torch.device is the CPU")
+        return
+    said, hung = probe(command, within_s)
+    yield from judge(said, f"within {within_s:g} s" if hung else "")
 
 
 def probe(command: Sequence[str], within_s: float) -> tuple[dict[str, Any], bool]:
@@ -129,15 +132,14 @@ def _wrong(driver: dict[str, Any], torch: dict[str, Any]) -> tuple[str, str] | N
         wrong = said, f"update the driver, or {another}"
     elif error := torch.get("error"):
         wrong = f"{version} cannot reach the GPUs: {error}", _reach_advice(error)
-    elif not torch.get("devices"):
-        do = "CUDA_VISIBLE_DEVICES leaves none, or the container was given none (--gpus all)"
-        wrong = f"{version} sees no GPU", do
     elif old := _unsupported(driver["devices"], torch.get("architectures", ())):
         wrong = f"{version} has no kernels for {old}", "install an older torch that has them"
     return wrong
 
 
 def _reach_advice(error: str) -> str:
+    if "No CUDA GPUs" in error:
+        return "CUDA_VISIBLE_DEVICES leaves none, or the container was given none (--gpus all)"
     if "unknown error" in error or "initialization" in error:
         return "`modprobe nvidia_uvm` (after a suspend: `rmmod nvidia_uvm` first), else reboot"
     if "insufficient" in error or "too old" in error:
