@@ -17,6 +17,7 @@ COMMANDS = {
     "requests": ("cortex.cli.requests", "list requests, cancel one"),
     "reload": ("cortex.cli.reload", "have the gateway read its configuration again"),
     "chat": ("cortex.cli.chat", "talk to a model in the terminal"),
+    "launch": ("cortex.cli.launch", "start a coding agent that talks to the gateway"),
     "bench": ("cortex.cli.bench", "measure an endpoint under load"),
     "keys": ("cortex.cli.keys", "make, list and revoke API keys, and show what they used"),
     "pull": ("cortex.cli.pull", "download a model's weights to this host"),
