@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": ("cortex.cli.bench", "measure an endpoint under load"),
     "keys": ("cortex.cli.keys", "make, list and revoke API keys, and show what they used"),
     "pull": ("cortex.cli.pull", "download a model's weights to this host"),
+    "cache": ("cortex.cli.cache", "list downloaded weights, delete those not in use"),
     "plugins": ("cortex.cli.plugins", "show plugins, what they offer and what failed"),
     "config": ("cortex.cli.config", "check the configuration, or show what is in force"),
     "doctor": ("cortex.cli.doctor", "say what is wrong here and in the fleet, and what to do"),

@@ -33,6 +33,7 @@ from cortex.neuron import discovery
 from cortex.neuron.counters import Counters
 from cortex.neuron.fetching import fetch
 from cortex.neuron.workers import device_busy
+from cortex.sources.hold import Hold, hold
 
 MIB = 1 << 20
 log = logging.getLogger(__name__)
@@ -52,8 +53,14 @@ class Entry:
     running: RunningModel | None = None
     job: asyncio.Task[None] | None = None
     leaving: asyncio.Task[None] | None = None
+    held: Hold | None = None
     load_s: float = 0.0
     last_used: float = attrs.field(factory=monotonic)
+
+    def release(self) -> None:
+        """Let go of its weights on the disk."""
+        if self.held is not None:
+            self.held.release()
 
 
 class Models:
@@ -88,6 +95,8 @@ class Models:
         """End everything spawned; what was loaded goes with its worker."""
         for task in self._background:
             task.cancel()
+        for entry in self._entries.values():
+            entry.release()
 
     async def refresh(self) -> None:
         """Read the devices' figures, in a thread: a driver may take its time."""
@@ -163,6 +172,7 @@ class Models:
                     check = partial(harness.check, entry.spec)
                 report = self._reporter(entry)
                 checkpoint = await fetch(self._source_of, entry.spec, report, check=check)
+                entry.held = hold(checkpoint.path)
             await self.refresh()
             self._check_room(entry, checkpoint)
             entry.running = await harness.load(
@@ -182,6 +192,7 @@ class Models:
             entry.job = None
             entry.last_used = monotonic()
             if entry.error is not None:
+                entry.release()
                 log.error("load of %s failed: %s", entry.spec.id, entry.error)
             if entry.leaving is None:
                 self._set(entry, "failed" if entry.error else "loaded")
@@ -234,6 +245,7 @@ class Models:
         except Exception:
             log.exception("unload of %s", entry.spec.id)
         finally:
+            entry.release()
             del self._entries[entry.spec.id]
             self._set(entry, "unloaded")
 

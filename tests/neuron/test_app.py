@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import attrs
 import pytest
@@ -12,8 +13,9 @@ import pytest
 import cortex
 from cortex.chat.events import ChatEvent, Started, TextDelta
 from cortex.errors import InsufficientVram
-from cortex.fleet.model import ModelStats, RunningModel
+from cortex.fleet.model import Checkpoint, ModelStats, RunningModel
 from cortex.neuron.harnesses.echo import Echo, EchoOptions
+from cortex.sources.hold import Hold
 from cortex.testing import until
 from tests.gateway.running import Wire, chat
 from tests.neuron.serving import program, serving
@@ -216,6 +218,27 @@ class Slow:
     async def aclose(self) -> None: ...
 
 
+class Reads(Slow):
+    """One that needs weights, and cannot load those of `broken`."""
+
+    needs_weights = True
+
+    async def load(self, spec, checkpoint, device, report) -> RunningModel:
+        if spec.id == "broken":
+            raise InsufficientVram("broken is too large")
+        return RunningModel(used_bytes=0, context=100)
+
+
+class Shelf:
+    """A source with one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def fetch(self, spec, report):
+        return Checkpoint(path=self._folder, format="safetensors", size_bytes=0)
+
+
 class SlowPlugin:
     def __init__(self, harness: Slow) -> None:
         self.harness = harness
@@ -229,6 +252,30 @@ class SlowPlugin:
         if spec.id == "cursed":
             raise RuntimeError("no such luck")
         return "slow"
+
+
+async def test_weights_are_held_while_their_model_is_loaded(tmp_path):
+    reads = Reads()
+    reads.may_unload.set()
+
+    def is_held() -> bool:
+        try:
+            Hold(tmp_path, alone=True).release()
+        except BlockingIOError:
+            return True
+        return False
+
+    plugins = [SlowPlugin(reads)]
+    async with serving(plugins=plugins, harnesses=["slow"], source=Shelf(tmp_path)) as node:
+        await node.post("/models/load", model_id="m")
+        assert is_held()
+        await node.post("/models/unload", model_id="m")
+        assert not is_held()
+        await node.post("/models/load", 507, model_id="broken")
+        assert not is_held()
+        await node.post("/models/load", model_id="m")
+        assert is_held()
+    assert not is_held()
 
 
 async def test_a_load_of_a_model_that_is_being_unloaded_waits_and_loads_it():
