@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -22,6 +23,7 @@ COMMANDS = {
     "keys": ("cortex.cli.keys", "make, list and revoke API keys, and show what they used"),
     "pull": ("cortex.cli.pull", "download a model's weights to this host"),
     "cache": ("cortex.cli.cache", "list downloaded weights, delete those not in use"),
+    "completion": ("cortex.cli.completion", "have bash, zsh or fish complete our commands"),
     "plugins": ("cortex.cli.plugins", "show plugins, what they offer and what failed"),
     "config": ("cortex.cli.config", "check the configuration, or show what is in force"),
     "doctor": ("cortex.cli.doctor", "say what is wrong here and in the fleet, and what to do"),
@@ -36,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 done, 1 failed, 2 bad usage or configuration, 130 interrupted.
     """
+    completing = "_ARGCOMPLETE" in os.environ
+    if completing:
+        argv = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split()[1:]
     argv = sys.argv[1:] if argv is None else argv
     if problem := wrong_python():
         print(problem, file=sys.stderr)
@@ -55,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         failed = _guarded(argv[0], lambda: _ask_plugins(commands))
         if failed:
             return failed
+    if completing:
+        import_module("cortex.cli.completion").answer(parser)
     args = parser.parse_args(argv)
     if args.version:
         from cortex import __version__
