@@ -16,6 +16,7 @@ COMMANDS = {
     "models": ("cortex.cli.models", "list, load, unload and pin models"),
     "nodes": ("cortex.cli.nodes", "list nodes, drain one, use it again"),
     "requests": ("cortex.cli.requests", "list requests, cancel one"),
+    "logs": ("cortex.cli.logs", "show and follow the logs of gateway and nodes"),
     "reload": ("cortex.cli.reload", "have the gateway read its configuration again"),
     "chat": ("cortex.cli.chat", "talk to a model in the terminal"),
     "launch": ("cortex.cli.launch", "start a coding agent that talks to the gateway"),

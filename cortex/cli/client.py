@@ -134,9 +134,18 @@ class Gateway:
             answer = response.read()
         return self.decode(cls, path, answer)
 
-    def stream(self, path: str, body: Mapping[str, object]) -> Generator[str, None, None]:
-        """Yield the ``data:`` of each server-sent event; close the generator to hang up."""
-        with self._open("POST", path, body, SILENCE_S) as response:
+    def stream(
+        self, path: str, body: Mapping[str, object] | None, *, timeout_s: float = SILENCE_S
+    ) -> Generator[str, None, None]:
+        """
+        Yield the ``data:`` of each server-sent event; close the generator to hang up.
+
+        Args:
+            path: Where.
+            body: What to POST; None is a GET.
+            timeout_s: The longest silence.
+        """
+        with self._open("GET" if body is None else "POST", path, body, timeout_s) as response:
             data: list[str] = []
             for raw in response:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")

@@ -151,6 +151,25 @@ class NodeModel:
 
 
 @attrs.frozen(kw_only=True)
+class LogLine:
+    """
+    One entry of a program's log.
+
+    Attributes:
+        number: Counts from the program's start.
+        time: Unix seconds.
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        logger: The module that says it.
+    """
+
+    number: int
+    time: float
+    level: str
+    logger: str
+    message: str
+
+
+@attrs.frozen(kw_only=True)
 class LoadJob:
     """A load the gateway has under way."""
 

@@ -21,12 +21,14 @@ from cortex.gateway.explaining import explain
 from cortex.gateway.ledger import DAY_S, Ledger, date_of
 from cortex.gateway.loads import Loads
 from cortex.gateway.node import Node
+from cortex.gateway.node_logs import NodeLogs
 from cortex.gateway.nodes import Nodes
 from cortex.gateway.queue import Queues
 from cortex.gateway.reload import Reload
 from cortex.gateway.requests import Requests
 from cortex.gateway.router import Router, Waiting
 from cortex.gateway.watch import Watch
+from cortex.logs import Logs
 from cortex.plugins import KINDS, Plugins
 from cortex.registry import did_you_mean
 from cortex.web import read_json, reply
@@ -62,6 +64,8 @@ class Admin:
     events: Events
     watch: Watch
     plugins: Plugins
+    logs: Logs
+    node_logs: NodeLogs
     began: float = attrs.field(factory=monotonic)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -81,6 +85,7 @@ class Admin:
         router.add_post("/api/v1/nodes/{name}/resume", self._resume)
         router.add_get("/api/v1/requests", self._requests)
         router.add_delete("/api/v1/requests/{id}", self._cancel)
+        router.add_get("/api/v1/logs", self._logs)
 
     async def _fleet(self, _: web.Request) -> web.Response:
         return reply(self._snapshot())
@@ -195,6 +200,11 @@ class Admin:
         request_id = request.match_info["id"]
         why = RequestCancelled(f"request {request_id} was cancelled by an operator")
         return reply({"id": request_id, "cancelled": self.requests.cancel(request_id, why)})
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        if (name := request.query.get("node")) is None:
+            return await self.logs.answer(request)
+        return await self.node_logs.answer(request, self._node(name))
 
     def _spec(self, request: web.Request) -> ModelSpec:
         return self.names.resolve(unquote(request.match_info["id"]))

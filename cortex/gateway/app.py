@@ -30,6 +30,7 @@ from cortex.gateway.loads import Loads
 from cortex.gateway.loop_delay import measure_forever
 from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.node import Node
+from cortex.gateway.node_logs import NodeLogs
 from cortex.gateway.nodes import Nodes
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.queue import Queues
@@ -40,6 +41,7 @@ from cortex.gateway.router import Router, Waiting
 from cortex.gateway.sizes import Sizes, forget
 from cortex.gateway.translation import Translators
 from cortex.gateway.watch import Watch
+from cortex.logs import Logs
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
 from cortex.systemd import Service
@@ -63,12 +65,13 @@ class Gateway:
         tasks: asyncio.TaskGroup,
         read: Read | None = None,
         service: Service | None = None,
+        logs: Logs | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.metrics = GatewayMetrics()
-        self._plugins = plugins
-        self._tasks = tasks
+        self._plugins, self._tasks = plugins, tasks
         self.events = Events()
+        self._logs, self._node_logs = logs or Logs(), NodeLogs()
         self._background: list[asyncio.Task[None]] = []
         self.config, self.catalogue = config, catalogue
         self._where, self._session = where, session
@@ -140,6 +143,8 @@ class Gateway:
             events=self.events,
             watch=self._watch,
             plugins=self._plugins,
+            logs=self._logs,
+            node_logs=self._node_logs,
         )
         admin.add_routes(app.router)
         app.on_cleanup.append(self._replies.close)
@@ -217,6 +222,8 @@ class Gateway:
         self._router.close(why)
         self._keeper.close()
         self.events.close()
+        self._logs.end()
+        self._node_logs.end()
         self.loads.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):

@@ -99,12 +99,14 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
     from cortex.config.load import environment
     from cortex.gateway.app import Gateway
     from cortex.gateway.metrics_server import MetricsServer
+    from cortex.logs import Logs
     from cortex.plugins import Plugins
     from cortex.systemd import Service
     from cortex.web import lifespans, listening, until_signal
 
-    plugins, service = Plugins(config.plugins), Service(environment())
+    plugins, service, logs = Plugins(config.plugins), Service(environment()), Logs()
     async with (
+        logs.kept(),
         asyncio.TaskGroup() as tasks,
         aiohttp.ClientSession() as session,
         lifespans(plugins, "gateway"),
@@ -118,6 +120,7 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
             tasks=tasks,
             read=read,
             service=service,
+            logs=logs,
         )
         metrics = MetricsServer(gateway.metrics.registry, config.gateway.metrics_listen)
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
@@ -177,6 +178,30 @@ class NeuronClient:
         if response.status >= 400:  # noqa: PLR2004
             raise remote_error(response.status, answer)
         return answer
+
+    async def follow(self, path: str, silence_s: float) -> AsyncGenerator[bytes, None]:
+        """
+        Yield the body of a GET that does not end, as it comes; to be closed.
+
+        Raises:
+            UpstreamUnreachable: No answer, or none goes on: nothing came for *silence_s*.
+            RemoteError: An error answer.
+        """
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s
+        )
+        try:
+            async with self._session.get(
+                self._base + path, headers=self.headers, timeout=timeout, ssl=self.tls or True
+            ) as response:
+                if response.status >= 400:  # noqa: PLR2004
+                    raise remote_error(response.status, await response.read())
+                async for piece in response.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UpstreamUnreachable(
+                f"{self._base} does not answer: {str(error) or type(error).__name__}"
+            ) from None
 
     # Connections.
 

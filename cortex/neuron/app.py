@@ -24,6 +24,7 @@ from cortex.errors import InvalidRequest, NotAuthenticated
 from cortex.events import Events
 from cortex.fleet.model import ModelCard, ModelSpec, SamplingDefault
 from cortex.fleet.node import Health, ModelHealth
+from cortex.logs import Logs
 from cortex.neuron import chat, discovery
 from cortex.neuron.activation import Activator
 from cortex.neuron.metrics import NeuronCollector
@@ -90,9 +91,12 @@ class Neuron:
         host: discovery.Host,
         models: Models,
         events: Events,
+        *,
+        logs: Logs | None = None,
     ) -> None:
         self.models = models
         self.events = events
+        self._logs = logs or Logs()
         self.activator = Activator(config.default_models)
         self.draining = False
         self._config = config
@@ -120,6 +124,7 @@ class Neuron:
         app.router.add_get("/models/{id:.+}/endpoint", self._endpoint)
         app.router.add_post("/devices/{index}/restart", self._restart)
         app.router.add_get("/events", self._events)
+        app.router.add_get("/logs", self._logs.answer)
         app.router.add_get("/metrics", self._prometheus)
         app.on_shutdown.append(self._on_shutdown)
         app.on_cleanup.append(self._replies.close)
@@ -248,6 +253,7 @@ class Neuron:
     async def _on_shutdown(self, _: web.Application) -> None:
         self.draining = True
         self.events.close()
+        self._logs.end()
 
     def cards(self, _: web.Request, /) -> list[ModelCard]:
         """Return what ``/v1/models`` lists."""

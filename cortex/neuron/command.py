@@ -51,6 +51,7 @@ async def serve(config: NeuronConfig, where: str) -> None:
     from cortex.config.load import cache_dir, environment
     from cortex.events import Events
     from cortex.fleet.model import ModelSpec
+    from cortex.logs import Logs
     from cortex.neuron import discovery
     from cortex.neuron.app import Neuron, build_harnesses
     from cortex.neuron.models import Models
@@ -58,17 +59,17 @@ async def serve(config: NeuronConfig, where: str) -> None:
     from cortex.systemd import Service
     from cortex.web import lifespans, listening, until_signal
 
-    plugins, service = Plugins(config.plugins), Service(environment())
+    plugins, service, logs = Plugins(config.plugins), Service(environment()), Logs()
     context = tls.listener(config.tls, f"{where}: tls.")
     host = await asyncio.to_thread(discovery.discover)
 
     def source_of(spec: ModelSpec) -> Source:
         return plugins.source_of(spec, config.sources, where, cache_dir())
 
-    async with asyncio.TaskGroup() as tasks, lifespans(plugins, "neuron"):
+    async with logs.kept(), asyncio.TaskGroup() as tasks, lifespans(plugins, "neuron"):
         events = Events()
         models = Models(host.devices, tasks, events.publish, source_of)
-        neuron = Neuron(config, plugins, host, models, events)
+        neuron = Neuron(config, plugins, host, models, events, logs=logs)
         models.harnesses = build_harnesses(config, plugins, models, where)
         async with listening(
             neuron.application(), config.listen, drain_s=DRAIN_S, tls=context

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 import msgspec
@@ -46,6 +46,7 @@ class Call:
     path: str
     headers: dict[str, str]
     body: dict | None
+    query: dict[str, str]
 
 
 Answer = tuple[int, dict[str, str], Iterable[bytes]]
@@ -108,9 +109,9 @@ class FakeGateway:
                 self.answer(json.loads(self.rfile.read(length)))
 
             def answer(self, body: dict | None) -> None:
-                path = urlsplit(self.path).path
+                path, query = urlsplit(self.path).path, dict(parse_qsl(urlsplit(self.path).query))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                call = Call(self.command, path, headers, body)
+                call = Call(self.command, path, headers, body, query)
                 gateway.calls.append(call)
                 handler = gateway.handlers.get((self.command, path))
                 status, sent, content = handler(call) if handler else (404, {}, [b"not here"])

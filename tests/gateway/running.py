@@ -38,6 +38,7 @@ from cortex.config.schema import (
 from cortex.fleet.model import ModelSpec, RequestRecord
 from cortex.gateway.app import Gateway
 from cortex.gateway.reload import Read
+from cortex.logs import Logs
 from cortex.plugins import Plugins
 from cortex.testing import FakeNeuron
 from cortex.web import listening
@@ -160,6 +161,7 @@ async def running(
     tls: TlsSection | None = None,
     state_path: Path | None = None,
     tracing: TracingSection | None = None,
+    logs: Logs | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway in front of *nodes*: fakes, or endpoints."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -203,6 +205,7 @@ async def running(
             where="cortex.toml",
             session=session,
             tasks=tasks,
+            logs=logs,
             read=read,
         )
         try:

@@ -23,6 +23,7 @@ from cortex.config.schema import (
 )
 from cortex.events import Events
 from cortex.fleet.node import Device
+from cortex.logs import Logs
 from cortex.neuron import discovery
 from cortex.neuron.app import Neuron, build_harnesses
 from cortex.neuron.models import Models
@@ -121,6 +122,7 @@ async def serving(
     tracing: TracingSection | None = None,
     devices: Sequence[Device] | None = None,
     source: object = None,
+    logs: Logs | None = None,
 ) -> AsyncIterator[Served]:
     """Run a neuron in this process; its default models are loaded once it listens."""
     found = Plugins(PluginSettings(only=frozenset()))
@@ -153,7 +155,7 @@ async def serving(
     ):
         events = Events()
         models = Models(devices or host.devices, tasks, events.publish, source_of)
-        neuron = Neuron(config, found, host, models, events)
+        neuron = Neuron(config, found, host, models, events, logs=logs)
         models.harnesses = build_harnesses(config, found, models, "neuron.toml")
         app = neuron.application()
         background: list[asyncio.Task[None]] = []
