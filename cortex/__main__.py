@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary)
         if name in argv[:1]:
             chosen = import_module(module)
+            command.epilog = getattr(chosen, "EXAMPLES", None)
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run)
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:

@@ -18,8 +18,6 @@ Exit codes: 0 done, 1 not, or not all of it, 2 bad usage.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
     actions = parser.add_subparsers(metavar="action", dest="action", required=True, title="actions")
     for name, summary in (
         ("list", "list downloaded weights: size, last use, and which are in use"),

@@ -12,6 +12,12 @@ from cortex.errors import CortexError
 
 if TYPE_CHECKING:
     from cortex.cli.catalogue import Entry
+EXAMPLES = """\
+examples:
+  cortex chat why is the sky blue
+  cortex chat -m Qwen/Qwen3-8B --stats
+  git diff | cortex chat --system 'write a commit message'
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,8 +28,6 @@ Exit codes: 0 done, 2 bad usage.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
     parser.add_argument(
         "--name", default="cortex", help="what the program is called there (default: cortex)"

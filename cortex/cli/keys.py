@@ -25,6 +25,12 @@ LIMITS = {
     "budget_tokens": "tokens in --budget-days",
     "budget_days": "days of --budget-tokens, today included (default: 30)",
 }
+EXAMPLES = """\
+examples:
+  cortex keys new zed --models 'Qwen/*' --tokens-per-minute 100000
+  cortex keys list
+  cortex keys usage --days 7
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,6 @@ Exit codes: 0 done, 1 nobody could be asked, 2 bad usage, 130 Ctrl-C.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
     client.add_arguments(parser)
     parser.add_argument(
         "about",

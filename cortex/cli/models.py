@@ -11,6 +11,12 @@ from cortex.cli import client
 
 UNLOAD_S = 300.0
 WHERE = {"load": "the gateway chooses", "unpin": "wherever it was pinned by hand"}
+EXAMPLES = """\
+examples:
+  cortex models
+  cortex models load Qwen/Qwen3-8B --node beast
+  cortex models explain Qwen/Qwen3-8B
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from cortex.fleet.node import Fleet
 
 FLEET = "/api/v1/fleet"
+EXAMPLES = """\
+examples:
+  cortex nodes
+  cortex nodes drain beast
+  cortex nodes resume beast
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

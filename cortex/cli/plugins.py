@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from cortex.config.schema import PluginSettings
     from cortex.plugins import Plugins
+EXAMPLES = """\
+examples:
+  cortex plugins
+  cortex plugins --config cortex.toml --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cortex.api import Report
     from cortex.fleet.model import Progress
+EXAMPLES = """\
+examples:
+  cortex pull Qwen/Qwen3-0.6B
+  cortex pull smollm2-135m --source package --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,11 @@ import json
 
 from cortex.cli import client
 
+EXAMPLES = """\
+examples:
+  cortex config check && cortex reload
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 REQUESTS = "/api/v1/requests"
 RIGHT = frozenset({"AGE", "TTFT", "TOKENS", "STATUS"})
 WRAP = frozenset({"ID", "MODEL"})
+EXAMPLES = """\
+examples:
+  cortex requests
+  cortex requests cancel 7f3a9c
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

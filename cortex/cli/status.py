@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FLEET = "/api/v1/fleet"
+EXAMPLES = """\
+examples:
+  cortex status
+  cortex status --watch 5
+  cortex status --json --gateway http://gateway:31313
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

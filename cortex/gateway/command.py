@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 CLOSE_S = 5.0  # for what is cut off to end
 COLLECT_EVERY = 20_000  # objects more than before
+EXAMPLES = """\
+examples:
+  cortex serve
+  cortex serve --config /etc/cortex/cortex.toml
+  cortex serve --neuron http://beast:13131 --neuron http://benjy:13131
+
+Exit codes: 0 told to stop, 1 failed, 2 bad usage or configuration.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

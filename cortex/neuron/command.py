@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 DRAIN_S = 10.0
 STOP_S = 60.0  # with the workers' last steps
+EXAMPLES = """\
+examples:
+  cortex neuron
+  cortex neuron --config /etc/cortex/neuron.toml --log-level debug
+
+Exit codes: 0 told to stop, 1 failed, 2 bad usage or configuration.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -38,4 +38,5 @@ def test_help_imports_nothing_heavy_and_fits_80_columns(name, monkeypatch):
     text, _, imported = said.partition("imported:")
     assert f"usage: cortex {name}" in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "\nexamples:\n  cortex " in text
     assert not HEAVY & set(imported.split())

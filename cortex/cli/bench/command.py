@@ -20,6 +20,12 @@ T = TypeVar("T")
 INPUT_TOKENS, OUTPUT_TOKENS = 256, 128
 SECONDS = 30.0
 MAX_COMPARED = 2
+EXAMPLES = """\
+examples:
+  cortex bench
+  cortex bench --concurrency 1,8,64 --save before.json
+  cortex bench --concurrency 1,8,64 --compare before.json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,8 +17,6 @@ Exit codes: 0 nothing is wrong, 2 something is.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
     actions = parser.add_subparsers(metavar="action", dest="action", required=True, title="actions")
     for name, summary in (
         ("check", "say everything that is wrong with the files, where, and what to do"),

@@ -22,8 +22,6 @@ Exit codes: 0 nothing failed, 1 something did, 2 bad usage.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
     client.add_arguments(parser)
     for option, name in (("--config", "cortex.toml"), ("--neuron-config", "neuron.toml")):
         parser.add_argument(

@@ -13,7 +13,7 @@ CLIENTS = {
     "aider": "aider",
     "zed": "Zed",
 }
-EXAMPLES = """\
+OF_A_PROGRAM = """\
 examples:
   cortex launch {name}
   cortex launch {name} --model Qwen/Qwen3-8B -- --help
@@ -22,6 +22,7 @@ examples:
 What stands behind -- goes to the program.  No file of yours is changed.
 Exit codes: the program's own; 1 if it is not started, 2 for bad usage.
 """
+EXAMPLES = OF_A_PROGRAM.format(name="claude")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name,
             help=summary,
             description=summary,
-            epilog=EXAMPLES.format(name=name),
+            epilog=OF_A_PROGRAM.format(name=name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         client.add_arguments(program)
