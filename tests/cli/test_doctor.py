@@ -13,7 +13,7 @@ from cortex import __version__
 from cortex.__main__ import main
 from cortex.cli.doctor import gpu, host
 from cortex.cli.doctor.findings import Finding
-from cortex.fleet.node import Fleet, FleetNode, Health
+from cortex.fleet.node import Discovery, Fleet, FleetNode, Health
 from tests.cli.conftest import REPOSITORY, FakeGateway
 
 
@@ -64,7 +64,7 @@ def test_a_laptop_with_a_gateway_it_reaches_is_fine(well, monkeypatch, capsys):
     assert f"ok    versions: cortex {__version__}, Python" in lines[0]
     assert "skip  driver: no NVIDIA driver is loaded here" in lines
     assert "ok    models: 1 names can be asked for" in lines
-    assert "ok    node a: http://a:1 is in use" in lines
+    assert "ok    node a: http://a:1 is in use, on its CPU" in lines
 
 
 def test_json_has_every_finding_with_what_to_do(nowhere, capsys):
@@ -122,6 +122,24 @@ def test_what_is_wrong_with_nodes_is_told(well, fleet, capsys):
     assert status == 1
     assert found["node attic"]["message"] == "the gateway cannot use it: connection refused"
     assert "org/typo of [[default_models]] did not load" in found["node benjy"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [
+        ("NVMLError_LibraryNotFound: no", "ok"),
+        ("NVMLError_LibRmVersionMismatch: RM has detected a mismatch", "warn"),
+    ],
+)
+def test_a_node_whose_gpu_is_lost_is_told_and_one_that_has_none_is_fine(
+    well, capsys, reason, state
+):
+    found = Discovery(hostname="a", cuda_unavailable_reason=reason)
+    health = Health(status="ok", version=__version__)
+    node = FleetNode(name="a", endpoint="e", healthy=True, health=health, discovery=found)
+    well.json("GET", "/api/v1/fleet", Fleet(version=__version__, uptime_s=1, nodes=(node,)))
+    status, found = examined(capsys, "--gateway", well.url)
+    assert (status, found["node a"]["state"]) == (0, state)
 
 
 def test_a_wrong_configuration_is_told_with_its_line(folder, capsys):

@@ -22,6 +22,7 @@ from cortex.fleet.node import Fleet, FleetNode, Health
 
 OFF_S, BAD_S = 5.0, 120.0
 AT_ONCE = 16
+NO_DRIVER = "LibraryNotFound"  # nor, most likely, a GPU
 OK, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 200, 401, 403, 404
 FIX_CLOCK = "have both follow a time server: `timedatectl set-ntp true`, or chrony"
 
@@ -132,13 +133,14 @@ def _seen(node: FleetNode, version: str) -> Iterator[Finding]:
     if theirs and theirs != version:
         said = f"it is cortex {theirs}, the gateway {version}"
         yield Finding(check=check, state="warn", message=said, do="update the older of the two")
-    reason = node.discovery.cuda_unavailable_reason if node.discovery else None
-    if reason and not _has_gpu(node.health):
+    reason = (node.discovery and node.discovery.cuda_unavailable_reason) or ""
+    if reason and not _has_gpu(node.health) and NO_DRIVER not in reason:
         said = f"no GPU is in use there: {reason}"
         do = "if it has one, run `cortex doctor` on that host"
         yield Finding(check=check, state="warn", message=said, do=do)
     else:
-        yield Finding(check=check, state="ok", message=f"{node.endpoint} is in use")
+        how = ", on its CPU" if node.health and not _has_gpu(node.health) else ""
+        yield Finding(check=check, state="ok", message=f"{node.endpoint} is in use{how}")
 
 
 def _has_gpu(health: Health | None) -> bool:
