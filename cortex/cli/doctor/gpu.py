@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 from cortex.cli.doctor.findings import Finding
 from cortex.cli.doctor.host import Host
+from cortex.config.load import environment
 
 PROBE = (sys.executable, "-P", "-m", "cortex.neuron.engine.driver")
 WITHIN_S = 60.0  # torch is imported from a cold disk
@@ -46,9 +48,11 @@ def gpus(
 def probe(command: Sequence[str], within_s: float) -> tuple[dict[str, Any], bool]:
     """Return what a program says in lines of JSON, and whether it had to be left to itself."""
     hung = False
+    env = dict(environment())
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # of a single file too
     with tempfile.TemporaryFile() as out:  # a pipe would keep us as long as the process
         process = subprocess.Popen(  # noqa: S603 - our interpreter and our module
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL
+            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL
         )
         try:
             process.wait(within_s)
