@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cortex.cli.top.command import add_arguments, run
+from cortex.cli.top.command import EXAMPLES, add_arguments, run
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]

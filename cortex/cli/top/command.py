@@ -8,6 +8,13 @@ import sys
 from cortex.cli import client
 from cortex.errors import CortexError
 
+EXAMPLES = """\
+examples:
+  cortex top                          the fleet of $CORTEX_URL; ? shows the keys
+  cortex top --url http://box:31313 --light
+  cortex top --web                    the same at http://127.0.0.1:8000
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
