@@ -26,6 +26,7 @@ from urllib.request import Request, urlopen
 
 import torch
 from gpu import made
+from health import cpu_s
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -36,6 +37,13 @@ CORTEX = [sys.executable, "-m", "cortex"]
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>"]
 POLL_S = 0.05
+TEMPLATE_TOKENS = 9  # that a prompt gets on top of its own
+LOADS = (  # clients, tokens in and out
+    (1, 128 - TEMPLATE_TOKENS, 128),
+    (64, 128 - TEMPLATE_TOKENS, 128),
+    (256, 128 - TEMPLATE_TOKENS, 128),
+    (1, 2048 - TEMPLATE_TOKENS, 2),
+)
 
 
 def main() -> None:
@@ -48,8 +56,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(asked.model, folder / asked.model)
-        with fleet(folder, asked.memory_mb):
-            measure(asked, f"file:{folder / asked.model}")
+        with fleet(folder, asked.memory_mb) as neuron:
+            measure(asked, f"file:{folder / asked.model}", neuron.pid)
 
 
 def save(shape: str, folder: Path) -> None:
@@ -75,8 +83,8 @@ def save(shape: str, folder: Path) -> None:
 
 
 @contextmanager
-def fleet(folder: Path, memory_mb: int) -> Iterator[None]:
-    """Run a neuron and a gateway that knows the folder's model."""
+def fleet(folder: Path, memory_mb: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a neuron, which is yielded, and a gateway that knows the folder's model."""
     model = next(path for path in folder.iterdir() if path.is_dir())
     (folder / "neuron.toml").write_text("", "utf-8")
     (folder / "models.toml").write_text(
@@ -98,7 +106,7 @@ def fleet(folder: Path, memory_mb: int) -> Iterator[None]:
     try:
         for place in (NEURON, GATEWAY):
             wait_for(place)
-        yield
+        yield running[0]
     finally:
         for process in running:
             process.terminate()
@@ -131,7 +139,7 @@ def used_mb() -> list[int]:
     return [device["vram_used_mb"] for device in call(NEURON, "/health")["devices"]]
 
 
-def measure(asked: argparse.Namespace, source: str) -> None:
+def measure(asked: argparse.Namespace, source: str, pid: int) -> None:
     """Load, ask, unload."""
     before = used_mb()
     loaded = call(
@@ -145,9 +153,11 @@ def measure(asked: argparse.Namespace, source: str) -> None:
     print(f"loaded in {loaded['load_s']:.1f} s; {used_mb()} MB in use, {before} before")
     polls = Polls()
     for place, name in ((NEURON, "neuron"), (GATEWAY, "gateway")):
-        for many, given, wanted in ((1, 128, 128), (64, 128, 128), (256, 128, 128), (1, 2048, 2)):
+        for many, given, wanted in LOADS:
+            began, cpu = time.perf_counter(), cpu_s(pid)
             row = bench(asked.model, place, many, given, wanted)
-            print(f"{name}, {row}", flush=True)
+            busy = (cpu_s(pid) - cpu) / (time.perf_counter() - began)
+            print(f"{name}, {row}, neuron at {busy:.0%}", flush=True)
     polls.stop()
     print(f"/health of the neuron meanwhile: {polls.told()}")
     call(NEURON, "/models/unload", {"model_id": asked.model})

@@ -9,6 +9,7 @@ cannot be revived in place: the process says so and leaves, and the neuron start
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import socket
@@ -183,6 +184,7 @@ class Worker:
                 self._send(jobs.Lost(id=request, message=f"model {name!r} was unloaded"))
         del model
         self._meters.pop(name, None)
+        gc.collect()  # graphs and modules know each other
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._send(jobs.Unloaded(model=name))

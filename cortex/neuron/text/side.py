@@ -86,6 +86,11 @@ class Text:
         """
         return self._bare(request) if request.prompts else self._chat(request)
 
+    def read(self, request: ChatRequest) -> tuple[Prompt, str | None]:
+        """Return `prompt` and `grammar` of a request."""
+        prompt = self.prompt(request)
+        return prompt, self.grammar(request, prompt)
+
     def grammar(self, request: ChatRequest, prompt: Prompt) -> str | None:
         """
         Return what holds the answer to the form the request wants; None is no form.
