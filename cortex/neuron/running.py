@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 
+from cortex.chat.request import ChatRequest
 from cortex.fleet.model import ModelStats
 from cortex.neuron.engine import jobs
-from cortex.neuron.text.side import Text
+from cortex.neuron.text.side import Prompt, Text
 from cortex.neuron.workers import DeviceWorker
+
+READERS = 4  # threads that read prompts: with more of them all else waits for its turn
 
 
 @attrs.define(kw_only=True)
@@ -23,6 +28,7 @@ class Running:
         body: How the engine runs it, for people.
         width: Components of the vectors it makes; None if it makes text.
         slots: Places on the device.
+        readers: Of requests.
     """
 
     worker: DeviceWorker
@@ -36,6 +42,12 @@ class Running:
     waiting: int = 0
     tok_s_prefill: float = 0.0
     tok_s_decode: float = 0.0
+    readers: Executor = attrs.field(factory=partial(ThreadPoolExecutor, READERS, "reader"))
+
+    async def read(self, request: ChatRequest) -> tuple[Prompt, str | None]:
+        """Return the prompt of a request, and the grammar that holds its answer to a form."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.readers, self.text.read, request)
 
     @asynccontextmanager
     async def place(self) -> AsyncGenerator[None, None]:

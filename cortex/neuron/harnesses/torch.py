@@ -201,7 +201,7 @@ class TorchHarness:
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         running = self._speaking(request.model)
-        prompt, grammar = await asyncio.to_thread(running.text.read, request)
+        prompt, grammar = await running.read(request)
         before = prompt.begun if request.resumes else None
         if before is not None and (most := request.sampling.max_tokens):
             left = attrs.evolve(request.sampling, max_tokens=max(most - before.tokens, 0))

@@ -248,7 +248,8 @@ def _is_small(x: torch.Tensor, layer: Linear) -> bool:
 
 
 def _is_fp8(x: torch.Tensor, layer: Linear) -> bool:
-    return layer.weight.dtype == torch.float8_e4m3fn and x.dtype == torch.bfloat16
+    is_whole = not any(size % 16 for size in layer.weight.shape)  # as cuBLAS wants it
+    return is_whole and layer.weight.dtype == torch.float8_e4m3fn and x.dtype == torch.bfloat16
 
 
 def _narrow(x: torch.Tensor, layer: Linear, before: Norm | None = None) -> torch.Tensor:
@@ -263,9 +264,10 @@ def _narrow(x: torch.Tensor, layer: Linear, before: Norm | None = None) -> torch
         WIDTH=width, PAD=triton.next_power_of_2(width), HAS_NORM=before is not None, num_warps=8,
     )  # fmt: skip
     assert layer.scale is not None  # noqa: S101 - it is quantised
-    out = torch._scaled_mm(  # noqa: SLF001 - it has no public name before torch 2.13
-        narrow, layer.weight.T, scale_a=scales, scale_b=layer.scale[None], out_dtype=x.dtype,
-        use_fast_accum=True,
+    by_row = functional.ScalingType.RowWise
+    out = functional.scaled_mm(
+        narrow, layer.weight.T, scales, by_row, layer.scale[None], by_row,
+        output_dtype=x.dtype, use_fast_accum=True,
     )  # fmt: skip
     return out if layer.bias is None else out + layer.bias
 
