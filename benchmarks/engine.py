@@ -113,14 +113,15 @@ class Together(OneByOne):
 class Continuous:
     """Continuous batching of transformers."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, batch_tokens: int = 512) -> None:
         self._module = module
+        self._batch_tokens = batch_tokens
 
     def answer(self, prompts: Prompts, tokens: int) -> Answers:
         settings = transformers.ContinuousBatchingConfig(
             page_size=32,
             num_blocks=max(1, len(prompts) * (len(prompts[0]) + tokens + 64) // 32),
-            max_batch_tokens=512,
+            max_batch_tokens=self._batch_tokens,
         )
         out = self._module.generate_batch(
             [list(prompt) for prompt in prompts],

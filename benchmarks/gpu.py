@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from engine import Continuous
 
 from cortex.neuron.engine.jobs import Generate, Load
 from cortex.neuron.engine.model import build
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(SHAPES))
     parser.add_argument("--quants", default="bf16,fp8")
     parser.add_argument("--skip-values", action="store_true")
-    parser.add_argument("--peers", action="store_true", help="transformers' generate as well")
+    parser.add_argument("--peers", action="store_true", help="transformers as well")
     asked = parser.parse_args()
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}")  # fmt: skip
@@ -120,6 +121,7 @@ def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> Non
     weights = made(name)
     if with_peers and quant == "bf16":
         print(f"transformers generate, 1: {generate_speed(weights.module):.0f} tok/s", flush=True)
+        print(f"transformers continuous, 64: {continuous_speed(weights.module)}", flush=True)
     began = time.perf_counter()
     job = Load(
         model=name, path="", max_sequences=256, quant=None if quant == "bf16" else quant,
@@ -205,6 +207,22 @@ def generate_speed(module: Any) -> float:
         module.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False)
         torch.cuda.synchronize()
     return 64 / (time.perf_counter() - began)
+
+
+def continuous_speed(module: Any) -> str:
+    """Return tokens a second of transformers' continuous batching, or why there are none."""
+    own = module.config._attn_implementation  # noqa: SLF001 - it has no other name
+    prompts = torch.randint(0, 150_000, (64, 128)).tolist()
+    peer = Continuous(module, 2048)
+    try:
+        peer.answer(prompts[:2], 2)
+        began = time.perf_counter()
+        peer.answer(prompts, 128)
+        return f"{64 * 128 / (time.perf_counter() - began):.0f} tok/s"
+    except Exception as error:  # noqa: BLE001 - whatever it is: it is told
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        module.set_attn_implementation(own)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 DRAIN_S = 10.0
 STOP_S = 60.0  # with the workers' last steps
+SWITCH_S = 0.001  # threads that read prompts keep the loop from going on that long
 EXAMPLES = """\
 examples:
   cortex neuron
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.config or default_file("neuron.toml")
     config = load_neuron(path)
     config = attrs.evolve(config, listen=address_option("--listen", args.listen, config.listen))
+    sys.setswitchinterval(SWITCH_S)
     web.run(serve(config, path.name if path else "neuron.toml"), args.log_level)
     return 0
 

@@ -29,6 +29,7 @@ from cortex.neuron.engine.meter import INTERVAL_S, Meter
 from cortex.neuron.engine.model import Model, build
 
 EXIT_POISONED = 70
+SWITCH_S = 0.001  # the other thread waits that long; each step and each job is a matter of few ms
 
 
 class Worker:
@@ -186,6 +187,8 @@ class Worker:
         self._meters.pop(name, None)
         gc.collect()  # graphs and modules know each other
         if self._device.type == "cuda":
+            if not self._models:  # graphs of others would go on using them
+                torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - it has no other name
             torch.cuda.empty_cache()
         self._send(jobs.Unloaded(model=name))
 
@@ -225,5 +228,6 @@ def main() -> None:
     fd, device, threads = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     if threads:
         torch.set_num_threads(threads)
+    sys.setswitchinterval(SWITCH_S)
     Worker(socket.socket(fileno=fd), torch.device(device)).serve()
     os._exit(0)  # the device thread may be in a step; nothing is worth waiting for
