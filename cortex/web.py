@@ -22,7 +22,7 @@ import msgspec
 import uvloop
 from aiohttp import HttpVersion11, web
 
-from cortex import __version__
+from cortex import __version__, log_lines
 from cortex.api import Dialect, ModelsDialect, Operation, VersionDialect
 from cortex.chat.events import Usage
 from cortex.config.schema import Address
@@ -349,14 +349,14 @@ async def _guarded(lifespan: AbstractAsyncContextManager[None]) -> AsyncIterator
             log.exception("cortex_lifespan %r did not end well", lifespan)
 
 
-def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
+def run(main: Coroutine[Any, Any, None], log_level: str, log_format: str) -> None:
     """
-    Run a program's *main* on its event loop, with its log on stderr.
+    Run a program's *main* on its event loop; for its log see `cortex.log_lines`.
 
     Raises:
         ConfigError: What kept it from starting.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log_lines.begin(log_level, log_format)
     try:
         uvloop.run(main)
     except* ConfigError as group:

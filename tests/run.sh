@@ -15,6 +15,7 @@ command -v strip >/dev/null || { step "apt: binutils"; apt-get -qq update; apt-g
 command -v faketime >/dev/null || { step "apt: faketime"; apt-get -qq update; apt-get -qq install -y faketime; }
 command -v tmux >/dev/null || { step "apt: tmux"; apt-get -qq update; apt-get -qq install -y tmux; }
 command -v ip >/dev/null || { step "apt: iproute2"; apt-get -qq update; apt-get -qq install -y iproute2; }
+command -v systemd-analyze >/dev/null || { step "apt: systemd"; apt-get -qq update; apt-get -qq install -y systemd; }
 if [ ! -x "$python" ]; then
   step "virtualenv in $venv"
   python3 -m venv "$venv"

@@ -7,6 +7,8 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cortex import log_lines
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]URL",
         help="a node, beside those of the file; may be given several times",
     )
-    parser.add_argument(
-        "--log-level", default="info", choices=["debug", "info", "warning", "error"]
-    )
+    log_lines.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     config, catalogue = read()
     where = path.name if path else "cortex.toml"
-    web.run(serve(config, catalogue, where, read), args.log_level)
+    web.run(serve(config, catalogue, where, read), args.log_level, args.log_format)
     return 0
 
 
@@ -107,6 +107,7 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
     from cortex.config.load import environment
     from cortex.gateway.app import Gateway
     from cortex.gateway.metrics_server import MetricsServer
+    from cortex.log_lines import say
     from cortex.logs import Logs
     from cortex.plugins import Plugins
     from cortex.systemd import Service
@@ -138,14 +139,14 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
                 gateway.application(), config.gateway.listen, drain_s=CLOSE_S, tls=gateway.tls
             ) as address:
                 url = f"http{'s' * bool(gateway.tls)}://{address}"
-                print(f"cortex gateway listens on {url}", flush=True)
-                print(f"metrics on http://{metrics.address}/metrics", flush=True)
+                say(f"cortex gateway listens on {url}")
+                say(f"metrics on http://{metrics.address}/metrics")
                 for line in posture(config):
-                    print(line, flush=True)
+                    say(line)
                 on_hangup(lambda: tasks.create_task(hang_up(gateway), name="reload"))
                 service.ready(f"serving on {address}")
                 watchdog = tasks.create_task(service.keep_alive(), name="watchdog")
-                print(f"cortex gateway: {await until_signal(gateway.hurry)}, stopping", flush=True)
+                say(f"cortex gateway: {await until_signal(gateway.hurry)}, stopping")
                 drain_s = gateway.config.gateway.drain_s
                 service.stopping(drain_s + 2 * CLOSE_S)
                 await gateway.drain(drain_s)

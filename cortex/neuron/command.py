@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cortex import log_lines
+
 if TYPE_CHECKING:
     from cortex.config.schema import NeuronConfig
 
@@ -34,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="where to listen (default: 0.0.0.0:13131)"
     )
-    parser.add_argument(
-        "--log-level", default="info", choices=["debug", "info", "warning", "error"]
-    )
+    log_lines.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_neuron(path)
     config = attrs.evolve(config, listen=address_option("--listen", args.listen, config.listen))
     sys.setswitchinterval(SWITCH_S)
-    web.run(serve(config, path.name if path else "neuron.toml"), args.log_level)
+    web.run(serve(config, path.name if path else "neuron.toml"), args.log_level, args.log_format)
     return 0
 
 
@@ -61,6 +61,7 @@ async def serve(config: NeuronConfig, where: str) -> None:
     from cortex.config.load import cache_dir, environment
     from cortex.events import Events
     from cortex.fleet.model import ModelSpec
+    from cortex.log_lines import say
     from cortex.logs import Logs
     from cortex.neuron import discovery
     from cortex.neuron.app import Neuron, build_harnesses
@@ -86,16 +87,16 @@ async def serve(config: NeuronConfig, where: str) -> None:
         ) as address:
             gpus = ", ".join(device.name for device in host.devices)
             url = f"http{'s' * bool(context)}://{address}"
-            print(f"cortex neuron listens on {url} with {gpus}", flush=True)
+            say(f"cortex neuron listens on {url} with {gpus}")
             if not address.is_loopback and config.token is None:
-                print("no token is set: whoever reaches this address can use it", flush=True)
+                say("no token is set: whoever reaches this address can use it")
             background = [
                 tasks.create_task(neuron.refresh(), name="refresh"),
                 tasks.create_task(service.keep_alive(), name="watchdog"),
                 tasks.create_task(neuron.activator.run(neuron.load), name="activation"),
             ]
             service.ready(f"serving on {address}")
-            print(f"cortex neuron: {await until_signal()}, stopping", flush=True)
+            say(f"cortex neuron: {await until_signal()}, stopping")
             service.stopping(STOP_S)
             for task in background:
                 task.cancel()
