@@ -16,6 +16,10 @@ command -v faketime >/dev/null || { step "apt: faketime"; apt-get -qq update; ap
 command -v tmux >/dev/null || { step "apt: tmux"; apt-get -qq update; apt-get -qq install -y tmux; }
 command -v ip >/dev/null || { step "apt: iproute2"; apt-get -qq update; apt-get -qq install -y iproute2; }
 command -v systemd-analyze >/dev/null || { step "apt: systemd"; apt-get -qq update; apt-get -qq install -y systemd; }
+command -v rpmbuild >/dev/null || { step "apt: rpm"; apt-get -qq update; apt-get -qq install -y rpm; }
+command -v cpio >/dev/null || { step "apt: cpio"; apt-get -qq update; apt-get -qq install -y cpio; }
+command -v shellcheck >/dev/null || { step "apt: shellcheck"; apt-get -qq update; apt-get -qq install -y shellcheck; }
+command -v promtool >/dev/null || { step "apt: promtool"; apt-get -qq update; apt-get -qq install -y --no-install-recommends prometheus; }
 if [ ! -x "$python" ]; then
   step "virtualenv in $venv"
   python3 -m venv "$venv"

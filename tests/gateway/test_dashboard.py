@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cortex.config.schema import GatewaySection, PluginSettings
 from cortex.plugins import Plugins
@@ -82,8 +85,53 @@ def test_prometheus_is_sent_where_the_gateway_listens():
     assert f'["localhost:{GatewaySection().metrics_listen.port}"]' in said
 
 
-def test_what_to_alert_on_is_exported():
+# Alerts.
+
+ALERTS = ROOT / "examples/alerts.yml"
+RULES = re.findall(
+    r"- alert: (\w+)\n +expr: (.*?)\n        (?:for|labels):", ALERTS.read_text("utf-8"), re.DOTALL
+)
+
+
+def promtool(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        ["promtool", *arguments], capture_output=True, text=True, check=False, timeout=25
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_its_configuration_with_the_alerts():
+    said = promtool(
+        "check", "config", "--lint=all", "--lint-fatal", ROOT / "examples/prometheus.yml"
+    )
+    assert f"{len(RULES)} rules found" in said
+
+
+def test_every_alert_is_raised_when_it_should_be_and_not_before():
+    cases = Path(__file__).with_name("alerts.yml")
+    promtool("test", "rules", cases)
+    text = cases.read_text("utf-8")
+    raised = set(re.findall(r"alertname: (\w+)\n +exp_alerts:\n", text))
+    quiet = set(re.findall(r"alertname: (\w+)\n +exp_alerts: \[\]", text))
+    assert raised == quiet == {name for name, _ in RULES}
+
+
+@pytest.mark.parametrize(("name", "expression"), RULES)
+def test_an_alert_speaks_of_metrics_and_labels_there_are(name, expression):
+    named = metrics_in(expression)
+    assert named or name in ("CortexGatewayDown", "CortexDiskFills")
+    assert named <= GATEWAY
+    for metric in named:
+        selected = {*re.findall(metric + r"\w*{(\w+)[!=]", expression)}
+        assert selected <= {*EXPORTED[metric]}
+        by = re.findall(r"by \(([^)]*)\) \(.*?" + metric, expression)
+        labels = set(", ".join(by).split(", ")) - {"", "le", "instance"}
+        assert labels <= {*EXPORTED[metric]}
+
+
+def test_the_alerts_are_documented_with_metrics_that_are_exported():
     page = (ROOT / "docs/operations.md").read_text("utf-8")
-    alerts = re.search(r"^## What to alert on$(.*?)^## ", page, re.MULTILINE | re.DOTALL)[1]
-    assert metrics_in(alerts)
-    assert metrics_in(alerts) <= GATEWAY
+    table = re.search(r"^## What to alert on$(.*?)^## ", page, re.MULTILINE | re.DOTALL)[1]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == [name for name, _ in RULES]
+    assert metrics_in(table) <= GATEWAY
