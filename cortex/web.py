@@ -23,7 +23,7 @@ import uvloop
 from aiohttp import HttpVersion11, web
 
 from cortex import __version__, log_lines
-from cortex.api import Dialect, ModelsDialect, Operation, VersionDialect
+from cortex.api import Dialect, Endpoint, ModelsDialect, Operation, VersionDialect
 from cortex.chat.events import Usage
 from cortex.config.schema import Address
 from cortex.connection import accept
@@ -64,14 +64,14 @@ def application(*middlewares: Any) -> web.Application:
 class Route:
     """A dialect's claim on a method and path."""
 
-    header: str | None
+    endpoint: Endpoint
     name: str
     dialect: Dialect
-    operation: Operation
 
     def matches(self, request: web.Request) -> bool:
         """Tell whether a request, whose method and path fit, is meant."""
-        return self.header is None or self.header in request.headers
+        header = self.endpoint.header
+        return header is None or header in request.headers
 
 
 ROUTES = web.AppKey("routes", Mapping[str, Sequence[Route]])  # by path; where absent, `FALLBACK`
@@ -173,19 +173,20 @@ def add_dialects(
         for endpoint in dialect.endpoints:
             sharing = routes.setdefault((endpoint.method, endpoint.path), [])
             for other in sharing:
-                if other.header == endpoint.header:
+                if other.endpoint.header == endpoint.header:
                     raise ConfigError(
                         f"dialects {other.name!r} and {name!r} both claim"
                         f" {endpoint.method} {endpoint.path}"
                     )
-            sharing.append(Route(endpoint.header, name, dialect, endpoint.operation))
+            sharing.append(Route(endpoint, name, dialect))
     by_path: dict[str, list[Route]] = {}
     for (method, path), sharing in routes.items():
-        sharing.sort(key=lambda route: route.header is None)
+        sharing.sort(key=lambda route: route.endpoint.header is None)
         resource = app.router.add_route(method, path, _handler(sharing, server)).resource
         by_path.setdefault(resource.canonical if resource else path, []).extend(sharing)
     app[ROUTES] = by_path
-    app[BY_HEADER] = [route for sharing in routes.values() for route in sharing if route.header]
+    every = [route for sharing in routes.values() for route in sharing]
+    app[BY_HEADER] = [route for route in every if route.endpoint.header]
     app[FALLBACK] = dialects.get("openai-chat", next(iter(dialects.values())))
 
 
@@ -193,9 +194,10 @@ def _handler(routes: Sequence[Route], server: InferenceServer) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         route = next((route for route in routes if route.matches(request)), None)
         if route is None:
-            raise RouteNotFound(f"{request.path} wants the header {routes[0].header}")
+            raise RouteNotFound(f"{request.path} wants the header {routes[0].endpoint.header}")
         models = cast("ModelsDialect", route.dialect)
-        match route.operation:
+        operation = route.endpoint.operation
+        match operation:
             case "list_models":
                 body = models.render_models(server.cards(request), BEGAN, request.query)
             case "list_loaded":
@@ -210,7 +212,7 @@ def _handler(routes: Sequence[Route], server: InferenceServer) -> Handler:
             case "version":
                 body = cast("VersionDialect", route.dialect).render_version(__version__)
             case _:
-                return await server.serve(request, route.name, route.dialect, route.operation)
+                return await server.serve(request, route.name, route.dialect, operation)
         return web.Response(body=body, content_type="application/json")
 
     return handle

@@ -27,9 +27,10 @@ from cortex.config.schema import Address, Catalogue, GatewayConfig, NeuronConfig
 from cortex.errors import CortexError, RemoteError
 from cortex.events import Events
 from cortex.fleet import node
-from cortex.gateway.admin import ModelBody, PinBody
+from cortex.gateway.answers import ModelBody, PinBody
 from cortex.gateway.app import Gateway
-from cortex.neuron.app import LoadBody, Neuron, UnloadBody
+from cortex.neuron.answers import LoadBody, UnloadBody
+from cortex.neuron.app import Neuron
 from cortex.neuron.discovery import Host
 from cortex.neuron.models import Models
 from cortex.plugins import BUILTINS, Plugins

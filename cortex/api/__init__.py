@@ -14,6 +14,7 @@ from cortex.api.dialect import (
     ReplyDecoder,
     ReplyDialect,
     ReplyEncoder,
+    Shape,
     VersionDialect,
 )
 from cortex.api.harness import (
@@ -56,6 +57,7 @@ __all__ = [
     "Report",
     "RestartableHarness",
     "RoutingStrategy",
+    "Shape",
     "Source",
     "VersionDialect",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import attrs
 
@@ -27,6 +27,26 @@ Operation = Literal[
 ]
 
 
+@attrs.frozen(kw_only=True)
+class Shape:
+    """
+    What goes in and out, as types msgspec knows; it is told in ``/openapi.json`` and not enforced.
+
+    Attributes:
+        body: Of the request; None is any.
+        answer: Of an answer that is no stream; None is any.
+        error: Of an answer with an error status; None is any.
+        stream: The media type of an answer that is a stream, if there are such.
+        query: The parameters in the query string, all optional.
+    """
+
+    body: Any = None
+    answer: Any = None
+    error: Any = None
+    stream: str | None = None
+    query: Mapping[str, Any] = attrs.field(factory=dict)
+
+
 @attrs.frozen
 class Endpoint:
     """
@@ -35,12 +55,14 @@ class Endpoint:
     Attributes:
         operation: What it does; the dialect has the methods that go with it.
         header: Only requests with this header are meant; it sets apart dialects that share a path.
+        shape: What goes in and out.
     """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
     operation: Operation
     header: str | None = None
+    shape: Shape = attrs.field(factory=Shape)
 
 
 class Dialect(Protocol):

@@ -13,11 +13,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from cortex import hookimpl
-from cortex.api import Dialect, Endpoint, Register
+from cortex.api import Dialect, Endpoint, Register, Shape
 from cortex.chat.request import EmbeddingRequest, Embeddings
 from cortex.dialects.openai import OpenAIErrors
 from cortex.dialects.openai_prompts import WirePrompts, parse_prompts
 from cortex.dialects.openai_sampling import Positive
+from cortex.dialects.openai_shapes import EmbeddingRows, ErrorBody
 from cortex.wire import decode, encode
 
 
@@ -31,12 +32,13 @@ class WireRequest(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(WireRequest).decode
+SHAPE = Shape(body=WireRequest, answer=EmbeddingRows, error=ErrorBody)
 
 
 class OpenAIEmbeddings(OpenAIErrors):
     """Vectors as lists of numbers, or as base64 of little-endian float32."""
 
-    endpoints: Sequence[Endpoint] = (Endpoint("POST", "/v1/embeddings", "embed"),)
+    endpoints: Sequence[Endpoint] = (Endpoint("POST", "/v1/embeddings", "embed", shape=SHAPE),)
 
     def parse_embedding(self, body: bytes, request_id: str) -> EmbeddingRequest:
         wire = decode(_decode, body)

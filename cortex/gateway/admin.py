@@ -7,7 +7,6 @@ from time import monotonic, time
 from urllib.parse import unquote
 
 import attrs
-import msgspec
 from aiohttp import web
 
 from cortex import __version__
@@ -16,6 +15,20 @@ from cortex.errors import InvalidRequest, ModelNotFound, RequestCancelled, Route
 from cortex.events import Events
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Fleet
+from cortex.gateway.answers import (
+    MAX_DAYS,
+    Cancelled,
+    Drained,
+    InForce,
+    ModelBody,
+    ModelMoved,
+    OfferRow,
+    PinBody,
+    Pinned,
+    PluginRows,
+    RequestRows,
+    UsageRows,
+)
 from cortex.gateway.catalogue import Names
 from cortex.gateway.explaining import explain
 from cortex.gateway.ledger import DAY_S, Ledger, date_of
@@ -32,21 +45,6 @@ from cortex.logs import Logs
 from cortex.plugins import KINDS, Plugins
 from cortex.registry import did_you_mean
 from cortex.web import read_json, reply
-
-MAX_DAYS = 3660
-
-
-class ModelBody(msgspec.Struct):
-    """``POST /api/v1/models/{id}/load`` and ``unload``."""
-
-    node: str | None = None
-    force: bool = False
-
-
-class PinBody(msgspec.Struct):
-    """``POST /api/v1/models/{id}/pin`` and ``unpin``."""
-
-    node: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -107,17 +105,11 @@ class Admin:
 
     async def _plugins(self, _: web.Request) -> web.Response:
         offers = [
-            {"kind": kind, "name": offer.name, "plugin": offer.plugin, "summary": offer.summary}
+            OfferRow(kind, offer.name, offer.plugin, offer.summary)
             for kind in KINDS
             for offer in self.plugins.offers(kind)
         ]
-        return reply(
-            {
-                "plugins": self.plugins.loaded(),
-                "offers": offers,
-                "failures": [attrs.asdict(failure) for failure in self.plugins.failures],
-            }
-        )
+        return reply(PluginRows(self.plugins.loaded(), offers, [*self.plugins.failures]))
 
     async def _usage(self, request: web.Request) -> web.Response:
         days = request.query.get("days", "30")
@@ -125,7 +117,7 @@ class Admin:
             raise InvalidRequest(f"expected 1 to {MAX_DAYS} days, got {days!r}", param="days")
         since = int(time() // DAY_S) - int(days) + 1
         usage = await asyncio.to_thread(self.ledger.usage, since)
-        return reply({"since": date_of(since).isoformat(), "usage": usage})
+        return reply(UsageRows(date_of(since).isoformat(), usage))
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await read_json(request, ModelBody)
@@ -134,7 +126,7 @@ class Admin:
             self._node(body.node)
         await self.loads.ensure(spec, body.node, again=True)
         here = [node.name for node in self._having(spec.id, body.node)]
-        return reply({"status": "loaded", "model_id": spec.id, "node": next(iter(here), None)})
+        return reply(ModelMoved("loaded", spec.id, next(iter(here), None)))
 
     async def _unload(self, request: web.Request) -> web.Response:
         body = await read_json(request, ModelBody)
@@ -147,7 +139,7 @@ class Admin:
         for node in nodes:
             await self.loads.unload(node, spec.id, body.force)
         names = ", ".join(node.name for node in nodes)
-        return reply({"status": "unloaded", "model_id": spec.id, "node": names})
+        return reply(ModelMoved("unloaded", spec.id, names))
 
     async def _pin(self, request: web.Request) -> web.Response:
         body, spec = await read_json(request, PinBody), self._spec(request)
@@ -164,7 +156,7 @@ class Admin:
 
     def _pinned(self, spec: ModelSpec) -> web.Response:
         self.nodes.wake()  # another place may be free now, or this one no more
-        return reply({"model_id": spec.id, "pinned_on": self.names.pins().get(spec.id, ())})
+        return reply(Pinned(spec.id, self.names.pins().get(spec.id, ())))
 
     async def _explain(self, request: web.Request) -> web.Response:
         spec = self.names.resolve(request.query.get("model", ""))
@@ -176,7 +168,7 @@ class Admin:
 
     async def _config(self, _: web.Request) -> web.Response:
         config, catalogue = self.reload.current()
-        return reply({"config": shown(config), "catalogue": shown(catalogue)})
+        return reply(InForce(shown(config), shown(catalogue)))
 
     async def _reload(self, _: web.Request) -> web.Response:
         return reply(await self.reload.run())
@@ -190,16 +182,15 @@ class Admin:
     def _drained(self, request: web.Request, drained: bool) -> web.Response:
         node = self._node(request.match_info["name"])
         self.nodes.drain(node, drained)
-        rest = {"drained": drained, "in_flight": node.in_flight.total()}
-        return reply({"node": node.name, **rest})
+        return reply(Drained(node.name, drained, node.in_flight.total()))
 
     async def _requests(self, _: web.Request) -> web.Response:
-        return reply({"requests": self.requests.states()})
+        return reply(RequestRows(self.requests.states()))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         request_id = request.match_info["id"]
         why = RequestCancelled(f"request {request_id} was cancelled by an operator")
-        return reply({"id": request_id, "cancelled": self.requests.cancel(request_id, why)})
+        return reply(Cancelled(request_id, self.requests.cancel(request_id, why)))
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         if (name := request.query.get("node")) is None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Literal
 
 import aiohttp
 from aiohttp import web
@@ -20,8 +20,9 @@ from cortex.fleet.model import ModelCard
 from cortex.gateway import chat
 from cortex.gateway.accounts import Accounts
 from cortex.gateway.admin import Admin
+from cortex.gateway.answers import PATHS, GatewayHealth, NodeCount, Unservable
 from cortex.gateway.audit import Audit
-from cortex.gateway.auth import ADMIN, PRINCIPAL, Auth, route_of
+from cortex.gateway.auth import ADMIN, KEYS, OPEN, PRINCIPAL, Auth, route_of
 from cortex.gateway.catalogue import Names
 from cortex.gateway.gauges import FleetCollector
 from cortex.gateway.keeper import Keeper
@@ -42,12 +43,14 @@ from cortex.gateway.sizes import Sizes, forget
 from cortex.gateway.translation import Translators
 from cortex.gateway.watch import Watch
 from cortex.logs import Logs
+from cortex.openapi import Program, Surface, add_document
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies
 from cortex.systemd import Service
 from cortex.tracing import open_tracing
 from cortex.web import Handler, add_dialects, application, error_response, reply, request_id
 
+SURFACE = Surface(title="cortex gateway", paths=PATHS, is_open=OPEN, admin=ADMIN, keys=KEYS)
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 
 
@@ -147,6 +150,7 @@ class Gateway:
             node_logs=self._node_logs,
         )
         admin.add_routes(app.router)
+        add_document(app, SURFACE)
         app.on_cleanup.append(self._replies.close)
         if self._tracing is not None:
             app.on_cleanup.append(self._tracing.close)
@@ -326,21 +330,21 @@ class Gateway:
             self._plugins.notify("cortex_on_request_finished", record=record)
 
     async def _root(self, _: web.Request) -> web.Response:
-        return reply({"name": "cortex gateway", "version": __version__})
+        return reply(Program("cortex gateway", __version__))
 
     async def _health(self, _: web.Request) -> web.Response:
         healthy = sum(node.healthy for node in self.nodes)
         total = len(self.nodes)
-        status = "ok" if healthy == total else "degraded" if healthy else "impaired"
-        status = "draining" if self.requests.closed else status
-        unservable: list[dict[str, Any]] = [
-            {"node": node.name, "model": model.id, "reason": model.servable.reason}
+        status: Literal["ok", "degraded", "impaired", "draining"] = "draining"
+        if not self.requests.closed:
+            status = "ok" if healthy == total else "degraded" if healthy else "impaired"
+        unservable = [
+            Unservable(node.name, model.id, model.servable.reason)
             for node in self.nodes
             for model in node.models.values()
             if not model.servable.ok
         ]
-        nodes = {"healthy": healthy, "total": total}
-        return reply({"status": status, "nodes": nodes, "unservable": unservable})
+        return reply(GatewayHealth(status, NodeCount(healthy, total), unservable))
 
 
 def build_strategy(config: GatewayConfig, plugins: Plugins, where: str) -> RoutingStrategy:

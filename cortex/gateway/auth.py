@@ -19,7 +19,8 @@ from cortex.fleet.principal import ANONYMOUS, Principal
 from cortex.plugins import Plugins
 
 PRINCIPAL = web.RequestKey("principal", Principal)
-OPEN = ("/", "/health")
+OPEN = ("/", "/health", "/openapi.json")
+KEYS = ("bearer", "x-api-key")  # where a key may be
 ADMIN = "/api/v1/"
 
 

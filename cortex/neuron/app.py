@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 
 import attrs
-import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -22,63 +21,23 @@ from cortex.api import Dialect, Harness, HarnessHost, Operation
 from cortex.config.schema import NeuronConfig
 from cortex.errors import InvalidRequest, NotAuthenticated
 from cortex.events import Events
-from cortex.fleet.model import ModelCard, ModelSpec, SamplingDefault
+from cortex.fleet.model import ModelCard, ModelSpec
 from cortex.fleet.node import Health, ModelHealth
 from cortex.logs import Logs
 from cortex.neuron import chat, discovery
 from cortex.neuron.activation import Activator
+from cortex.neuron.answers import PATHS, LoadBody, Loaded, Place, Restarted, Told, UnloadBody
 from cortex.neuron.metrics import NeuronCollector
 from cortex.neuron.models import Models
+from cortex.openapi import PATH, Program, Surface, add_document
 from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies, Turn
 from cortex.tracing import open_tracing
 from cortex.web import add_dialects, application, read_body, read_json, reply
 
 REFRESH_S = 1.0
-OPEN = ("/", "/health")  # what needs no token
-
-
-class LoadBody(msgspec.Struct, forbid_unknown_fields=False):
-    """``POST /models/load`` and ``POST /models/tokenizer``."""
-
-    model_id: str
-    harness: str | None = None
-    quant: str | None = None
-    tensor_parallel: int = 1
-    devices: list[int] = []
-    source: str | None = None
-    context: int | None = None
-    vram_mb: int | None = None
-    defaults: dict[SamplingDefault, float] = {}
-    wait: bool = True
-
-    def spec(self) -> ModelSpec:
-        """
-        Return the model it is about.
-
-        Raises:
-            InvalidRequest: A default is out of bounds.
-        """
-        try:
-            return ModelSpec(
-                id=self.model_id,
-                harness=self.harness,
-                quant=self.quant,
-                source=self.source,
-                context=self.context,
-                vram_mb=self.vram_mb,
-                min_devices=max(self.tensor_parallel, len(self.devices), 1),
-                defaults=self.defaults,
-            )
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="defaults") from None
-
-
-class UnloadBody(msgspec.Struct):
-    """``POST /models/unload``."""
-
-    model_id: str
-    force: bool = False
+OPEN = ("/", "/health", PATH)  # what needs no token
+SURFACE = Surface(title="cortex neuron", paths=PATHS, is_open=OPEN, keys=("bearer",))
 
 
 class Neuron:
@@ -126,6 +85,7 @@ class Neuron:
         app.router.add_get("/events", self._events)
         app.router.add_get("/logs", self._logs.answer)
         app.router.add_get("/metrics", self._prometheus)
+        add_document(app, SURFACE)
         app.on_shutdown.append(self._on_shutdown)
         app.on_cleanup.append(self._replies.close)
         if self._tracing is not None:
@@ -192,7 +152,7 @@ class Neuron:
         return response
 
     async def _root(self, _: web.Request) -> web.Response:
-        return reply({"name": "cortex neuron", "version": __version__})
+        return reply(Program("cortex neuron", __version__))
 
     async def _health(self, _: web.Request) -> web.Response:
         return reply(self.health())
@@ -215,31 +175,30 @@ class Neuron:
         device = body.devices[0] if body.devices else None
         entry = await self.load(spec, device, body.wait)
         if entry.status == "loading":
-            return reply({"status": "loading", "model_id": spec.id}, 202)
+            return reply(Told("loading", spec.id), 202)
         used_mb = entry.running.used_bytes >> 20 if entry.running else 0
-        loaded = {"status": entry.status, "model_id": spec.id}
-        return reply({**loaded, "load_s": round(entry.load_s, 2), "vram_used_mb": used_mb})
+        return reply(Loaded(entry.status, spec.id, round(entry.load_s, 2), used_mb))
 
     async def _tokenizer(self, request: web.Request) -> web.Response:
         spec = (await read_json(request, LoadBody)).spec()
         await self.models.prepare(spec, self._harness(spec))
-        return reply({"status": "ready", "model_id": spec.id})
+        return reply(Told("ready", spec.id))
 
     async def _unload(self, request: web.Request) -> web.Response:
         body = await read_json(request, UnloadBody)
         await self.models.unload(body.model_id, body.force)
-        return reply({"status": "unloaded", "model_id": body.model_id})
+        return reply(Told("unloaded", body.model_id))
 
     async def _restart(self, request: web.Request) -> web.Response:
         index = request.match_info["index"]
         if not index.isdecimal():
             raise InvalidRequest(f"expected the index of a device, got {index!r}", param="index")
         await self.models.restart(int(index))
-        return reply({"status": "restarted", "device": int(index)})
+        return reply(Restarted("restarted", int(index)))
 
     async def _endpoint(self, request: web.Request) -> web.Response:
         self.models.serving(request.match_info["id"])
-        return reply({"url": f"http://{request.host}", "dialects": list(self._dialects)})
+        return reply(Place(f"http://{request.host}", [*self._dialects]))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         return await self.events.stream(request, self._snapshot)

@@ -17,6 +17,7 @@ from cortex.dialects.anthropic_messages import errors, models
 from cortex.dialects.anthropic_messages.body import BodyEncoder
 from cortex.dialects.anthropic_messages.client import MessagesClient
 from cortex.dialects.anthropic_messages.request import read_request
+from cortex.dialects.anthropic_messages.shapes import COUNT, MESSAGE, MODEL, MODELS
 from cortex.dialects.anthropic_messages.stream import StreamEncoder
 from cortex.dialects.anthropic_messages.wire import WireRequest
 from cortex.errors import CortexError, MissingParameter, UnsupportedParameter
@@ -33,10 +34,10 @@ class AnthropicMessages:
     client: ChatClient | None = MessagesClient()
 
     endpoints: Sequence[Endpoint] = (
-        Endpoint("POST", "/v1/messages", "chat"),
-        Endpoint("POST", "/v1/messages/count_tokens", "count"),
-        Endpoint("GET", "/v1/models", "list_models", header=VERSION),
-        Endpoint("GET", "/v1/models/{model:.+}", "get_model", header=VERSION),
+        Endpoint("POST", "/v1/messages", "chat", shape=MESSAGE),
+        Endpoint("POST", "/v1/messages/count_tokens", "count", shape=COUNT),
+        Endpoint("GET", "/v1/models", "list_models", header=VERSION, shape=MODELS),
+        Endpoint("GET", "/v1/models/{model:.+}", "get_model", header=VERSION, shape=MODEL),
     )
 
     def parse_request(self, body: bytes, request_id: str) -> ChatRequest:

@@ -10,12 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex import hookimpl
-from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
+from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder, Shape
 from cortex.chat.request import ChatRequest
 from cortex.dialects.openai import OpenAIErrors, OpenAIModels
 from cortex.dialects.openai_chat.client import OpenAIChatClient
 from cortex.dialects.openai_chat.reply import BodyEncoder, StreamEncoder
 from cortex.dialects.openai_chat.request import parse_request
+from cortex.dialects.openai_chat.wire import WireRequest
+from cortex.dialects.openai_shapes import ChatCompletion, ErrorBody, ModelRow, ModelRows
+
+CHAT = Shape(
+    body=WireRequest, answer=ChatCompletion, error=ErrorBody, stream=StreamEncoder.content_type
+)
+MODELS = Shape(answer=ModelRows, error=ErrorBody)
+MODEL = Shape(answer=ModelRow, error=ErrorBody)
 
 
 class OpenAIChat(OpenAIErrors, OpenAIModels):
@@ -24,9 +32,9 @@ class OpenAIChat(OpenAIErrors, OpenAIModels):
     client: ChatClient | None = OpenAIChatClient()
 
     endpoints: Sequence[Endpoint] = (
-        Endpoint("POST", "/v1/chat/completions", "chat"),
-        Endpoint("GET", "/v1/models", "list_models"),
-        Endpoint("GET", "/v1/models/{model:.+}", "get_model"),
+        Endpoint("POST", "/v1/chat/completions", "chat", shape=CHAT),
+        Endpoint("GET", "/v1/models", "list_models", shape=MODELS),
+        Endpoint("GET", "/v1/models/{model:.+}", "get_model", shape=MODEL),
     )
 
     def parse_request(self, body: bytes, request_id: str) -> ChatRequest:

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cortex import hookimpl
-from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
+from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder, Shape
 from cortex.chat.request import ChatRequest
 from cortex.dialects.openai import OpenAIErrors
 from cortex.dialects.openai_completions.reply import BodyEncoder, StreamEncoder
-from cortex.dialects.openai_completions.request import parse_request
+from cortex.dialects.openai_completions.request import WireRequest, parse_request
+from cortex.dialects.openai_shapes import ErrorBody, TextCompletion
+
+SHAPE = Shape(
+    body=WireRequest, answer=TextCompletion, error=ErrorBody, stream=StreamEncoder.content_type
+)
 
 
 class OpenAICompletions(OpenAIErrors):
@@ -21,7 +26,7 @@ class OpenAICompletions(OpenAIErrors):
 
     client: ChatClient | None = None
 
-    endpoints: Sequence[Endpoint] = (Endpoint("POST", "/v1/completions", "chat"),)
+    endpoints: Sequence[Endpoint] = (Endpoint("POST", "/v1/completions", "chat", shape=SHAPE),)
 
     def parse_request(self, body: bytes, request_id: str) -> ChatRequest:
         return parse_request(body, request_id)

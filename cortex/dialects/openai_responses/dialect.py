@@ -7,17 +7,37 @@ Reference: https://platform.openai.com/docs/api-reference/responses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import msgspec
 
 from cortex import hookimpl
-from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder
+from cortex.api import ChatClient, Dialect, Endpoint, Register, ReplyEncoder, Shape
 from cortex.chat.request import ChatRequest, Ties
 from cortex.dialects.openai import OpenAIErrors, error_object
 from cortex.dialects.openai_responses import record as records
 from cortex.dialects.openai_responses.client import OpenAIResponsesClient
 from cortex.dialects.openai_responses.request import parse_request
 from cortex.dialects.openai_responses.stream import BodyEncoder, StreamEncoder
+from cortex.dialects.openai_responses.wire import WireRequest
+from cortex.dialects.openai_shapes import DeletedResponse, ErrorBody, InputItems, ResponseBody
 from cortex.errors import CortexError
 from cortex.wire import encode
+
+MADE = Shape(
+    body=WireRequest, answer=ResponseBody, error=ErrorBody, stream=StreamEncoder.content_type
+)
+KEPT = Shape(answer=ResponseBody, error=ErrorBody)
+DELETED = Shape(answer=DeletedResponse, error=ErrorBody)
+ITEMS = Shape(
+    answer=InputItems,
+    error=ErrorBody,
+    query={
+        "order": Literal["asc", "desc"],
+        "limit": Annotated[int, msgspec.Meta(ge=records.LIMITS[0], le=records.LIMITS[-1])],
+        "after": str,
+    },
+)
 
 
 class OpenAIResponses(OpenAIErrors):
@@ -26,11 +46,11 @@ class OpenAIResponses(OpenAIErrors):
     client: ChatClient | None = OpenAIResponsesClient()
 
     endpoints: Sequence[Endpoint] = (
-        Endpoint("POST", "/v1/responses", "chat"),
-        Endpoint("GET", "/v1/responses/{id}", "get_reply"),
-        Endpoint("DELETE", "/v1/responses/{id}", "delete_reply"),
-        Endpoint("POST", "/v1/responses/{id}/cancel", "cancel_reply"),
-        Endpoint("GET", "/v1/responses/{id}/input_items", "list_inputs"),
+        Endpoint("POST", "/v1/responses", "chat", shape=MADE),
+        Endpoint("GET", "/v1/responses/{id}", "get_reply", shape=KEPT),
+        Endpoint("DELETE", "/v1/responses/{id}", "delete_reply", shape=DELETED),
+        Endpoint("POST", "/v1/responses/{id}/cancel", "cancel_reply", shape=KEPT),
+        Endpoint("GET", "/v1/responses/{id}/input_items", "list_inputs", shape=ITEMS),
     )
 
     def parse_request(self, body: bytes, request_id: str) -> ChatRequest:
