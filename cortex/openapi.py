@@ -7,6 +7,7 @@ Paths and methods are the application's own.  What goes in and out of a dialect'
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -88,12 +89,12 @@ DOCUMENT = Path(summary="Show this document", shape=Shape(answer=dict[str, Any])
 
 
 def add_document(app: web.Application, surface: Surface) -> None:
-    """Serve the document of *app*; it is made when it is first asked for."""
+    """Serve the document of *app*; made when first asked for, where 70 ms hold up no stream."""
     made: list[bytes] = []
 
     async def handle(_: web.Request) -> web.Response:
         if not made:
-            made.append(encode(document(app, surface)))
+            made.append(encode(await asyncio.to_thread(document, app, surface)))
         return web.Response(body=made[0], content_type="application/json")
 
     app.router.add_get(PATH, handle)
