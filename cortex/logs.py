@@ -13,19 +13,44 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Literal
 
 import attrs
+import msgspec
 from aiohttp import web
 
+from cortex.api import Shape
 from cortex.errors import InvalidRequest
 from cortex.events import Events
 from cortex.fleet.node import LogLine
+from cortex.log_lines import LEVELS
+from cortex.openapi import STREAM, Path
 from cortex.web import reply
 
 MAX_KEPT = 2000
 MAX_MESSAGE_CHARS = 8192
 LINES = 200
-LEVELS = ("debug", "info", "warning", "error")
+
+
+class Records(msgspec.Struct):
+    """``GET /logs``."""
+
+    records: Sequence[LogLine]
+
+
+PATH = Path(
+    summary="Show the last lines of the log",
+    shape=Shape(
+        answer=Records,
+        stream=STREAM,
+        query={
+            "level": Literal["debug", "info", "warning", "error"],
+            "model": str,
+            "lines": Annotated[int, msgspec.Meta(ge=0, le=MAX_KEPT)],
+            "follow": Literal["0", "1"],
+        },
+    ),
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -109,10 +134,10 @@ class Logs(logging.Handler):
             with suppress(RuntimeError):  # it is closed, and nobody listens
                 loop.call_soon_threadsafe(self._events.publish, "log", line)
 
-    def recent(self, query: Query) -> dict[str, Sequence[LogLine]]:
+    def recent(self, query: Query) -> Records:
         """Return the lines a query is about."""
         wanted = [line for line in list(self._lines) if query.wants(line)]
-        return {"records": wanted[-query.lines :] if query.lines else []}
+        return Records(wanted[-query.lines :] if query.lines else [])
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer with lines as JSON, or as a stream that goes on."""

@@ -29,7 +29,7 @@ def everything():
 
 
 def said(logs: Logs, **query) -> list[str]:
-    return [line.message for line in logs.recent(Query(**query))["records"]]
+    return [line.message for line in logs.recent(Query(**query)).records]
 
 
 async def test_lines_are_kept_as_they_were_said():
@@ -38,7 +38,7 @@ async def test_lines_are_kept_as_they_were_said():
         log.warning("model %s: %s", "org/m", "failed")
     log.warning("later")
 
-    [line] = logs.recent(Query())["records"]
+    [line] = logs.recent(Query()).records
     assert (line.number, line.level, line.logger) == (1, "warning", "cortex.somewhere")
     assert line.message == "model org/m: failed"
     assert line.time > 1_700_000_000

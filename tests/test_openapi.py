@@ -215,7 +215,7 @@ async def test_what_a_gateway_takes_and_answers_is_what_its_document_says(tmp_pa
         await ask_dialects(document)
         for path in ("/", "/health", "/openapi.json"):
             await ask(f"GET {path}")
-        for path in ("fleet", "events", "plugins", "usage", "config", "requests"):
+        for path in ("fleet", "events", "logs", "plugins", "usage", "config", "requests"):
             await ask(f"GET /api/v1/{path}")
         await ask("GET /api/v1/usage", 400, path="/api/v1/usage?days=0")
         await ask("GET /api/v1/explain", path="/api/v1/explain?model=m")
@@ -244,7 +244,7 @@ async def test_what_a_neuron_takes_and_answers_is_what_its_document_says(tmp_pat
     async with fleet(tmp_path) as (_, document):
         ask = document.ask
         await ask_dialects(document)
-        for path in ("/", "/health", "/discovery", "/models", "/events", "/metrics"):
+        for path in ("/", "/health", "/discovery", "/models", "/events", "/logs", "/metrics"):
             await ask(f"GET {path}")
         await ask("GET /openapi.json")
         await ask("POST /models/load", model_id="n", harness="echo")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import attrs
 import msgspec
 
+from cortex import logs
 from cortex.api import Shape
 from cortex.fleet.node import Explanation, Fleet, RequestState
 from cortex.gateway.ledger import Usage
@@ -129,6 +131,10 @@ PATHS: Mapping[str, Path] = {
     "GET /health": Path(summary="Tell how many nodes answer", shape=Shape(answer=GatewayHealth)),
     "GET /api/v1/fleet": Path(summary="Show the fleet", shape=Shape(answer=Fleet)),
     "GET /api/v1/events": Path(summary="Tell what changes", shape=Shape(stream=STREAM)),
+    "GET /api/v1/logs": attrs.evolve(
+        logs.PATH,
+        shape=attrs.evolve(logs.PATH.shape, query={**logs.PATH.shape.query, "node": str}),
+    ),
     "GET /api/v1/plugins": Path(summary="List plugins", shape=Shape(answer=PluginRows)),
     "GET /api/v1/usage": Path(
         summary="Tell what each key used", shape=Shape(answer=UsageRows, query={"days": Days})

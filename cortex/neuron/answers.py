@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from cortex import logs
 from cortex.api import Shape
 from cortex.errors import InvalidRequest
 from cortex.fleet.model import ModelSpec, SamplingDefault
@@ -91,6 +92,7 @@ PATHS: Mapping[str, Path] = {
     "GET /": Path(summary="Show name and version", shape=Shape(answer=Program)),
     "GET /health": Path(summary="Tell how devices and models are", shape=Shape(answer=Health)),
     "GET /discovery": Path(summary="Tell what does not change", shape=Shape(answer=Discovery)),
+    "GET /logs": logs.PATH,
     "GET /models": Path(summary="List models", shape=Shape(answer=list[NodeModel])),
     "POST /models/load": Path(
         summary="Load a model",
