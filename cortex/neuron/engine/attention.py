@@ -1,5 +1,5 @@
 """
-Attention over a paged cache, plugged into transformers' modules.
+Attention over a paged cache, and over states, plugged into transformers' modules.
 
 transformers hands the keyword `step` down to the attention function untouched, so one flattened
 batch of decodes and chunks of prompts runs through a model's own forward.
@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.kernels import Kernels
+from cortex.neuron.engine.layers import delta_of
 from cortex.neuron.engine.step import Step
 
 NAME = "cortex"
@@ -48,6 +49,28 @@ def forward(
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     pages.write(step.slots, keys, values)
     return kernels.attend(queries, pages, step)[None], None
+
+
+def replace(module: Any) -> None:
+    """Have a layer of the gated delta rule computed by us, where a step is handed down to it."""
+    layer, own = delta_of(module), type(module).forward
+
+    def forward(
+        hidden_states: torch.Tensor,
+        *more: Any,
+        step: Step | None = None,
+        cache_pages: Cache | None = None,
+        kernels: Kernels | None = None,
+        **others: Any,
+    ) -> torch.Tensor:
+        if step is None or cache_pages is None or kernels is None:
+            out: torch.Tensor = own(module, hidden_states, *more, **others)
+            return out
+        projected = kernels.linear(hidden_states[0], layer.inward)
+        state = cache_pages.states.layers[module.layer_idx]
+        return kernels.linear(kernels.delta(projected, layer, state, step), layer.out)[None]
+
+    module.forward = forward
 
 
 AttentionInterface.register(NAME, forward)

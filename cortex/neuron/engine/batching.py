@@ -14,6 +14,7 @@ from cortex.neuron.engine.poison import is_poison
 from cortex.neuron.engine.runner import Launched, Runner
 from cortex.neuron.engine.scheduler import Chunk, Scheduler
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.snapshots import Snapshots
 
 
 class Batching:
@@ -33,13 +34,16 @@ class Batching:
         budget_tokens: int,
         end_tokens: frozenset[int],
         runs_ahead: bool,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._runner = runner
         self._end_tokens = end_tokens
         self._runs_ahead = runs_ahead
         self._launched: deque[Launched] = deque()
         self._found: dict[str, Sequence] = {}
-        self.scheduler = Scheduler(blocks, rows=rows, budget_tokens=budget_tokens)
+        self.scheduler = Scheduler(
+            blocks, rows=rows, budget_tokens=budget_tokens, snapshots=snapshots
+        )
 
     @property
     def has_work(self) -> bool:
@@ -106,6 +110,7 @@ class Batching:
     def _launch(self, chunks: list[Chunk], ended: list[End]) -> None:
         self._runner.rows.move(self.scheduler.moved)
         self._runner.rows.enter(self.scheduler.entered)
+        self._runner.remember(self.scheduler.copies)
         try:
             for chunk in chunks:
                 chunk.sequence.starts()
@@ -113,6 +118,7 @@ class Batching:
         except torch.OutOfMemoryError as error:  # who asks for most goes, the others try again
             most = max(chunks, key=lambda chunk: chunk.count).sequence
             self._lose(most, f"the device has too little memory for it: {error}", ended)
+            self.scheduler.broken(chunks)
         except Exception as error:
             if is_poison(error):
                 raise

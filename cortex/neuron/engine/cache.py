@@ -1,4 +1,4 @@
-"""Keys and values of one model, in blocks; and where and how its layers attend to them."""
+"""Keys and values of one model, in blocks; where and how its layers attend to them; and states."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import attrs
 import torch
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
+from cortex.neuron.engine.states import Recurrence, States
 
 TILE_ROWS = 128  # of a tile: tokens times the heads that share keys
 
@@ -67,11 +68,19 @@ class Cache:
 
     Attributes:
         pages: By layer.
+        states: Of layers of linear attention.
         tile_tokens: How many tokens of a prompt are to attend together.
     """
 
     def __init__(
-        self, layers: dict[int, Heads], blocks: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: dict[int, Heads],
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        recurrent: dict[int, Recurrence] | None = None,
+        slots: int = 0,
     ) -> None:
         def room(heads: Heads, width: int) -> torch.Tensor:
             shape = (blocks, BLOCK_TOKENS, heads.count, width)
@@ -87,7 +96,9 @@ class Cache:
         }
         groups = max(heads.queries // heads.count for heads in layers.values())
         self.tile_tokens = max(TILE_ROWS // groups, 1)
+        self.states = States(recurrent or {}, slots, dtype, device)
 
     @property
     def used_bytes(self) -> int:
-        return sum(pages.keys.nbytes + pages.values.nbytes for pages in self.pages.values())
+        kept = sum(pages.keys.nbytes + pages.values.nbytes for pages in self.pages.values())
+        return kept + self.states.used_bytes

@@ -7,6 +7,8 @@ from typing import Any
 import attrs
 import torch
 
+from cortex.neuron.engine.states import Recurrence
+
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 OWN_ROTATION = ("dynamic", "longrope")  # their frequencies depend on how long a sequence is
 
@@ -77,6 +79,46 @@ class Rotary:
         return torch.stack([angles.cos(), angles.sin()]) * self.scale
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class Delta:
+    """
+    A layer of linear attention by the gated delta rule (Yang, Kautz and Hatamizadeh, 2024).
+
+    Attributes:
+        norm: Before it; None where that is done already.
+        inward: Gives what `parts` tells apart.
+        order: Where in that what comes first is, and so on; None is as it is.  # [out] int64
+        taps: Of the convolution, the latest token's last.  # [taps, channels] float32
+        decay: Of each head, a unit of time, as a logarithm.  # [value_heads] float32
+        delay: Is added to times.  # [value_heads]
+        after: Norm of each head's output.
+        out: Back to the width of the model.
+    """
+
+    shape: Recurrence
+    norm: Norm | None
+    inward: Linear
+    order: torch.Tensor | None
+    taps: torch.Tensor
+    decay: torch.Tensor
+    delay: torch.Tensor
+    after: Norm
+    out: Linear
+
+    def parts(self, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Tell apart what *inward* gave.
+
+        Returns:
+            Inputs of the convolution, gates of the output, how much of it is written, and times.
+            # [tokens, channels], [tokens, value_heads x value], [tokens, value_heads] twice
+        """
+        shape, count = self.shape, self.shape.value_heads
+        if self.order is not None:
+            projected = projected[:, self.order]
+        return torch.split(projected, [shape.channels, count * shape.value, count, count], -1)
+
+
 def fuse(*modules: Any) -> Linear:
     """
     Return linear layers of one input as one.
@@ -121,3 +163,63 @@ def rotary_of(module: Any) -> Rotary:
     if module.rope_type in OWN_ROTATION:
         raise TypeError(f"its rotary embedding is of type {module.rope_type}")
     return Rotary(frequencies=module.inv_freq.float(), scale=float(module.attention_scaling))
+
+
+def is_delta(module: Any) -> bool:
+    """Tell whether a module looks like a layer of the gated delta rule."""
+    return all(hasattr(module, name) for name in ("A_log", "dt_bias", "conv1d", "head_k_dim"))
+
+
+def shape_of(module: Any) -> Recurrence:
+    """Return the shape of a layer of the gated delta rule."""
+    return Recurrence(
+        key_heads=module.num_k_heads,
+        value_heads=module.num_v_heads,
+        key=module.head_k_dim,
+        value=module.head_v_dim,
+        taps=module.conv_kernel_size,
+    )
+
+
+def delta_of(module: Any, norm: Norm | None = None) -> Delta:
+    """
+    Return a layer of the gated delta rule, with the norm before it.
+
+    Raises:
+        AttributeError: It has other modules than are looked for.
+        TypeError: They are not what they are looked for.
+    """
+    shape = shape_of(module)
+    if module.conv1d.bias is not None:
+        raise TypeError("its convolution has a bias")
+    if module.activation not in {"silu", "swish"}:
+        raise TypeError(f"its convolution is followed by {module.activation}")
+    if hasattr(module, "in_proj_qkvz"):
+        inward, order = fuse(module.in_proj_qkvz, module.in_proj_ba), _order(shape)
+    else:
+        names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+        inward, order = fuse(*(getattr(module, name) for name in names)), None
+    device = inward.weight.device
+    return Delta(
+        shape=shape,
+        norm=norm,
+        inward=inward,
+        order=None if order is None else order.to(device),
+        taps=module.conv1d.weight[:, 0].float().T.contiguous(),
+        decay=-module.A_log.float().exp(),
+        delay=module.dt_bias,
+        after=Norm(weight=module.norm.weight, eps=module.norm.variance_epsilon),
+        out=fuse(module.out_proj),
+    )
+
+
+def _order(shape: Recurrence) -> torch.Tensor:
+    """Return where things are that come by head of keys: queries, keys, values and gates; rest."""
+    group = shape.value_heads // shape.key_heads
+    width = group * shape.value
+    several = [shape.key, shape.key, width, width]
+    first = shape.key_heads * sum(several)
+    places = torch.split(torch.arange(first).view(shape.key_heads, -1), several, 1)
+    rest = torch.arange(first, first + 2 * shape.value_heads).view(shape.key_heads, -1)
+    parts = (*places, *torch.split(rest, [group, group], 1))
+    return torch.cat([part.flatten() for part in parts])

@@ -19,16 +19,20 @@ from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Embed, Generate, Load
 from cortex.neuron.engine.kernels import kernels_for
-from cortex.neuron.engine.modules import Modules, record
+from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.plain import Plain
 from cortex.neuron.engine.runner import Runner
+from cortex.neuron.engine.snapshots import Snapshots
 from cortex.neuron.engine.stack import Stack
+from cortex.neuron.engine.states import Recurrence, slot_bytes
 from cortex.neuron.engine.turns import Turns
 from cortex.neuron.engine.weights import Weights
 
 HEADROOM = 0.1  # of the memory a model may take: activations, and what the allocator rounds up
 QUANTISED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 CPU_CACHE_BYTES = 2 << 30  # on a host, whose memory is not the model's alone
+SNAPSHOTS = 4  # of states, for each sequence at most
+SNAPSHOT_SHARE = 0.25  # of the room for the cache, at most
 LEAST_TOKENS = 2048  # a cache of fewer is refused, if the model's context has as many
 
 
@@ -70,7 +74,8 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         return plain(body="plain")
     module = weights.module
     own = module.config._attn_implementation  # noqa: SLF001 - it has no other name
-    body, heads, why = _body(weights, device)
+    recurrent = recurrences(module)
+    body, heads, why = _body(weights, recurrent, device)
     if job.quant is not None and not isinstance(body, Stack):
         raise UnsupportedArchitecture(f"{job.model} cannot be quantised: {why}")
     if body is None:
@@ -79,11 +84,14 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     if isinstance(body, Stack) and job.quant is not None:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
-    blocks = count_blocks(job, weights, heads, device)
-    cache = Cache(heads, blocks, module.dtype, device)
+    slots = count_slots(job, weights, recurrent, device)
+    taken = slots * slot_bytes(recurrent, module.dtype)
+    blocks = count_blocks(job, weights, heads, device, taken)
+    cache = Cache(heads, blocks, module.dtype, device, recurrent=recurrent, slots=slots)
     context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
     runner = Runner(body, cache, rows=job.max_sequences, blocks=blocks_for(context), device=device)
     runner.warm_up()
+    first = 1 + job.max_sequences
     batching = Batching(
         runner,
         Blocks(blocks),
@@ -91,6 +99,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         budget_tokens=job.max_batch_tokens,
         end_tokens=weights.end_tokens,
         runs_ahead=device.type == "cuda",
+        snapshots=Snapshots(first, slots - first) if recurrent else None,
     )
     return Model(
         weights=weights,
@@ -102,7 +111,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
 
 
 def _body(
-    weights: Weights, device: torch.device
+    weights: Weights, recurrent: dict[int, Recurrence], device: torch.device
 ) -> tuple[probe.Body | None, dict[int, Heads], str]:
     """Return the fastest body that is right, how the layers attend, and what was found."""
     module = weights.module
@@ -111,7 +120,8 @@ def _body(
     try:
         noise = probe.noise(module, tried, wanted)
         heads = record(module, tried[0])
-        trial = Cache(heads, probe.BLOCKS, module.dtype, device)
+        slots = probe.SLOTS
+        trial = Cache(heads, probe.BLOCKS, module.dtype, device, recurrent=recurrent, slots=slots)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is: it goes the plain way
@@ -139,9 +149,29 @@ def begin(
     return Embedding(job, weights, weights.pooling, device)
 
 
-def count_blocks(job: Load, weights: Weights, heads: dict[int, Heads], device: torch.device) -> int:
+def count_slots(
+    job: Load, weights: Weights, recurrent: dict[int, Recurrence], device: torch.device
+) -> int:
+    """Return how many states are kept: one of padding, one a sequence, and snapshots."""
+    if not recurrent:
+        return 0
+    room = _room(job, weights, device) * SNAPSHOT_SHARE
+    fit = int(room / slot_bytes(recurrent, weights.module.dtype))
+    return 1 + job.max_sequences + max(1, min(SNAPSHOTS * job.max_sequences, fit))
+
+
+def count_blocks(
+    job: Load, weights: Weights, heads: dict[int, Heads], device: torch.device, taken: int = 0
+) -> int:
     """
     Return how many blocks the cache gets: enough for all sequences, or what there is room for.
+
+    Args:
+        job: What is loaded.
+        weights: Of it.
+        heads: What a layer keeps of a token, by layer.
+        device: Where.
+        taken: Bytes of the cache that are for states.
 
     Raises:
         InsufficientVram: The room is too small for one sequence of any use.
@@ -150,19 +180,23 @@ def count_blocks(job: Load, weights: Weights, heads: dict[int, Heads], device: t
     block_bytes = token_bytes * BLOCK_TOKENS
     per_sequence = blocks_for(weights.context)
     free = free_bytes(device)
-    if job.memory_bytes is not None:
-        room = int(job.memory_bytes * (1 - HEADROOM)) - weights.used_bytes
-    else:
-        room = int(free * job.cache_fraction)
-        room = min(room, CPU_CACHE_BYTES) if device.type == "cpu" else room
-    least = min(weights.context, LEAST_TOKENS) * token_bytes + block_bytes
+    room = _room(job, weights, device)
+    least = min(weights.context, LEAST_TOKENS) * token_bytes + block_bytes + taken
     room = max(room, min(least, int(free * job.cache_fraction)))
     if room < least:
         raise InsufficientVram(
             f"{job.model}: {room >> 20} MiB are left for its cache, {-(-least >> 20)} are needed",
             details={"needed_mb": -(-(weights.used_bytes + least) >> 20), "free_mb": free >> 20},
         )
-    return int(min(1 + per_sequence * job.max_sequences, room // block_bytes))
+    return int(min(1 + per_sequence * job.max_sequences, (room - taken) // block_bytes))
+
+
+def _room(job: Load, weights: Weights, device: torch.device) -> int:
+    """Return the bytes its cache may take."""
+    if job.memory_bytes is not None:
+        return int(job.memory_bytes * (1 - HEADROOM)) - weights.used_bytes
+    room = int(free_bytes(device) * job.cache_fraction)
+    return min(room, CPU_CACHE_BYTES) if device.type == "cpu" else room
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,8 +1,9 @@
 """
 Tier 0: a model of transformers run as it is, over our steps and cache.
 
-Any decoder whose attention goes through transformers' attention interface can be run this way; it
-is right, and as fast as its modules are.
+Any decoder whose attention goes through transformers' attention interface can be run this way, and
+if some layers are of the gated delta rule, those are ours; it is right, and as fast as its modules
+are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from cortex.neuron.engine import attention
 from cortex.neuron.engine.cache import Cache, Heads
 from cortex.neuron.engine.kernels import kernels_for
+from cortex.neuron.engine.layers import is_delta, shape_of
+from cortex.neuron.engine.states import Recurrence
 from cortex.neuron.engine.step import Step
 
 RECORDER = "cortex-recorder"
@@ -29,6 +32,8 @@ class Modules:
 
     def __init__(self, module: Any) -> None:
         module.set_attn_implementation(attention.NAME)
+        for layer in filter(is_delta, module.modules()):
+            attention.replace(layer)
         self._module = module
         self._kernels = kernels_for(module.device)
 
@@ -59,6 +64,11 @@ def record(module: Any, ids: torch.Tensor) -> dict[int, Heads]:
     module.set_attn_implementation(RECORDER)
     module(input_ids=ids[None], use_cache=False, heads=heads)
     return heads
+
+
+def recurrences(module: Any) -> dict[int, Recurrence]:
+    """Return the shapes of a model's layers of linear attention."""
+    return {layer.layer_idx: shape_of(layer) for layer in filter(is_delta, module.modules())}
 
 
 def recording(  # noqa: PLR0917 - as transformers calls it

@@ -22,6 +22,7 @@ LENGTHS = (37, 21)
 PLANS = ((20, 9), (1, 11), (15, 1), (1, 0))  # tokens of each sequence, a step a row
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 BLOCKS = 1 + sum(map(blocks_for, LENGTHS))
+SLOTS = 1 + len(LENGTHS)  # of states; sequence n has row n + 1
 
 
 class Body(Protocol):
@@ -63,6 +64,7 @@ def distance(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
 def error(body: Body, cache: Cache, tried: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     """Return how far *body* is from what is *wanted*, relative to its size; overwrites *cache*."""
     got = [torch.empty_like(logits) for logits in wanted]
+    cache.states.copy((0, number + 1) for number in range(len(tried)))
     done = [0] * len(tried)
     for plan in PLANS:
         step, places = _step(tried, done, plan, cache.tile_tokens)
@@ -100,25 +102,22 @@ def _step(
     order = sorted((n for n, count in enumerate(plan) if count), key=lambda n: plan[n] != 1)
     counts = tuple(plan[n] for n in order)
     ends = tuple(done[n] + plan[n] for n in order)
-    firsts = [1 + sum(map(blocks_for, LENGTHS[:n])) for n in order]
+    firsts = [1 + sum(map(blocks_for, LENGTHS[:n])) for n in range(len(tried))]
     width = blocks_for(max(LENGTHS))
     positions = torch.cat([torch.arange(done[n], done[n] + plan[n]) for n in order])
-    slots = [
-        torch.arange(done[n], done[n] + plan[n]) + first * BLOCK_TOKENS
-        for n, first in zip(order, firsts, strict=True)
-    ]
+    slots = [torch.arange(done[n], done[n] + plan[n]) + firsts[n] * BLOCK_TOKENS for n in order]
     starts = [0, *accumulate(counts)]
     tiles: list[int] = []
-    for row, number in enumerate(order):
+    for start, number in zip(starts, order, strict=False):
         if plan[number] > 1:
-            tiles += tiled(row, starts[row], done[number], plan[number], tile_tokens)
+            tiles += tiled(number + 1, start, done[number], plan[number], tile_tokens)
     step = Step(
         ids=torch.cat([tried[n][done[n] : done[n] + plan[n]] for n in order]),
         positions=positions.to(device),
         slots=torch.cat(slots).to(device),
-        rows=torch.arange(len(order), device=device),
+        rows=torch.tensor(order, device=device) + 1,
         lengths=torch.tensor(ends, dtype=torch.int32, device=device),
-        table=torch.stack([torch.arange(f, f + width) for f in firsts]).int().to(device),
+        table=torch.stack([torch.arange(f, f + width) for f in (0, *firsts)]).int().to(device),
         wanted=torch.arange(sum(counts), device=device),
         decodes=counts.count(1),
         counts=counts,

@@ -5,6 +5,10 @@ Rules: what decodes goes first; what is left of the token budget goes to prompts
 before new ones, those in the order of `cortex.neuron.engine.waiting`.  Where blocks run out, the
 sequence of the lowest priority, of those the youngest, gives its own back and computes again later,
 mostly from what is still found of it.  Host only, no tensors; a plan is made in one stretch.
+
+Of a model that keeps states, a sequence goes on from where both its blocks and a snapshot of its
+state are found.  A snapshot is a copy of what a step left, so steps end where one is wanted: where
+a prompt's last block ends, at times within a long one, and where it parts from those before it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import attrs
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for, digest_of
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.snapshots import EVERY_TOKENS, Snapshots
 from cortex.neuron.engine.waiting import Waiting, aged
 
 
@@ -45,16 +50,26 @@ class Scheduler:
         waiting: Those that have none.
         moved: Blocks that came into tables of rows since that was last read, by row and place.
         entered: Sequences that came to rows since that was last read, by row.
+        copies: Of states, from slot to slot, to be made in this order before the next step.
         preemptions: How often a sequence gave its blocks back.
         hit_tokens: Prompt tokens found in the cache; *asked_tokens* of all.
     """
 
-    def __init__(self, blocks: Blocks, *, rows: int, budget_tokens: int) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        *,
+        rows: int,
+        budget_tokens: int,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self.blocks = blocks
+        self.snapshots = snapshots
         self.running: dict[str, Sequence] = {}
         self.waiting = Waiting()
         self.moved: dict[tuple[int, int], int] = {}
         self.entered: dict[int, Sequence] = {}
+        self.copies: list[tuple[int, int]] = []
         self.preemptions = 0
         self.hit_tokens = 0
         self.asked_tokens = 0
@@ -100,6 +115,14 @@ class Scheduler:
             sequence.in_flight += chunk.samples
             sequence.planned = chunk.end
             self.keep(sequence)
+            if sequence.marks and sequence.marks[0] == chunk.end:
+                self._snap(sequence, sequence.marks.pop(0))
+
+    def broken(self, chunks: list[Chunk]) -> None:
+        """Take note that a step of *chunks* broke off: states are anything now, blocks are not."""
+        for chunk in chunks if self.snapshots is not None else ():
+            if chunk.sequence.row >= 0:
+                self._preempt(chunk.sequence)
 
     def keep(self, sequence: Sequence) -> None:
         """Let the full blocks of a sequence be found."""
@@ -114,11 +137,13 @@ class Scheduler:
     def check(self) -> None:
         """Check, when nothing runs, that everything was given back."""
         self.blocks.check()
+        if self.snapshots is not None:
+            self.snapshots.check()
         assert self.running or not self.blocks.used, "blocks are lost"  # noqa: S101
 
     def _continue(self, sequence: Sequence, left: int, chunks: list[Chunk], now: float) -> int:
         start = sequence.planned
-        count = min(sequence.total - start, left)
+        count = _count(sequence, left)
         while not self._grow(sequence, start + count):
             planned = {chunk.sequence for chunk in chunks}
             others = [s for s in self.running.values() if s not in planned]
@@ -132,15 +157,17 @@ class Scheduler:
     def _admit(self, sequence: Sequence, left: int) -> int:
         """Give a sequence a row and blocks for what it can compute now; 0 if there is no room."""
         sequence.row = self._rows.pop()
-        self._find(sequence)
+        slot = self._find(sequence)
         if blocks_for(sequence.total) - len(sequence.blocks) > self.blocks.free:
             self._release(sequence)  # admitted piecemeal it would be preempted soon
             return 0
-        count = min(sequence.total - sequence.planned, left)
+        count = _count(sequence, left)
         self._grow(sequence, sequence.planned + count)
         for place, block in enumerate(sequence.blocks):
             self.moved[sequence.row, place] = block
         self.entered[sequence.row] = sequence
+        if self.snapshots is not None:
+            self.copies.append((slot, sequence.row))
         self.waiting.take(sequence)
         self.running[sequence.id] = sequence
         if not sequence.epoch:
@@ -149,15 +176,46 @@ class Scheduler:
             self.asked_tokens += sequence.prompt_tokens
         return count
 
-    def _find(self, sequence: Sequence) -> None:
-        """Share the blocks that hold what a sequence begins with; one token at least is left."""
+    def _find(self, sequence: Sequence) -> int:
+        """
+        Share the blocks that hold what a sequence begins with; one token at least is left.
+
+        Returns:
+            The slot of the state it begins with, if the model keeps states.
+        """
+        found: list[int] = []
         for number in range((len(sequence.tokens) - 1) // BLOCK_TOKENS):
             if (block := self.blocks.find(digest(sequence, number))) is None:
                 break
+            found.append(block)
+        count, slot = len(found), 0
+        if self.snapshots is not None:
+            count, slot = self._remember(sequence, count, self.snapshots)
+        for block in found[:count]:
             self.blocks.share(block)
-            sequence.blocks.append(block)
-        sequence.kept = len(sequence.blocks)
-        sequence.planned = sequence.kept * BLOCK_TOKENS
+        sequence.blocks = found[:count]
+        sequence.kept = count
+        sequence.planned = count * BLOCK_TOKENS
+        return slot
+
+    @staticmethod
+    def _remember(sequence: Sequence, found: int, snapshots: Snapshots) -> tuple[int, int]:
+        """Return how many of the blocks *found* there is a snapshot after, and its slot."""
+        count = found
+        while count and digest(sequence, count - 1) not in snapshots:
+            count -= 1
+        total = len(sequence.tokens)
+        last, whole = ((n // BLOCK_TOKENS) * BLOCK_TOKENS for n in (total - 1, total))
+        marks = {*range(0, total, EVERY_TOKENS), found * BLOCK_TOKENS, last, whole}
+        sequence.marks = sorted(mark for mark in marks if mark > count * BLOCK_TOKENS)
+        return count, snapshots.find(digest(sequence, count - 1)) if count else 0
+
+    def _snap(self, sequence: Sequence, tokens: int) -> None:
+        """Have a sequence's state kept, which so many tokens led to."""
+        assert self.snapshots is not None  # noqa: S101 - there are no marks without
+        slot = self.snapshots.keep(digest(sequence, tokens // BLOCK_TOKENS - 1))
+        if slot is not None:
+            self.copies.append((sequence.row, slot))
 
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
         if tokens <= len(sequence.blocks) * BLOCK_TOKENS:
@@ -185,13 +243,19 @@ class Scheduler:
             self.blocks.drop(block)
         self._rows.append(sequence.row)
         self.entered.pop(sequence.row, None)
-        sequence.blocks, sequence.kept = [], 0
+        sequence.blocks, sequence.kept, sequence.marks = [], 0, []
         sequence.row, sequence.planned = -1, 0
 
 
 def _turn(sequence: Sequence) -> float:
     """Return what puts decoding first, by priority: who is last may have to give its blocks."""
     return inf if sequence.is_prefilling else -sequence.job.priority
+
+
+def _count(sequence: Sequence, left: int) -> int:
+    """Return how many tokens a sequence can go on with, of *left* at most."""
+    end = sequence.marks[0] if sequence.marks else sequence.total
+    return min(end - sequence.planned, left)
 
 
 def digest(sequence: Sequence, number: int) -> bytes:

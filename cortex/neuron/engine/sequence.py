@@ -26,6 +26,7 @@ class Sequence:
         blocks: Its blocks of the cache, in order.
         digests: Hashes of what fills a block, as far as they were needed; they outlive blocks.
         kept: How many of its blocks can be found by them.
+        marks: After how many tokens its state is to be kept, in order; steps end there.
         cached: Prompt tokens that were found in the cache.
         epoch: How often it was preempted; what was launched before the last time is void.
         begins: When its turn begins, in the virtual time of those that wait.
@@ -45,6 +46,7 @@ class Sequence:
     blocks: list[int] = attrs.field(factory=list)
     digests: list[bytes] = attrs.field(factory=list)
     kept: int = 0
+    marks: list[int] = attrs.field(factory=list)
     cached: int = 0
     epoch: int = 0
     begins: float = 0.0

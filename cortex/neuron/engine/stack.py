@@ -1,6 +1,8 @@
 """
 Tier 1: decoders built like Llama, run by us over transformers' weights.
 
+In some, layers of linear attention stand between those of attention, whose output has a gate.
+
 What reads the same input is one layer, what follows on another is one kernel where the device has
 such.  A model is taken for such a decoder by the names of its modules; whether it is one, the proof
 at load tells.
@@ -16,7 +18,16 @@ from torch.nn.functional import silu
 
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.kernels import Kernels
-from cortex.neuron.engine.layers import Linear, Norm, fuse, norm_of, rotary_of
+from cortex.neuron.engine.layers import (
+    Delta,
+    Linear,
+    Norm,
+    delta_of,
+    fuse,
+    is_delta,
+    norm_of,
+    rotary_of,
+)
 from cortex.neuron.engine.step import Step
 
 KNOWN_NORMS = {"input_layernorm", "post_attention_layernorm"}
@@ -24,12 +35,18 @@ KNOWN_NORMS = {"input_layernorm", "post_attention_layernorm"}
 
 @attrs.frozen(kw_only=True, eq=False)
 class Attention:
-    """The first half of a layer."""
+    """
+    The first half of a layer.
+
+    Attributes:
+        gated: How many heads come of *qkv* with a gate of their output behind them; 0 is none.
+    """
 
     norm: Norm
     qkv: Linear
     norms: tuple[Norm, Norm] | None
     out: Linear
+    gated: int = 0
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -69,9 +86,7 @@ class Stack:
         self._divisor = getattr(config, "logits_scaling", 1.0)
         self._rotary = rotary_of(body.rotary_emb)
         self._modules = body.layers
-        self._layers = [
-            (layer.self_attn.layer_idx, _attention(layer), _mlp(layer)) for layer in body.layers
-        ]
+        self._layers = [(*_first(layer), _mlp(layer)) for layer in body.layers]
         self._norm = norm_of(body.norm)
         self._head = fuse(module.get_output_embeddings())
 
@@ -85,9 +100,9 @@ class Stack:
             Bytes that are free for it.
         """
         before = self.step_bytes
-        for layer, (number, attention, mlp) in enumerate(self._layers):
-            self._layers[layer] = number, _quantised(attention, dtype), _quantised(mlp, dtype)
-            _empty(self._modules[layer].self_attn)
+        for layer, (number, first, mlp) in enumerate(self._layers):
+            self._layers[layer] = number, _quantised(first, dtype), _quantised(mlp, dtype)
+            _empty(_mixer(self._modules[layer]))
             if isinstance(mlp, Mlp):
                 _empty(self._modules[layer].mlp)
         return before - self.step_bytes
@@ -96,8 +111,8 @@ class Stack:
     def step_bytes(self) -> int:
         """Bytes of weights that any step reads, experts apart."""
         linears = [self._head]
-        for _, attention, mlp in self._layers:
-            linears += [attention.qkv, attention.out]
+        for _, first, mlp in self._layers:
+            linears += [first.qkv if isinstance(first, Attention) else first.inward, first.out]
             linears += [mlp.gate_up, mlp.down] if isinstance(mlp, Mlp) else []
         return sum(linear.weight.nbytes for linear in linears)
 
@@ -108,12 +123,18 @@ class Stack:
         if self._embed_factor != 1:
             x *= self._embed_factor
         turns = self._rotary.turns(step.positions)
-        for number, attention, mlp in self._layers:
-            pages = cache.pages[number]
-            projected = kernels.linear(x, attention.qkv, attention.norm)
-            queries = kernels.rotate(projected, turns, attention.norms, pages, step)
-            attended = kernels.attend(queries, pages, step).flatten(1)
-            kernels.add(attended, attention.out, x, self._factor)
+        for number, first, mlp in self._layers:
+            if isinstance(first, Attention):
+                pages = cache.pages[number]
+                projected = kernels.linear(x, first.qkv, first.norm)
+                queries = kernels.rotate(projected, turns, first.norms, pages, step)
+                mixed = kernels.attend(queries, pages, step).flatten(1)
+                if first.gated:
+                    mixed *= _gates(projected, first.gated, mixed.shape[1]).sigmoid()
+            else:
+                projected = kernels.linear(x, first.inward, first.norm)
+                mixed = kernels.delta(projected, first, cache.states.layers[number], step)
+            kernels.add(mixed, first.out, x, self._factor)
             if isinstance(mlp, Mlp):
                 hidden = kernels.gated(x, mlp.gate_up, mlp.norm)
                 kernels.add(hidden, mlp.down, x, self._factor)
@@ -122,6 +143,24 @@ class Stack:
         wanted = x if step.wanted is None else x[step.wanted]
         logits = kernels.linear(wanted, self._head, self._norm)
         return logits if self._divisor == 1 else logits / self._divisor
+
+
+def _mixer(layer: Any) -> Any:
+    """Return the module of a layer's first half."""
+    return layer.linear_attn if hasattr(layer, "linear_attn") else layer.self_attn
+
+
+def _first(layer: Any) -> tuple[int, Attention | Delta]:
+    module = _mixer(layer)
+    if is_delta(module):
+        return module.layer_idx, delta_of(module, norm_of(layer.input_layernorm))
+    return module.layer_idx, _attention(layer)
+
+
+def _gates(projected: torch.Tensor, heads: int, width: int) -> torch.Tensor:
+    """Return what stands behind the queries of each head: [tokens, width]."""
+    queries = torch.unflatten(projected[:, : 2 * width], 1, (heads, 2, -1))
+    return queries[:, :, 1].flatten(1)
 
 
 def _attention(layer: Any) -> Attention:
@@ -138,11 +177,15 @@ def _attention(layer: Any) -> Attention:
     extra = {name for name, _ in layer.named_children() if "norm" in name} - KNOWN_NORMS
     if extra:
         raise TypeError(f"it has norms this body does not know: {', '.join(sorted(extra))}")
+    # a gate of the output comes with the queries where they are twice as wide as what is read
+    heads = module.o_proj.in_features // width
+    wide = getattr(getattr(module, "q_proj", None), "out_features", 0)
     return Attention(
         norm=norm_of(layer.input_layernorm),
         qkv=qkv,
         norms=(found[0], found[1]) if found else None,
         out=fuse(module.o_proj),
+        gated=heads if wide == 2 * heads * width else 0,
     )
 
 

@@ -12,84 +12,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortex.neuron.engine import probe
-from cortex.neuron.engine.batching import Batching
-from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks
+from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Cache
-from cortex.neuron.engine.jobs import Done, Generate, Lost
+from cortex.neuron.engine.jobs import Done, Lost
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.modules import Modules, record
-from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.stack import Stack
+from tests.neuron.engine.engines import (
+    DEVICE,
+    FAMILIES,
+    STACKS,
+    ask,
+    engine_of,
+    greedy,
+    model_of,
+    prompts,
+    run,
+)
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SCHEDULES = int(os.environ.get("CORTEX_TEST_SCHEDULES", "30"))
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.2,  # so that who attends to what has a say
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-FAMILIES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "mistral": {"sliding_window": 24},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
-    "phi3": {},
-    "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.7},
-    "qwen3_moe": {"head_dim": 16, **EXPERTS},
-    "olmo2": {},
-    "gemma2": {"head_dim": 16, "sliding_window": 24},
-    "gpt_oss": {
-        "head_dim": 16,
-        "num_local_experts": 4,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "sliding_window": 24,
-    },
-    "gpt2": {"n_positions": 1024},
-}
-STACKS = ("llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "qwen3_moe", "gpt_oss")
-
-
-def model_of(family):
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]})
-    return transformers.AutoModelForCausalLM.from_config(config).eval().to(DEVICE)
-
-
-def engine_of(
-    module, *, body=None, blocks=200, rows=16, budget_tokens=64, runs_ahead=False, end_tokens=()
-):
-    heads = record(module, torch.arange(3, device=DEVICE))
-    cache = Cache(heads, blocks, module.dtype, DEVICE)
-    body = body or Modules(module)
-    runner = Runner(body, cache, rows=rows, blocks=64, device=DEVICE)
-    return Batching(
-        runner,
-        Blocks(blocks),
-        rows=rows,
-        budget_tokens=budget_tokens,
-        end_tokens=frozenset(end_tokens),
-        runs_ahead=runs_ahead,
-    )
-
-
-def greedy(module, prompt, count):
-    """Return what the model's own forward says, a token after the other, without any cache."""
-    module.set_attn_implementation("eager")
-    tokens = list(prompt)
-    for _ in range(count):
-        logits = module(input_ids=torch.tensor([tokens], device=DEVICE), use_cache=False).logits
-        tokens.append(int(logits[0, -1].argmax()))
-    return tokens[len(prompt) :]
 
 
 def penalised(module, prompt, count, penalty):
@@ -101,31 +42,6 @@ def penalised(module, prompt, count, penalty):
         scores = apply(ids, module(input_ids=ids, use_cache=False).logits[:, -1])
         ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=-1)
     return ids[0, len(prompt) :].tolist()
-
-
-def ask(name, prompt, count, **more):
-    more = {"temperature": 0.0, **more}
-    return Generate(id=name, model="m", prompt=list(prompt), max_tokens=count, **more)
-
-
-def run(engine, jobs=(), until=None):
-    """Return what was said, by request, and how each ended."""
-    for job in jobs:
-        engine.add(job)
-    said, ends = {}, {}
-    while engine.has_work and not (until and until(said)):
-        tokens, ended = engine.step()
-        for token in tokens:
-            said.setdefault(token.request, []).append(token.id)
-        ends |= {event.id: event for event in ended}
-    return said, ends
-
-
-def prompts(count, seed=0, shared=0):
-    made = random.Random(seed)
-    beginning = [made.randrange(3, 300) for _ in range(shared)]
-    lengths = [made.choice([1, 5, 16, 17, 40, 90]) for _ in range(count)]
-    return [beginning + [made.randrange(3, 300) for _ in range(n)] for n in lengths]
 
 
 @pytest.fixture(autouse=True)
@@ -176,10 +92,15 @@ ARRIVALS = st.tuples(
 )
 
 
+@pytest.fixture(scope="module", params=["llama", "qwen3_5_text"])
+def model(request):
+    return model_of(request.param)
+
+
 @pytest.fixture(scope="module")
-def wanted(llama):
+def wanted(model):
     with torch.inference_mode():
-        return [greedy(llama, prompt, 20) for prompt in ASKED]
+        return [greedy(model, prompt, 20) for prompt in ASKED]
 
 
 @given(
@@ -188,16 +109,18 @@ def wanted(llama):
     budget_tokens=st.integers(5, 64),
     rows=st.integers(1, 16),
     runs_ahead=st.booleans(),
+    snapshots=st.integers(1, 20),
     tier=st.sampled_from(["modules", "fused"]),
 )
 @example(  # the last piece of the prompt is one token
-    arrivals=[(3, 3, 0, None)], blocks=16, budget_tokens=5, rows=1, runs_ahead=True, tier="fused"
-)
+    arrivals=[(3, 3, 0, None)], blocks=16, budget_tokens=5, rows=1, runs_ahead=True, snapshots=1,
+    tier="fused",
+)  # fmt: skip
 @settings(max_examples=SCHEDULES)
 @pytest.mark.timeout(120)
-def test_no_schedule_changes_an_answer(llama, wanted, arrivals, tier, **limits):
-    body = Stack(llama, kernels_for(DEVICE)) if tier == "fused" else None
-    engine = engine_of(llama, body=body, **limits)
+def test_no_schedule_changes_an_answer(model, wanted, arrivals, tier, **limits):
+    body = Stack(model, kernels_for(DEVICE)) if tier == "fused" else None
+    engine = engine_of(model, body=body, **limits)
     said, left, step = {}, set(), 0
     while engine.has_work or step <= 12:
         for number, (asked, count, comes, goes) in enumerate(arrivals):

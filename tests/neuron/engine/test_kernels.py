@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+import attrs
 import pytest
 import torch
 
@@ -13,9 +14,10 @@ from cortex.neuron.engine.cache import Cache, Heads
 from cortex.neuron.engine.jobs import Generate
 from cortex.neuron.engine.kernels import fused, reference
 from cortex.neuron.engine.kernels.fused.dense import SOME
-from cortex.neuron.engine.layers import Linear, Norm, Rotary
+from cortex.neuron.engine.layers import Delta, Linear, Norm, Rotary
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.states import Recurrence, States
 from cortex.neuron.engine.step import Step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,14 +164,16 @@ def test_attention(monkeypatch, dtype, queries, kv_heads, width, value_width, mo
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("normed", [False, True], ids=["", "normed"])
+@pytest.mark.parametrize("gated", [False, True], ids=["", "gated"])
 @pytest.mark.parametrize(("width", "value_width", "turned"), [(16, 16, 16), (24, 16, 12)])
-def test_rotation(dtype, normed, width, value_width, turned):
+def test_rotation(dtype, normed, gated, width, value_width, turned):
     cache = cache_of(4, 2, width, value_width, dtype)
     other = cache_of(4, 2, width, value_width, dtype)
     other.pages[0].keys.copy_(cache.pages[0].keys)
     other.pages[0].values.copy_(cache.pages[0].values)
     step = step_of((1, 9), (70, 3), 40, cache.tile_tokens)
-    projected = random(10, 6 * width + 2 * value_width, dtype=dtype)
+    asked = 4 * width * (1 + gated)
+    projected = random(10, asked + 2 * width + 2 * value_width, dtype=dtype)
     rotary = Rotary(frequencies=100.0 ** -torch.linspace(0, 1, turned // 2), scale=1.2)
     turns = rotary.turns(step.positions.cpu()).to(DEVICE)
     norms = (norm_of(width, dtype, 1.0), norm_of(width, dtype, 1.0)) if normed else None
@@ -179,6 +183,94 @@ def test_rotation(dtype, normed, width, value_width, turned):
     close(got, reference.rotate(projected, turns, norms, other.pages[0], step))
     close(cache.pages[0].keys, other.pages[0].keys)
     close(cache.pages[0].values, other.pages[0].values)
+
+
+def delta_of(shape, dtype, *, ordered=False):
+    """Return a layer of linear attention, without the linear layers around it."""
+    out = shape.channels + shape.value_heads * (shape.value + 2)
+    nothing = Linear(weight=random(0, 0))
+    return Delta(
+        shape=shape,
+        norm=None,
+        inward=nothing,
+        order=torch.randperm(out, device=DEVICE) if ordered else None,
+        taps=random(shape.taps, shape.channels),
+        decay=-random(shape.value_heads).exp(),
+        delay=random(shape.value_heads, dtype=dtype),
+        after=norm_of(shape.value, dtype),
+        out=nothing,
+    )
+
+
+def states_of(shape, slots, dtype):
+    states = States({0: shape}, slots, dtype, DEVICE)
+    state = states.layers[0]
+    state.inputs[1:] = random(*state.inputs[1:].shape, dtype=dtype)
+    state.memory[1:] = random(*state.memory[1:].shape)
+    return states
+
+
+SHAPES = [
+    Recurrence(key_heads=2, value_heads=4, key=16, value=32, taps=4),
+    Recurrence(key_heads=3, value_heads=3, key=12, value=20, taps=2),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("ordered", [False, True], ids=["", "ordered"])
+def test_linear_attention_of_decodes(dtype, shape, ordered):
+    layer = delta_of(shape, dtype, ordered=ordered)
+    states, others = states_of(shape, 9, dtype), states_of(shape, 9, dtype)
+    rows = torch.tensor([5, 1, 8], device=DEVICE)
+    width = shape.channels + shape.value_heads * (shape.value + 2)
+    projected = random(3, width, dtype=dtype)
+    places = torch.arange(width, device=DEVICE) if layer.order is None else layer.order
+    projected[1, places[-shape.value_heads :]] = 30  # times whose softplus is a straight line
+    step = attrs.evolve(step_of((1, 1, 1), (7, 8, 9), 40, 32), rows=rows)
+    for mine, its in zip(states._all, others._all, strict=True):
+        its.copy_(mine)
+
+    for _ in range(3):
+        got = fused.delta(projected, layer, states.layers[0], step)
+        close(got, reference.delta(projected, layer, others.layers[0], step))
+    for mine, its in zip(states._all, others._all, strict=True):
+        close(mine, its)
+
+
+def test_linear_attention_of_padding_leaves_its_state_zero():
+    layer, states = delta_of(SHAPES[0], torch.float32), states_of(SHAPES[0], 3, torch.float32)
+    width = SHAPES[0].channels + SHAPES[0].value_heads * (SHAPES[0].value + 2)
+    step = attrs.evolve(
+        step_of((1, 1), (0, 0), 40, 32), rows=torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    )
+    out = fused.delta(random(2, width), layer, states.layers[0], step)
+    assert out.isfinite().all()
+    assert not any(tensor[:, 0].any() for tensor in states._all)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("counts", [(1, 130, 2), (1, 64, 65), (1, 5, 200)], ids=str)
+def test_linear_attention_of_pieces_is_that_of_one_token_after_the_other(shape, counts):
+    layer = delta_of(shape, torch.float32)
+    states, others = (States({0: shape}, 5, torch.float32, DEVICE) for _ in range(2))
+    width = shape.channels + shape.value_heads * (shape.value + 2)
+    projected = random(sum(counts), width)
+    rows = torch.tensor([4, 1, 2], device=DEVICE)
+    whole = Step(
+        ids=rows, positions=rows, slots=rows, rows=rows, lengths=rows, table=rows, decodes=1,
+        counts=counts,
+    )  # fmt: skip
+
+    got = fused.delta(projected, layer, states.layers[0], whole)
+
+    wanted = []
+    for row, tokens in zip(rows, torch.split(projected, counts), strict=True):
+        one = attrs.evolve(whole, rows=row[None], counts=(1,))
+        wanted += [reference.delta(token[None], layer, others.layers[0], one) for token in tokens]
+    close(got, torch.cat(wanted), 1e-5)
+    for mine, its in zip(states._all, others._all, strict=True):
+        close(mine, its, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[::2], ids=str)

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 
 from cortex.neuron.engine.cache import Pages
-from cortex.neuron.engine.layers import Linear, Norm
+from cortex.neuron.engine.layers import Delta, Linear, Norm
 from cortex.neuron.engine.rows import Rows
+from cortex.neuron.engine.states import State
 from cortex.neuron.engine.step import Step
 
 
@@ -42,7 +43,8 @@ class Kernels(Protocol):
         Norm and turn queries and keys, and write keys and values to the cache.
 
         Args:
-            projected: Queries, keys and values, one behind the other.  # [tokens, out]
+            projected: Queries, keys and values, one behind the other; behind the query of each
+                head there may be as much of something else.  # [tokens, out]
             turns: By how much; see `Rotary.turns`.
             norms: Of queries and of keys, head by head.
             pages: Of the layer.
@@ -63,6 +65,22 @@ class Kernels(Protocol):
 
         Returns:
             # [tokens, heads, value_width]
+        """
+
+    def delta(
+        self, projected: torch.Tensor, layer: Delta, state: State, step: Step
+    ) -> torch.Tensor:
+        """
+        Take tokens into the states of their sequences, and answer from those.
+
+        Args:
+            projected: What *layer* made of them at first.  # [tokens, out]
+            layer: Of linear attention.
+            state: Of the layer.
+            step: Whose tokens they are.
+
+        Returns:
+            # [tokens, value_heads x value]
         """
 
     def pick(self, logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,13 @@ from torch.nn import functional
 from cortex.neuron.engine import sampler
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, blocks_for
 from cortex.neuron.engine.cache import Heads, Pages
-from cortex.neuron.engine.layers import Linear, Norm
+from cortex.neuron.engine.layers import Delta, Linear, Norm
 from cortex.neuron.engine.rows import Rows
+from cortex.neuron.engine.states import State
 from cortex.neuron.engine.step import Step
 
 FEW = 256  # tokens
+PIECE = 64  # tokens of a prompt that go through the delta rule together
 
 
 def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
@@ -46,6 +48,7 @@ def rotate(
     step: Step,
 ) -> torch.Tensor:
     kept = pages.heads
+    projected = _ungated(projected, kept)
     width = kept.count * kept.value
     turning, values = torch.split(projected, [projected.shape[1] - width, width], -1)
     turning = torch.unflatten(turning, -1, (-1, kept.key))
@@ -72,6 +75,15 @@ def attend(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def delta(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
+    parts = []
+    if step.decodes:
+        parts.append(_delta_decode(projected[: step.decodes], layer, state, step))
+    if step.decodes < len(projected):
+        parts.append(delta_chunks(projected[step.decodes :], layer, state, step))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
     return sampler.pick(logits, rows, which)
 
@@ -81,6 +93,16 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.dtype == torch.float32 and 1 < len(x) <= FEW and x.device.type == "cpu":
         return torch.mm(weight.to(x.dtype), x.T).T  # two times as fast as the other way round
     return functional.linear(x, weight.to(x.dtype))
+
+
+def _ungated(projected: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """Leave out what stands behind each query, if there is anything."""
+    rest = heads.count * (heads.key + heads.value)
+    width = (projected.shape[1] - rest) // heads.queries
+    if width == heads.key:
+        return projected
+    queries = torch.unflatten(projected[:, :-rest], 1, (heads.queries, width))[:, :, : heads.key]
+    return torch.cat([queries.flatten(1), projected[:, -rest:]], 1)
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -180,3 +202,124 @@ def visible(count: int, end: int, window: int | None, device: torch.device) -> t
     places = torch.arange(end, device=device)
     seen = places <= queries
     return seen & (places > queries - window) if window else seen
+
+
+def _delta_decode(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
+    """Take one token of each sequence that decodes into its state."""
+    rows = step.rows[: step.decodes]
+    inputs, gates, amounts, times = layer.parts(projected)
+    window = torch.cat([state.inputs[rows], inputs[:, None]], 1)
+    state.inputs[rows] = window[:, 1:]
+    queries, keys, values = _mixed((window * layer.taps).sum(1), layer)
+    memory = state.memory[rows] * _decays(times, layer).exp()[..., None, None]
+    off = values - (keys[..., None, :] @ memory)[..., 0, :]
+    memory += keys[..., None] * (off * amounts.float().sigmoid()[..., None])[..., None, :]
+    state.memory[rows] = memory
+    return _gated((queries[..., None, :] @ memory)[..., 0, :], gates, layer)
+
+
+def delta_chunks(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
+    """Take what does not decode, [tokens, out], into the states of its sequences."""
+    inputs, gates, amounts, times = layer.parts(projected)
+    amounts, decays = amounts.float().sigmoid(), _decays(times, layer)
+    out = amounts.new_empty(len(projected), layer.shape.value_heads, layer.shape.value)
+    start = 0
+    for number in range(step.decodes, len(step.counts)):
+        count = step.counts[number]
+        end, row = start + count, step.rows[number : number + 1]
+        window = torch.cat([state.inputs[row][0], inputs[start:end]])
+        state.inputs[row] = window[None, count:]
+        mixed = sum(window[n : n + count] * tap for n, tap in enumerate(layer.taps))
+        told = [x.transpose(0, 1) for x in _mixed(mixed, layer)]
+        told += [amounts[start:end].T, decays[start:end].T]
+        answer, memory = delta_rule(*told, memory=state.memory[row][0])
+        state.memory[row] = memory[None]
+        out[start:end] = answer.transpose(0, 1)
+        start = end
+    return _gated(out, gates, layer)
+
+
+def delta_rule(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    amounts: torch.Tensor,
+    decays: torch.Tensor,
+    *,
+    memory: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Take the tokens of one sequence into a memory, `PIECE` of them at a time.
+
+    Token i writes u_i = b_i (v_i - k_i M) under its key, where M is the memory it finds: that of
+    before the piece, faded, and what those before it in the piece wrote.  So within a piece
+    (1 + L) U = b (V - K M) with a lower triangle L, which is solved for V and K at once; only M
+    goes from piece to piece.
+
+    Args:
+        queries: # [heads, tokens, key] float32
+        keys: Of length one.  # [heads, tokens, key] float32
+        values: # [heads, tokens, value] float32
+        amounts: The b.  # [heads, tokens] float32
+        decays: By how much the memory fades before each, as logarithms.  # [heads, tokens] float32
+        memory: # [heads, key, value] float32
+
+    Returns:
+        What queries find, [heads, tokens, value], and the memory afterwards.
+    """
+    tokens = keys.shape[1]
+    size = min(PIECE, tokens)
+    lacking = -tokens % size
+    queries, keys, values = (
+        torch.unflatten(functional.pad(x, (0, 0, 0, lacking)), 1, (-1, size))
+        for x in (queries, keys, values)
+    )
+    amounts, decays = (
+        torch.unflatten(functional.pad(x, (0, lacking)), 1, (-1, size)) for x in (amounts, decays)
+    )
+    since = decays.cumsum(-1)[..., None]  # [heads, pieces, size, 1]
+    above = torch.ones(size, size, dtype=torch.bool, device=keys.device).triu(1)
+    between = (since - since.transpose(-1, -2)).masked_fill(above, -torch.inf).exp()
+    ends = since[:, :, -1:]
+    written = keys * amounts[..., None]
+    lower = written @ keys.transpose(-1, -2) * between
+    known = torch.cat([values * amounts[..., None], written * since.exp()], -1)
+    solved = torch.linalg.solve_triangular(lower, known, upper=False, unitriangular=True)
+    writes, overwrites = torch.split(solved, [values.shape[-1], keys.shape[-1]], -1)
+    near = queries @ keys.transpose(-1, -2) * between
+    far, later = queries * since.exp(), (keys * (ends - since).exp()).transpose(-1, -2)
+    fades = ends.exp()
+    out = []
+    for piece in range(keys.shape[1]):
+        wrote = writes[:, piece] - overwrites[:, piece] @ memory
+        out.append(far[:, piece] @ memory + near[:, piece] @ wrote)
+        memory = memory * fades[:, piece] + later[:, piece] @ wrote
+    return torch.cat(out, 1)[:, :tokens], memory
+
+
+def _mixed(mixed: torch.Tensor, layer: Delta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries, keys and values of what the convolution gave: [tokens, heads, width]."""
+    shape = layer.shape
+    width = shape.key_heads * shape.key
+    parts = torch.split(functional.silu(mixed), [width, width, mixed.shape[1] - 2 * width], -1)
+    queries, keys, values = (
+        torch.unflatten(part, -1, (-1, size))
+        for part, size in zip(parts, (shape.key, shape.key, shape.value), strict=True)
+    )
+    group = shape.value_heads // shape.key_heads
+    queries, keys = (
+        (x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).repeat_interleave(group, 1)
+        for x in (queries, keys)
+    )
+    return queries * shape.key**-0.5, keys, values
+
+
+def _decays(times: torch.Tensor, layer: Delta) -> torch.Tensor:
+    return layer.decay * functional.softplus(times.float() + layer.delay.float())
+
+
+def _gated(x: torch.Tensor, gates: torch.Tensor, layer: Delta) -> torch.Tensor:
+    """Norm what was found, [tokens, heads, value] float32, and gate it: [tokens, width]."""
+    of = layer.after
+    normed = functional.rms_norm(x, of.weight.shape, of.weight.float(), of.eps)
+    return (normed.flatten(1) * functional.silu(gates.float())).to(gates.dtype)

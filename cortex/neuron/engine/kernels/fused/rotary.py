@@ -14,27 +14,32 @@ from cortex.neuron.engine.step import Step
 @triton.jit
 def rotate_kernel(
     projected, query_norm, key_norm, cosines, sines, slots, keys, values, out,
-    stride, eps, shift,
+    stride, eps, shift, apart,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     TURNED: tl.constexpr, PAD: tl.constexpr, IS_NORMED: tl.constexpr,
 ):  # fmt: skip
-    """Do one head of one token: queries' heads come first, then keys', then values'."""
+    """
+    Do one head of one token: queries' heads come first, then keys', then values'.
+
+    A query is *apart* from the next, which are WIDTH or more.
+    """
     token, head = tl.program_id(0), tl.program_id(1)
     at = tl.arange(0, PAD)
     row = projected + token * stride
+    start = tl.minimum(head, HEADS) * apart + tl.maximum(head - HEADS, 0) * WIDTH
     slot = tl.load(slots + token)
     if head >= HEADS + KV_HEADS:
         number = head - HEADS - KV_HEADS
         is_in = at < VALUE_WIDTH
-        start = (HEADS + KV_HEADS) * WIDTH + number * VALUE_WIDTH
+        start = HEADS * apart + KV_HEADS * WIDTH + number * VALUE_WIDTH
         value = tl.load(row + start + at, mask=is_in)
         tl.store(values + (slot * KV_HEADS + number) * VALUE_WIDTH + at, value, mask=is_in)
     else:
         half: tl.constexpr = TURNED // 2
         is_in = at < WIDTH
         other = tl.where(at < half, at + half, tl.where(at < TURNED, at - half, at))
-        x = tl.load(row + head * WIDTH + at, mask=is_in, other=0.0).to(tl.float32)
-        y = tl.load(row + head * WIDTH + other, mask=is_in, other=0.0).to(tl.float32)
+        x = tl.load(row + start + at, mask=is_in, other=0.0).to(tl.float32)
+        y = tl.load(row + start + other, mask=is_in, other=0.0).to(tl.float32)
         is_query = head < HEADS
         if IS_NORMED:
             root = 1.0 / tl.sqrt(tl.sum(x * x, 0) / WIDTH + eps)
@@ -68,7 +73,8 @@ def rotate(
 ) -> torch.Tensor:
     kept = pages.heads
     tokens, width = projected.shape
-    heads = (width - kept.count * (kept.key + kept.value)) // kept.key
+    heads = kept.queries
+    apart = (width - kept.count * (kept.key + kept.value)) // heads
     out = projected.new_empty(tokens, heads, kept.key)
     query_norm, key_norm = norms or (None, None)
     rotate_kernel[tokens, heads + 2 * kept.count](
@@ -79,6 +85,7 @@ def rotate(
         projected.stride(0),
         0.0 if query_norm is None else query_norm.eps,
         0.0 if query_norm is None else query_norm.shift,
+        apart,
         HEADS=heads, KV_HEADS=kept.count, WIDTH=kept.key, VALUE_WIDTH=kept.value,
         TURNED=2 * turns.shape[2],
         PAD=triton.next_power_of_2(max(kept.key, kept.value)),

@@ -1,0 +1,137 @@
+"""Small random models of many families, and engines over them without a worker around."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+import transformers
+
+from cortex.neuron.engine.batching import Batching
+from cortex.neuron.engine.blocks import Blocks
+from cortex.neuron.engine.cache import Cache
+from cortex.neuron.engine.jobs import Generate
+from cortex.neuron.engine.modules import Modules, record, recurrences
+from cortex.neuron.engine.runner import Runner
+from cortex.neuron.engine.snapshots import Snapshots
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.2,  # so that who attends to what has a say
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SHARED = {"shared_expert_intermediate_size": 32}
+HYBRID = ["linear_attention", "full_attention", "linear_attention"]
+LINEAR = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
+    "phi3": {},
+    "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.7},
+    "qwen3_moe": {"head_dim": 16, **EXPERTS},
+    "olmo2": {},
+    "gemma2": {"head_dim": 16, "sliding_window": 24},
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 24,
+    },
+    "gpt2": {"n_positions": 1024},
+    "qwen3_5_text": {"layer_types": HYBRID, **LINEAR},
+    "qwen3_5_moe_text": {"layer_types": HYBRID, **LINEAR, **EXPERTS, **SHARED},
+    "qwen3_next": {"layer_types": HYBRID, **LINEAR, **EXPERTS, **SHARED},
+}
+HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+STACKS = ("llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "qwen3_moe", "gpt_oss", *HYBRIDS)
+
+
+def model_of(family):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]})
+    module = transformers.AutoModelForCausalLM.from_config(config).eval().to(DEVICE)
+    for parameter in module.parameters():
+        if family in HYBRIDS and parameter.ndim == 1:  # made all ones or zeros
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return module
+
+
+def engine_of(
+    module,
+    *,
+    body=None,
+    blocks=200,
+    rows=16,
+    budget_tokens=64,
+    runs_ahead=False,
+    end_tokens=(),
+    snapshots=20,
+):
+    heads, recurrent = record(module, torch.arange(3, device=DEVICE)), recurrences(module)
+    slots = 1 + rows + snapshots
+    cache = Cache(heads, blocks, module.dtype, DEVICE, recurrent=recurrent, slots=slots)
+    body = body or Modules(module)
+    runner = Runner(body, cache, rows=rows, blocks=blocks, device=DEVICE)
+    return Batching(
+        runner,
+        Blocks(blocks),
+        rows=rows,
+        budget_tokens=budget_tokens,
+        end_tokens=frozenset(end_tokens),
+        runs_ahead=runs_ahead,
+        snapshots=Snapshots(1 + rows, snapshots) if recurrent else None,
+    )
+
+
+def greedy(module, prompt, count):
+    """Return what the model's own forward says, a token after the other, without any cache."""
+    module.set_attn_implementation("eager")
+    tokens = list(prompt)
+    for _ in range(count):
+        logits = module(input_ids=torch.tensor([tokens], device=DEVICE), use_cache=False).logits
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def ask(name, prompt, count, **more):
+    more = {"temperature": 0.0, **more}
+    return Generate(id=name, model="m", prompt=list(prompt), max_tokens=count, **more)
+
+
+def run(engine, jobs=(), until=None):
+    """Return what was said, by request, and how each ended."""
+    for job in jobs:
+        engine.add(job)
+    said, ends = {}, {}
+    while engine.has_work and not (until and until(said)):
+        tokens, ended = engine.step()
+        for token in tokens:
+            said.setdefault(token.request, []).append(token.id)
+        ends |= {event.id: event for event in ended}
+    return said, ends
+
+
+def prompts(count, seed=0, shared=0):
+    made = random.Random(seed)
+    beginning = [made.randrange(3, 300) for _ in range(shared)]
+    lengths = [made.choice([1, 5, 16, 17, 40, 90]) for _ in range(count)]
+    return [beginning + [made.randrange(3, 300) for _ in range(n)] for n in lengths]

@@ -1,0 +1,172 @@
+"""Models some of whose layers keep a state: what is copied when, and what of a prompt is found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cortex.neuron.engine import probe
+from cortex.neuron.engine.cache import Cache
+from cortex.neuron.engine.jobs import Done, Lost
+from cortex.neuron.engine.kernels import kernels_for
+from cortex.neuron.engine.modules import Modules, record, recurrences
+from cortex.neuron.engine.snapshots import Snapshots
+from cortex.neuron.engine.stack import Stack
+from tests.neuron.engine.engines import (
+    DEVICE,
+    HYBRIDS,
+    ask,
+    engine_of,
+    greedy,
+    model_of,
+    prompts,
+    run,
+)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    return model_of("qwen3_5_text")
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize("tier", ["modules", "fused"])
+def test_logits_are_those_of_the_models_own_forward(family, tier):
+    module = model_of(family)
+    tried = probe.sequences(300, DEVICE)
+    wanted = probe.truth(module, tried)
+    heads, recurrent = record(module, tried[0]), recurrences(module)
+    cache = Cache(
+        heads, probe.BLOCKS, torch.float32, DEVICE, recurrent=recurrent, slots=probe.SLOTS
+    )
+    body = Modules(module) if tier == "modules" else Stack(module, kernels_for(DEVICE))
+
+    assert probe.error(body, cache, tried, wanted) < 1e-5
+    assert probe.error(body, cache, tried, wanted) < 1e-5, "it does not begin anew"
+
+
+def test_the_models_own_forward_stays_as_it_was(hybrid):
+    (prompt,) = prompts(1)
+    wanted = greedy(hybrid, prompt, 4)
+    Modules(hybrid)
+    Stack(hybrid, kernels_for(DEVICE))
+    assert greedy(hybrid, prompt, 4) == wanted
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+@pytest.mark.parametrize(
+    ("length", "more", "found"),
+    [(16, 5, 16), (17, 0, 16), (31, 3, 16), (32, 0, 16), (32, 1, 32), (100, 0, 96), (100, 60, 96)],
+)
+def test_a_prompt_goes_on_from_the_end_of_one_before(hybrid, length, more, found, runs_ahead):
+    whole = [3 + (7 * n) % 290 for n in range(length + more)]
+    engine = engine_of(hybrid, runs_ahead=runs_ahead)
+
+    _, before = run(engine, [ask("first", whole[:length], 4)])
+    said, ends = run(engine, [ask("second", whole, 4)])
+
+    assert before["first"].cached_tokens == 0
+    assert ends["second"].cached_tokens == found
+    assert said["second"] == greedy(hybrid, whole, 4)
+    engine.scheduler.check()
+
+
+def test_where_prompts_part_is_found_by_the_third(hybrid):
+    asked = [[*range(5, 105), 200 + n, *range(10, 30)] for n in range(3)]
+    engine = engine_of(hybrid)
+
+    said, ends = {}, {}
+    for number, prompt in enumerate(asked):
+        told, ended = run(engine, [ask(str(number), prompt, 4)])
+        said |= told
+        ends |= ended
+
+    assert [ends[str(n)].cached_tokens for n in range(3)] == [0, 0, 96]
+    assert said == {str(n): greedy(hybrid, prompt, 4) for n, prompt in enumerate(asked)}
+
+
+def test_a_long_prompt_is_found_by_one_that_shares_some_of_it(hybrid):
+    shared = [3 + n % 290 for n in range(2100)]
+    engine = engine_of(hybrid, blocks=400, budget_tokens=512)
+
+    run(engine, [ask("first", [*shared, *range(5, 105)], 2)])
+    said, ends = run(engine, [ask("second", [*shared, 7], 2)])
+
+    assert ends["second"].cached_tokens == 2048
+    assert said["second"] == greedy(hybrid, [*shared, 7], 2)
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+def test_whoever_comes_to_a_row_finds_nothing_of_who_left_it(hybrid, runs_ahead):
+    first, second = prompts(2, seed=4)
+    engine = engine_of(hybrid, rows=1, runs_ahead=runs_ahead)
+
+    run(engine, [ask("first", first, 30)], until=lambda said: len(said.get("first", ())) == 5)
+    engine.cancel("first")
+    said, _ = run(engine, [ask("second", second, 8)])
+
+    assert said["second"] == greedy(hybrid, second, 8)
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+def test_who_gave_its_place_back_goes_on_as_if_it_had_not(hybrid, runs_ahead):
+    asked = prompts(8, seed=2, shared=30)
+    wanted = {str(n): greedy(hybrid, prompt, 25) for n, prompt in enumerate(asked)}
+    engine = engine_of(hybrid, blocks=20, budget_tokens=48, runs_ahead=runs_ahead, snapshots=3)
+
+    said, _ = run(engine, [ask(str(n), prompt, 25) for n, prompt in enumerate(asked)])
+
+    assert engine.scheduler.preemptions
+    assert said == wanted
+    engine.scheduler.check()
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+def test_a_step_that_breaks_off_half_way_leaves_states_as_they_were(
+    hybrid, monkeypatch, runs_ahead
+):
+    engine = engine_of(hybrid, budget_tokens=512, runs_ahead=runs_ahead)
+    short, long = prompts(1, seed=1)[0], [5] * 300
+    body, real = engine._runner._body, engine._runner._body.logits
+
+    def logits(step, cache):
+        out = real(step, cache)
+        if len(step.ids) > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return out
+
+    monkeypatch.setattr(body, "logits", logits)
+    begun, _ = run(
+        engine, [ask("short", short, 12)], until=lambda said: len(said.get("short", ())) == 3
+    )
+    said, ends = run(engine, [ask("long", long, 5)])
+
+    assert isinstance(ends["long"], Lost)
+    assert isinstance(ends["short"], Done)
+    assert begun["short"] + said["short"] == greedy(hybrid, short, 12)
+    engine.scheduler.check()
+
+
+def test_the_snapshot_that_was_used_last_stays():
+    snapshots = Snapshots(5, 2)
+    assert [snapshots.keep(name) for name in (b"a", b"b")] == [5, 6]
+    assert snapshots.find(b"a") == 5
+    assert snapshots.keep(b"c") == 6
+    assert b"b" not in snapshots
+    assert snapshots.keep(b"a") is None
+    assert snapshots.keep(b"d") == 6
+    snapshots.check()
