@@ -31,8 +31,8 @@ from cortex.neuron.engine.weights import Weights
 HEADROOM = 0.1  # of the memory a model may take: activations, and what the allocator rounds up
 QUANTISED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 CPU_CACHE_BYTES = 2 << 30  # on a host, whose memory is not the model's alone
-SNAPSHOTS = 4  # of states, for each sequence at most
-SNAPSHOT_SHARE = 0.25  # of the room for the cache, at most
+STATE_SHARE = 0.25  # of the room for the cache, for states at most; for their snapshots as well
+SNAPSHOTS = 4  # for each sequence at most
 LEAST_TOKENS = 2048  # a cache of fewer is refused, if the model's context has as many
 
 
@@ -84,22 +84,22 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     if isinstance(body, Stack) and job.quant is not None:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
-    slots = count_slots(job, weights, recurrent, device)
+    rows, snapshots = count_states(job, weights, recurrent, device)
+    slots = 1 + rows + snapshots
     taken = slots * slot_bytes(recurrent, module.dtype)
-    blocks = count_blocks(job, weights, heads, device, taken)
+    blocks = count_blocks(job, weights, heads, device, rows=rows, taken=taken)
     cache = Cache(heads, blocks, module.dtype, device, recurrent=recurrent, slots=slots)
     context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
-    runner = Runner(body, cache, rows=job.max_sequences, blocks=blocks_for(context), device=device)
+    runner = Runner(body, cache, rows=rows, blocks=blocks_for(context), device=device)
     runner.warm_up()
-    first = 1 + job.max_sequences
     batching = Batching(
         runner,
         Blocks(blocks),
-        rows=job.max_sequences,
+        rows=rows,
         budget_tokens=job.max_batch_tokens,
         end_tokens=weights.end_tokens,
         runs_ahead=device.type == "cuda",
-        snapshots=Snapshots(first, slots - first) if recurrent else None,
+        snapshots=Snapshots(1 + rows, snapshots) if recurrent else None,
     )
     return Model(
         weights=weights,
@@ -149,19 +149,26 @@ def begin(
     return Embedding(job, weights, weights.pooling, device)
 
 
-def count_slots(
+def count_states(
     job: Load, weights: Weights, recurrent: dict[int, Recurrence], device: torch.device
-) -> int:
-    """Return how many states are kept: one of padding, one a sequence, and snapshots."""
+) -> tuple[int, int]:
+    """Return how many sequences run at once, and how many snapshots of states there are."""
     if not recurrent:
-        return 0
-    room = _room(job, weights, device) * SNAPSHOT_SHARE
+        return job.max_sequences, 0
+    room = _room(job, weights, device) * STATE_SHARE
     fit = int(room / slot_bytes(recurrent, weights.module.dtype))
-    return 1 + job.max_sequences + max(1, min(SNAPSHOTS * job.max_sequences, fit))
+    rows = max(1, min(job.max_sequences, fit))
+    return rows, max(1, min(SNAPSHOTS * rows, fit))
 
 
 def count_blocks(
-    job: Load, weights: Weights, heads: dict[int, Heads], device: torch.device, taken: int = 0
+    job: Load,
+    weights: Weights,
+    heads: dict[int, Heads],
+    device: torch.device,
+    *,
+    rows: int,
+    taken: int,
 ) -> int:
     """
     Return how many blocks the cache gets: enough for all sequences, or what there is room for.
@@ -171,6 +178,7 @@ def count_blocks(
         weights: Of it.
         heads: What a layer keeps of a token, by layer.
         device: Where.
+        rows: Sequences that run at once.
         taken: Bytes of the cache that are for states.
 
     Raises:
@@ -188,7 +196,7 @@ def count_blocks(
             f"{job.model}: {room >> 20} MiB are left for its cache, {-(-least >> 20)} are needed",
             details={"needed_mb": -(-(weights.used_bytes + least) >> 20), "free_mb": free >> 20},
         )
-    return int(min(1 + per_sequence * job.max_sequences, (room - taken) // block_bytes))
+    return int(min(1 + per_sequence * rows, (room - taken) // block_bytes))
 
 
 def _room(job: Load, weights: Weights, device: torch.device) -> int:

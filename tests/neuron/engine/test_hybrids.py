@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
-from cortex.neuron.engine import probe
+from cortex.neuron.engine import model, probe, weights
 from cortex.neuron.engine.cache import Cache
-from cortex.neuron.engine.jobs import Done, Lost
+from cortex.neuron.engine.jobs import Done, Load, Lost
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.snapshots import Snapshots
@@ -15,6 +16,7 @@ from cortex.neuron.engine.stack import Stack
 from tests.neuron.engine.engines import (
     DEVICE,
     HYBRIDS,
+    LINEAR,
     ask,
     engine_of,
     greedy,
@@ -22,6 +24,9 @@ from tests.neuron.engine.engines import (
     prompts,
     run,
 )
+from tests.neuron.engine.tiny import SIZES, byte_tokenizer
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +175,56 @@ def test_the_snapshot_that_was_used_last_stays():
     assert snapshots.keep(b"a") is None
     assert snapshots.keep(b"d") == 6
     snapshots.check()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A whole Qwen3.5, which can see, as they are published."""
+    folder, tokens = tmp_path_factory.mktemp("qwen3_5"), byte_tokenizer()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokens, eos_token="<|end|>"
+    ).save_pretrained(folder)
+    sizes = {**SIZES, **LINEAR, "num_hidden_layers": 4, "vocab_size": tokens.get_vocab_size()}
+    sight = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32}
+    sight |= {"out_hidden_size": 64, "patch_size": 4}
+    config = transformers.AutoConfig.for_model("qwen3_5", text_config=sizes, vision_config=sight)
+    torch.manual_seed(0)
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def built(checkpoint, **more):
+    job = Load(model="m", path=str(checkpoint), max_sequences=4, **more)
+    return model.build(job, weights.load(job, CPU, lambda *_: None), CPU)
+
+
+@pytest.mark.timeout(60)
+def test_a_checkpoint_that_can_see_as_well_is_run_for_its_text(checkpoint):
+    made = built(checkpoint)
+
+    assert made.body.startswith("fused: ")
+    first, ends = run(made.engine, [ask("first", range(5, 45), 4)])
+    second, found = run(made.engine, [ask("second", range(5, 45), 4)])
+    assert (ends["first"].cached_tokens, found["second"].cached_tokens) == (0, 32)
+    assert first["first"] == second["second"]
+
+
+@pytest.mark.timeout(60)
+def test_its_layers_are_kept_in_eight_bits(checkpoint):
+    whole, small = built(checkpoint), built(checkpoint, quant="int8")
+
+    assert small.used_bytes < whole.used_bytes
+    said, _ = run(small.engine, [ask("r", range(5, 45), 4)])
+    assert len(said["r"]) == 4
+
+
+@pytest.mark.timeout(60)
+def test_states_leave_room_for_keys_and_values(checkpoint):
+    whole = built(checkpoint)
+    room = whole.weights.used_bytes + (1 << 21)
+    made = built(checkpoint, memory_bytes=int(room / (1 - model.HEADROOM)), context=512)
+
+    assert made.used_bytes <= room
+    assert made.context == 512
+    said, _ = run(made.engine, [ask(str(n), range(5, 45 + n), 4) for n in range(6)])
+    assert {len(tokens) for tokens in said.values()} == {4}
