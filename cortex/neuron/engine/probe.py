@@ -118,6 +118,7 @@ def _step(
         rows=torch.tensor(order, device=device) + 1,
         lengths=torch.tensor(ends, dtype=torch.int32, device=device),
         table=torch.stack([torch.arange(f, f + width) for f in (0, *firsts)]).int().to(device),
+        lasts=torch.tensor(starts[1:], device=device) - 1,
         wanted=torch.arange(sum(counts), device=device),
         decodes=counts.count(1),
         counts=counts,

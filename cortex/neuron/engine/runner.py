@@ -4,7 +4,7 @@ Runs plans on the device: makes steps of them, samples, and brings the tokens ba
 What steps need of a sequence for longer lives on the device, a row a sequence.  `launch` only
 queues work; `Launched.tokens` waits for it.  A step in which all only decode, which most are, is
 made on the device of the rows alone; any other comes as one tensor.  On a GPU a step is a CUDA
-graph, of one of some sizes; with pieces of prompts, of a model that keeps states, it is not.
+graph, of one of some sizes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class Runner:
         self._which = torch.zeros(rows, dtype=torch.int64, device=device)
         self._batches: dict[Shape, Batch] = {}  # that graphs read
         self._graphs = Graphs() if device.type == "cuda" else None
-        self._pads = self._graphs is not None and not cache.states.layers
 
     def warm_up(self) -> None:
         """Make ready what the first requests would have to wait for, on rows of padding."""
@@ -85,7 +84,7 @@ class Runner:
             return
         for size in (*reversed(self._sizes), *reversed(self._sizes)):
             self._graphs.run(size, partial(self.decode, self._which[:size]))
-        for count in (1, 2) if self._pads else ():
+        for count in (1, 2):
             shape = Shape(0, 32 * count, 1, 1, self._cache.tile_tokens).padded()
             assert shape is not None  # noqa: S101 - there is one of so few
             self._mixed(shape, [0] * sum(shape.fields))
@@ -104,7 +103,7 @@ class Runner:
             ones = [chunk for chunk in chunks if chunk.count == 1]
             others = [chunk for chunk in chunks if chunk.count > 1]
             shape = filled = Shape.of(chunks, self._cache.tile_tokens)
-            if self._pads:
+            if self._graphs is not None:
                 shape = filled.padded() or filled
             logits, picked, which = self._mixed(
                 shape,
@@ -222,6 +221,7 @@ class Runner:
             lengths=batch.lengths.int(),
             table=rows.table,
             decodes=batch.shape.decodes,
+            lasts=batch.lasts,
             wanted=batch.lasts,
             tiles=batch.tiles if len(batch.tiles) else None,
             tile_tokens=batch.shape.tile_tokens,

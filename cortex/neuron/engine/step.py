@@ -20,6 +20,8 @@ class Step:
         rows: Of each sequence, in *table*.  # [sequences] int64
         lengths: Keys of each sequence, the new ones included.  # [sequences] int32
         table: Blocks of each row; what is beyond its length is anything.  # [rows, blocks] int32
+        lasts: The last token of each sequence, in the batch; None where all decode.
+            # [sequences] int64
         wanted: Tokens whose logits are wanted; None is all.  # [wanted] int64
         tiles: Pieces of what does not decode, each of which attends by itself: its row, its first
             token in the batch, how many it has, and how many keys the last of them sees; none of
@@ -35,6 +37,7 @@ class Step:
     lengths: torch.Tensor
     table: torch.Tensor
     decodes: int
+    lasts: torch.Tensor | None = None
     wanted: torch.Tensor | None = None
     tiles: torch.Tensor | None = None
     tile_tokens: int = 1

@@ -119,6 +119,7 @@ def step_of(counts, before, blocks, tile_tokens):
         rows=torch.arange(len(counts), device=DEVICE),
         lengths=torch.tensor(ends, dtype=torch.int32, device=DEVICE),
         table=table.int().to(DEVICE),
+        lasts=torch.tensor([*accumulate(counts)], device=DEVICE) - 1,
         decodes=counts.count(1),
         counts=counts,
         ends=ends,
@@ -249,9 +250,54 @@ def test_linear_attention_of_padding_leaves_its_state_zero():
     assert not any(tensor[:, 0].any() for tensor in states._all)
 
 
+def test_linear_attention_of_the_same_token_again_and_again():
+    """What its keys have written is nearly all overwritten each time."""
+    shape = Recurrence(key_heads=1, value_heads=1, key=64, value=32, taps=4)
+    layer = attrs.evolve(delta_of(shape, torch.float32), decay=torch.tensor([-1e-3], device=DEVICE))
+    states, others = (States({0: shape}, 2, torch.float32, DEVICE) for _ in range(2))
+    projected = random(1, shape.channels + shape.value + 2).repeat(90, 1)
+    projected[:, shape.channels - shape.value : shape.channels] = random(90, shape.value)
+    projected[:, -2] = 6.0  # the amount: nearly all
+    rows = torch.tensor([1], device=DEVICE)
+    step = attrs.evolve(step_of((90,), (0,), 40, 32), rows=rows)
+
+    got = fused.delta(projected, layer, states.layers[0], step)
+
+    close(got, reference.delta(projected, layer, others.layers[0], step), 1e-3)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_linear_attention_of_a_padded_batch_is_that_of_an_exact_one(dtype):
+    shape, rows = SHAPES[0], [4, 1, 2]
+    layer = delta_of(shape, dtype)
+    states, others = states_of(shape, 5, dtype), states_of(shape, 5, dtype)
+    for mine, its in zip(states._all, others._all, strict=True):
+        its.copy_(mine)
+    exact = attrs.evolve(
+        step_of((1, 20, 3), (7, 8, 9), 40, 32), rows=torch.tensor(rows, device=DEVICE)
+    )
+    padded = attrs.evolve(
+        exact,
+        decodes=3,
+        rows=torch.tensor([4, 0, 0, 1, 2, 0, 0], device=DEVICE),
+        lasts=torch.tensor([0, 0, 0, 22, 25, 0, 0], device=DEVICE),
+    )
+    width = shape.channels + shape.value_heads * (shape.value + 2)
+    projected = random(40, width, dtype=dtype)
+    places = [0, *range(3, 26)]
+
+    got = fused.delta(projected, layer, states.layers[0], padded)
+
+    assert got.isfinite().all()
+    close(got[places], reference.delta(projected[places], layer, others.layers[0], exact))
+    for mine, its in zip(states._all, others._all, strict=True):
+        close(mine, its)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("counts", [(1, 130, 2), (1, 64, 65), (1, 5, 200)], ids=str)
-def test_linear_attention_of_pieces_is_that_of_one_token_after_the_other(shape, counts):
+@pytest.mark.parametrize("kernels", [fused, reference], ids=["fused", "reference"])
+def test_linear_attention_of_pieces_is_that_of_one_token_after_the_other(shape, counts, kernels):
     layer = delta_of(shape, torch.float32)
     states, others = (States({0: shape}, 5, torch.float32, DEVICE) for _ in range(2))
     width = shape.channels + shape.value_heads * (shape.value + 2)
@@ -259,10 +305,10 @@ def test_linear_attention_of_pieces_is_that_of_one_token_after_the_other(shape, 
     rows = torch.tensor([4, 1, 2], device=DEVICE)
     whole = Step(
         ids=rows, positions=rows, slots=rows, rows=rows, lengths=rows, table=rows, decodes=1,
-        counts=counts,
+        counts=counts, lasts=torch.tensor([*accumulate(counts)], device=DEVICE) - 1,
     )  # fmt: skip
 
-    got = fused.delta(projected, layer, states.layers[0], whole)
+    got = kernels.delta(projected, layer, states.layers[0], whole)
 
     wanted = []
     for row, tokens in zip(rows, torch.split(projected, counts), strict=True):

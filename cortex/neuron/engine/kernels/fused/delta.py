@@ -1,7 +1,8 @@
 """
-The gated delta rule for sequences that decode: two kernels, whose time is that of the states.
+The gated delta rule, for sequences that decode and for pieces of prompts: two kernels each.
 
-Pieces of prompts go through plain torch: few large products.
+The time of decodes is that of their states.  A prompt goes through a head's memory `SIZE` tokens at
+a time, in one program from first to last; what it computes `reference.delta_rule` says.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
-from cortex.neuron.engine.kernels import reference
 from cortex.neuron.engine.layers import Delta
 from cortex.neuron.engine.states import State
 from cortex.neuron.engine.step import Step
 
 LONG = tl.constexpr(20.0)  # times beyond are what their softplus is
-PART = 512  # channels of the convolution a program does
+PART = 512  # channels of the convolution a program does, of one token
+SOME, TOKENS = 128, 32  # channels and tokens at a time, of several
+SIZE = 16  # tokens that go through a memory together
+LOWEST = tl.constexpr(-1e30)  # a logarithm of nothing
 
 
 @triton.jit
@@ -43,9 +46,62 @@ def convolve_kernel(
 
 
 @triton.jit
-def unit(vector):
-    """Return a vector of length one."""
-    return vector / tl.sqrt(tl.sum(vector * vector, 0) + 1e-6)
+def span(lasts, rows, decodes):
+    """Return the row of a sequence that does not decode, its first token and its last."""
+    number = decodes + tl.program_id(0)
+    before = tl.maximum(number - 1, 0)
+    row = tl.load(rows + number)
+    first = tl.where(number > decodes, tl.load(lasts + before) + 1, decodes)
+    return row, first, tl.where(row > 0, tl.load(lasts + number), first - 1)
+
+
+@triton.jit
+def convolve_pieces_kernel(
+    inputs, latest, taps, rows, lasts, out, stride, decodes,
+    CHANNELS: tl.constexpr, TAPS: tl.constexpr, PART: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Do the same for some channels of all tokens of one sequence."""
+    at = tl.program_id(1) * PART + tl.arange(0, PART)
+    is_in = at < CHANNELS
+    row, first, last = span(lasts, rows, decodes)
+    slot = inputs + row * (TAPS - 1) * CHANNELS + at
+    for start in range(first, last + 1, TOKENS):
+        token = start + tl.arange(0, TOKENS)
+        total = tl.zeros([TOKENS, PART], tl.float32)
+        for tap in tl.static_range(TAPS):
+            place = token - (TAPS - 1 - tap) - first  # below 0 it is of the step before
+            is_new = (place >= 0) & (token <= last)
+            new_in = is_new[:, None] & is_in[None, :]
+            old_in = (place < 0)[:, None] & is_in[None, :]
+            new = latest + (first + place)[:, None] * stride + at[None, :]
+            old = slot[None, :] + (TAPS - 1 + place)[:, None] * CHANNELS
+            x = tl.load(new, mask=new_in, other=0.0).to(tl.float32)
+            x += tl.load(old, mask=old_in, other=0.0).to(tl.float32)
+            total += x * tl.load(taps + tap * CHANNELS + at, mask=is_in, other=0.0)[None, :]
+        to = out + token[:, None] * CHANNELS + at[None, :]
+        is_out = (token <= last)[:, None] & is_in[None, :]
+        tl.store(to, total / (1.0 + tl.exp(-total)), mask=is_out)
+    tl.debug_barrier()  # others of the program have read what is overwritten
+    count = last + 1 - first
+    for number in tl.static_range(TAPS - 1):
+        place = count + number - (TAPS - 1)
+        is_new = at < tl.where(place >= 0, CHANNELS, 0)
+        is_old = at < tl.where(place < 0, CHANNELS, 0)
+        new = tl.load(latest + (first + place) * stride + at, mask=is_new, other=0.0)
+        old = tl.load(slot + (TAPS - 1 + place) * CHANNELS, mask=is_old, other=0.0)
+        is_kept = at < tl.where(count > 0, CHANNELS, 0)
+        tl.store(slot + number * CHANNELS, tl.where(place >= 0, new, old), mask=is_kept)
+
+
+@triton.jit
+def unit(vectors):
+    """Return vectors of length one: [..., width]."""
+    return vectors / tl.sqrt(tl.sum(vectors * vectors, -1, keep_dims=True) + 1e-6)
+
+
+@triton.jit
+def softplus(time):
+    return tl.where(time > LONG, time, tl.log(1.0 + tl.exp(tl.minimum(time, LONG))))
 
 
 @triton.jit
@@ -66,8 +122,7 @@ def delta_kernel(
     own = start + 2 * KEY_HEADS * KEY + head * VALUE + wide
     value = tl.load(own, mask=is_wide, other=0.0)
     time = tl.load(times + number * stride + head).to(tl.float32)
-    time += tl.load(delay + head).to(tl.float32)
-    time = tl.where(time > LONG, time, tl.log(1.0 + tl.exp(tl.minimum(time, LONG))))
+    time = softplus(time + tl.load(delay + head).to(tl.float32))
     fade = tl.exp(tl.load(decay + head) * time)
     amount = 1.0 / (1.0 + tl.exp(-tl.load(amounts + number * stride + head).to(tl.float32)))
     at = memory + ((row * VALUE_HEADS + head) * KEY + low)[:, None] * VALUE + wide[None, :]
@@ -87,31 +142,108 @@ def delta_kernel(
     tl.store(to, answer.to(out.dtype.element_ty), mask=is_wide)
 
 
-def delta(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
-    shape = layer.shape
-    out = projected.new_empty(len(projected), shape.value_heads * shape.value)
-    if step.decodes:
-        _decode(projected[: step.decodes], layer, state, step, out)
-    if step.decodes < len(projected):
-        out[step.decodes :] = reference.delta_chunks(projected[step.decodes :], layer, state, step)
+@triton.jit
+def inverse(lower, SIZE: tl.constexpr):
+    """
+    Return the inverse of 1 + *lower*, a triangle: [SIZE, SIZE]; SIZE is 16.
+
+    It is 1 - L + L^2 - ..., or (1 - L) (1 + L^2) (1 + L^4) (1 + L^8).  Powers can be some thousand
+    times as large as what they add up to, so the products are exact to 24 bits.
+    """
+    at = tl.arange(0, SIZE)
+    out = tl.where(at[:, None] == at[None, :], 1.0, 0.0) - lower
+    for _ in tl.static_range(3):
+        lower = tl.dot(lower, lower, input_precision="ieee")
+        out += tl.dot(out, lower, input_precision="ieee")
     return out
 
 
-def _decode(
-    projected: torch.Tensor, layer: Delta, state: State, step: Step, out: torch.Tensor
-) -> None:
-    shape, count = layer.shape, len(projected)
+@triton.jit
+def delta_pieces_kernel(
+    mixed, gates, amounts, times, decay, delay, weight, memory, rows, lasts, out,
+    stride, decodes, eps,
+    KEY_HEADS: tl.constexpr, VALUE_HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
+    KEY_PAD: tl.constexpr, VALUE_PAD: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Do the same for all tokens of one sequence."""
+    head, at = tl.program_id(1), tl.arange(0, SIZE)
+    low, wide = tl.arange(0, KEY_PAD), tl.arange(0, VALUE_PAD)
+    is_low, is_wide = low < KEY, wide < VALUE
+    is_in = is_low[:, None] & is_wide[None, :]
+    row, first, last = span(lasts, rows, decodes)
+    slot = memory + ((row * VALUE_HEADS + head) * KEY + low)[:, None] * VALUE + wide[None, :]
+    kept = tl.load(slot, mask=is_in, other=0.0)
+    unit_time, later = tl.load(decay + head), tl.load(delay + head).to(tl.float32)
+    scale = tl.load(weight + wide, mask=is_wide, other=0.0).to(tl.float32)
+    is_before = at[:, None] > at[None, :]
+    is_seen = at[:, None] >= at[None, :]
+    for start in range(first, last + 1, SIZE):
+        token = start + at
+        is_token = token <= last
+        key_in, value_in = is_token[:, None] & is_low[None, :], is_token[:, None] & is_wide[None, :]
+        own = mixed + token[:, None] * (2 * KEY_HEADS * KEY + VALUE_HEADS * VALUE)
+        shared = own + head // (VALUE_HEADS // KEY_HEADS) * KEY + low[None, :]
+        query = unit(tl.load(shared, mask=key_in, other=0.0)) * KEY**-0.5
+        key = unit(tl.load(shared + KEY_HEADS * KEY, mask=key_in, other=0.0))
+        its = own + 2 * KEY_HEADS * KEY + head * VALUE + wide[None, :]
+        value = tl.load(its, mask=value_in, other=0.0)
+        time = tl.load(times + token * stride + head, mask=is_token, other=0.0).to(tl.float32)
+        fade = tl.where(is_token, unit_time * softplus(time + later), 0.0)
+        amount = tl.load(amounts + token * stride + head, mask=is_token, other=0.0).to(tl.float32)
+        amount = tl.where(is_token, 1.0 / (1.0 + tl.exp(-amount)), 0.0)[:, None]
+        since, whole = tl.cumsum(fade, 0), tl.sum(fade, 0)
+        between = tl.exp(tl.where(is_seen, since[:, None] - since[None, :], LOWEST))
+        near = tl.dot(key, tl.trans(key), input_precision=PRECISION) * between * amount
+        past = tl.exp(since)[:, None]
+        off = value - past * tl.dot(key, kept, input_precision=PRECISION)
+        solved = inverse(tl.where(is_before, near, 0.0), SIZE)
+        wrote = tl.dot(solved, off * amount, input_precision=PRECISION)
+        seen = tl.dot(query, tl.trans(key), input_precision=PRECISION) * between
+        found = past * tl.dot(query, kept, input_precision=PRECISION)
+        found += tl.dot(seen, wrote, input_precision=PRECISION)
+        faded = tl.trans(key * tl.exp(whole - since)[:, None])
+        kept = kept * tl.exp(whole) + tl.dot(faded, wrote, input_precision=PRECISION)
+        found /= tl.sqrt(tl.sum(found * found, 1) / VALUE + eps)[:, None]
+        gate = gates + token[:, None] * stride + head * VALUE + wide[None, :]
+        gate = tl.load(gate, mask=value_in, other=0.0).to(tl.float32)
+        answer = found * scale[None, :] * gate / (1.0 + tl.exp(-gate))
+        to = out + (token[:, None] * VALUE_HEADS + head) * VALUE + wide[None, :]
+        tl.store(to, answer.to(out.dtype.element_ty), mask=value_in)
+    is_own = low < tl.where(row > 0, KEY, 0)
+    tl.store(slot, kept, mask=is_own[:, None] & is_wide[None, :])
+
+
+def delta(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
+    shape, decodes, sequences = layer.shape, step.decodes, len(step.rows)
     latest, gates, amounts, times = layer.parts(projected)
-    mixed = torch.empty(count, shape.channels, device=out.device)
-    convolve_kernel[count, triton.cdiv(shape.channels, PART)](
-        state.inputs, latest, layer.taps, step.rows, mixed, latest.stride(0),
-        CHANNELS=shape.channels, TAPS=shape.taps, PART=PART,
-    )  # fmt: skip
-    delta_kernel[count, shape.value_heads](
-        mixed, gates, amounts, times, layer.decay, layer.delay, layer.after.weight,
-        state.memory, step.rows, out, latest.stride(0), layer.after.eps,
-        KEY_HEADS=shape.key_heads, VALUE_HEADS=shape.value_heads,
-        KEY=shape.key, VALUE=shape.value,
-        KEY_PAD=triton.next_power_of_2(shape.key), VALUE_PAD=triton.next_power_of_2(shape.value),
-        num_warps=8,
-    )  # fmt: skip
+    stride, eps = latest.stride(0), layer.after.eps
+    out = projected.new_zeros(len(projected), shape.value_heads * shape.value)
+    mixed = torch.empty(len(projected), shape.channels, device=out.device)
+    told = (layer.decay, layer.delay, layer.after.weight, state.memory, step.rows)
+    sizes = {
+        "KEY_HEADS": shape.key_heads,
+        "VALUE_HEADS": shape.value_heads,
+        "KEY": shape.key,
+        "VALUE": shape.value,
+        "KEY_PAD": max(triton.next_power_of_2(shape.key), SIZE),
+        "VALUE_PAD": max(triton.next_power_of_2(shape.value), SIZE),
+        "num_warps": 8,
+    }
+    if decodes:
+        convolve_kernel[decodes, triton.cdiv(shape.channels, PART)](
+            state.inputs, latest, layer.taps, step.rows, mixed, stride,
+            CHANNELS=shape.channels, TAPS=shape.taps, PART=PART,
+        )  # fmt: skip
+        delta_kernel[decodes, shape.value_heads](
+            mixed, gates, amounts, times, *told, out, stride, eps, **sizes
+        )
+    if sequences > decodes:
+        convolve_pieces_kernel[sequences - decodes, triton.cdiv(shape.channels, SOME)](
+            state.inputs, latest, layer.taps, step.rows, step.lasts, mixed, stride, decodes,
+            CHANNELS=shape.channels, TAPS=shape.taps, PART=SOME, TOKENS=TOKENS,
+        )  # fmt: skip
+        delta_pieces_kernel[sequences - decodes, shape.value_heads](
+            mixed, gates, amounts, times, *told, step.lasts, out, stride, decodes, eps,
+            SIZE=SIZE, PRECISION="ieee" if projected.dtype == torch.float32 else "tf32", **sizes,
+        )  # fmt: skip
+    return out
