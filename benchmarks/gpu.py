@@ -1,13 +1,13 @@
 """
 The engine on one NVIDIA GPU: values first, then speed beside what the memory allows.
 
-    python benchmarks/gpu.py                 all of it, under eight minutes
+    python benchmarks/gpu.py                 all of it, under ten minutes
     python benchmarks/gpu.py --models 0.6B   less of it
     python benchmarks/gpu.py --skip-values   speeds alone
 
 Models have random weights of the real shapes.  A decode step reads all weights but the embedding,
-and the keys and values of all sequences; the floor is how long that takes at the bandwidth that is
-measured here.
+the keys and values of all sequences, and their states, which it writes as well; the floor is how
+long that takes at the bandwidth that is measured here.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from engine import Continuous
 
 from cortex.neuron.engine.jobs import Generate, Load
 from cortex.neuron.engine.model import build
+from cortex.neuron.engine.modules import recurrences
+from cortex.neuron.engine.states import slot_bytes
 from cortex.neuron.engine.weights import Weights
 
 GPU = torch.device("cuda")
 VALUES = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-VALUE_TESTS = ("tests/neuron/engine/test_kernels.py", "tests/neuron/engine/test_batching.py")
+VALUE_TESTS = tuple(
+    f"tests/neuron/engine/test_{name}.py" for name in ("kernels", "batching", "hybrids")
+)
 SHAPES: dict[str, dict[str, Any]] = {
     "0.6B": {
         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
@@ -44,8 +48,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
         "num_attention_heads": 32, "tie_word_embeddings": False,
     },
+    "3.5-9B": {
+        "family": "qwen3_5_text", "vocab_size": 248320, "num_key_value_heads": 4, "head_dim": 256,
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32,
+        "num_attention_heads": 16, "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
+        },
+    },
 }  # fmt: skip
 QWEN3 = {
+    "family": "qwen3",
     "vocab_size": 151936,
     "num_key_value_heads": 8,
     "head_dim": 128,
@@ -100,7 +113,8 @@ def seconds(run: Callable[[], Any], count: int) -> float:
 
 def made(name: str) -> Weights:
     """Return random weights of a shape."""
-    config = transformers.AutoConfig.for_model("qwen3", **QWEN3, **SHAPES[name])
+    sizes = {**QWEN3, **SHAPES[name]}
+    config = transformers.AutoConfig.for_model(sizes.pop("family"), **sizes)
     torch.manual_seed(0)
     with GPU:
         module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -117,7 +131,7 @@ def made(name: str) -> Weights:
 
 def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> None:
     """Print a model's figures."""
-    print(f"\n## Qwen3-{name} {quant}", flush=True)
+    print(f"\n## Qwen{name if 'family' in SHAPES[name] else f'3-{name}'} {quant}", flush=True)
     weights = made(name)
     if with_peers and quant == "bf16":
         print(f"transformers generate, 1: {generate_speed(weights.module):.0f} tok/s", flush=True)
@@ -131,11 +145,13 @@ def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> Non
     engine: Any = model.engine
     print(f"built in {time.perf_counter() - began:.1f} s; {model.body}", flush=True)
     read = engine._runner._body.step_bytes  # noqa: SLF001
-    pages = engine._runner._cache.pages.values()  # noqa: SLF001
-    token_bytes = 2 * sum(page.heads.elements for page in pages)
-    for batch in BATCHES:
+    cache = engine._runner._cache  # noqa: SLF001
+    token_bytes = 2 * sum(page.heads.elements for page in cache.pages.values())
+    state_bytes = 2 * slot_bytes(recurrences(weights.module), torch.bfloat16)
+    rows = len(engine._runner._which)  # noqa: SLF001
+    for batch in (batch for batch in BATCHES if batch <= rows):
         step_s = decode_step(engine._runner, batch)  # noqa: SLF001
-        floor_s = (read + batch * CONTEXT * token_bytes) / bandwidth
+        floor_s = (read + batch * (CONTEXT * token_bytes + state_bytes)) / bandwidth
         print(
             f"decode, {batch:3} x {CONTEXT}: {1e3 * step_s:6.2f} ms, {batch / step_s:7.0f} tok/s; "
             f"floor {1e3 * floor_s:5.2f} ms, {floor_s / step_s:4.0%} of bandwidth",
@@ -155,7 +171,8 @@ def decode_step(runner: Any, batch: int) -> float:
     """Return how long a step of *batch* sequences takes on the device."""
     rows, blocks = runner.rows, CONTEXT // 16 + 1
     which = torch.arange(1, batch + 1, device=GPU)
-    there = torch.arange(1, batch * blocks + 1, device=GPU) % len(runner._cache.pages[0].keys)  # noqa: SLF001
+    count = len(next(iter(runner._cache.pages.values())).keys)  # noqa: SLF001
+    there = torch.arange(1, batch * blocks + 1, device=GPU) % count
     rows.table[which, :blocks] = there.view(batch, blocks).int()
     rows.knobs.zero_()
     numbers = which.tolist()

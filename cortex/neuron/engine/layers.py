@@ -10,6 +10,10 @@ import torch
 from cortex.neuron.engine.states import Recurrence
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
+DELTA = (
+    *("A_log", "dt_bias", "conv1d", "conv_kernel_size", "layer_idx"),
+    *("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim"),
+)
 OWN_ROTATION = ("dynamic", "longrope")  # their frequencies depend on how long a sequence is
 
 
@@ -167,7 +171,7 @@ def rotary_of(module: Any) -> Rotary:
 
 def is_delta(module: Any) -> bool:
     """Tell whether a module looks like a layer of the gated delta rule."""
-    return all(hasattr(module, name) for name in ("A_log", "dt_bias", "conv1d", "head_k_dim"))
+    return all(hasattr(module, name) for name in DELTA)
 
 
 def shape_of(module: Any) -> Recurrence:
