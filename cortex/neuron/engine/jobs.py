@@ -189,7 +189,7 @@ class Loaded(Message, frozen=True, kw_only=True):
     Attributes:
         used_bytes: Of weights and cache.
         dimensions: Components of the vectors it makes; None if it makes text.
-        body: How it runs: `fast`, `modules` or `plain`, and why no faster way.
+        body: How it runs: `fused`, `modules` or `plain`, and why no faster way.
     """
 
     model: str
