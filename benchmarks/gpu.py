@@ -144,6 +144,8 @@ def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> Non
     model = build(job, weights, GPU)
     engine: Any = model.engine
     print(f"built in {time.perf_counter() - began:.1f} s; {model.body}", flush=True)
+    if model.body.startswith("plain"):
+        return  # there is no step to measure
     read = engine._runner._body.step_bytes  # noqa: SLF001
     cache = engine._runner._cache  # noqa: SLF001
     token_bytes = 2 * sum(page.heads.elements for page in cache.pages.values())

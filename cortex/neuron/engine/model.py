@@ -120,6 +120,7 @@ def _body(
     try:
         noise = probe.noise(module, tried, wanted)
         heads = record(module, tried[0])
+        noise *= (1 + len(recurrent) / len(heads)) ** 0.5  # of layers that attend; it adds up so
         slots = probe.SLOTS
         trial = Cache(heads, probe.BLOCKS, module.dtype, device, recurrent=recurrent, slots=slots)
     except torch.OutOfMemoryError:

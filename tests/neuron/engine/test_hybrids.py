@@ -60,8 +60,9 @@ def test_logits_are_those_of_the_models_own_forward(family, tier):
     )
     body = Modules(module) if tier == "modules" else Stack(module, kernels_for(DEVICE))
 
-    assert probe.error(body, cache, tried, wanted) < 1e-5
-    assert probe.error(body, cache, tried, wanted) < 1e-5, "it does not begin anew"
+    limit = 1e-5 if DEVICE.type == "cpu" else 3e-5
+    assert probe.error(body, cache, tried, wanted) < limit
+    assert probe.error(body, cache, tried, wanted) < limit, "it does not begin anew"
 
 
 def test_the_models_own_forward_stays_as_it_was(hybrid):

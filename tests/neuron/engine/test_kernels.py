@@ -236,7 +236,7 @@ def test_linear_attention_of_decodes(dtype, shape, ordered):
         got = fused.delta(projected, layer, states.layers[0], step)
         close(got, reference.delta(projected, layer, others.layers[0], step))
     for mine, its in zip(states._all, others._all, strict=True):
-        close(mine, its)
+        close(mine, its, None if dtype == torch.float32 else 2e-3)  # by way of TF32
 
 
 def test_linear_attention_of_padding_leaves_its_state_zero():
@@ -291,7 +291,7 @@ def test_linear_attention_of_a_padded_batch_is_that_of_an_exact_one(dtype):
     assert got.isfinite().all()
     close(got[places], reference.delta(projected[places], layer, others.layers[0], exact))
     for mine, its in zip(states._all, others._all, strict=True):
-        close(mine, its)
+        close(mine, its, None if dtype == torch.float32 else 2e-3)  # by way of TF32
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
