@@ -29,6 +29,7 @@ from cortex.neuron.engine.meter import Meter
 from cortex.neuron.engine.model import Model
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.states import States
 from cortex.neuron.engine.worker import Worker
 from cortex.testing import until
 from tests.neuron.engine.conftest import load, running_neuron
@@ -212,7 +213,8 @@ async def test_ten_thousand_requests_cancels_and_faults_leave_nothing_behind(
 ):
     made = random.Random(7)
     blocks, rows = Blocks(20), 8
-    cache = SimpleNamespace(tile_tokens=16)  # nobody writes into
+    states = States({}, 0, torch.float32, torch.device("cpu"))
+    cache = SimpleNamespace(tile_tokens=16, states=states)  # nobody writes into
     runner = Runner(Noise(made), cache, rows=rows, blocks=16, device=torch.device("cpu"))
     engine = Batching(
         runner,
