@@ -45,11 +45,12 @@ def _nodes(fleet: Fleet) -> Table:
         health = node.health
         version = health.version if health else ""
         uptime = duration(health.uptime_secs) if health and node.healthy else ""
-        rows.add_row(Text(node.name), _node_state(node), version, uptime, Text(node.endpoint))
+        rows.add_row(Text(node.name), node_state(node), version, uptime, Text(node.endpoint))
     return rows
 
 
-def _node_state(node: FleetNode) -> Text:
+def node_state(node: FleetNode) -> Text:
+    """Return a node's state as a word, and how far its first loads are."""
     if not node.healthy:
         return state("unreachable")
     if node.health is None:

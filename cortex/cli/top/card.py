@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.widgets import Static
 
 from cortex.cli.console import gib, state
-from cortex.cli.overview import HOT_C
+from cortex.cli.overview import HOT_C, node_state
 from cortex.cli.top.drawing import OTHERS, age, legend, memory, short, split_bar
 from cortex.fleet.node import Device, FleetNode
 
@@ -62,20 +62,6 @@ def _title(node: FleetNode, columns: int, *, focused: bool, stale: bool) -> Text
     title.append(f"  {node.in_flight} in flight" if node.in_flight else "")
     title.truncate(columns, overflow="ellipsis")
     return title
-
-
-def node_state(node: FleetNode) -> Text:
-    """Return a node's state as a word, and how far its first loads are."""
-    if not node.healthy:
-        return state("unreachable")
-    if node.health is None:
-        return state("ok")
-    warming = node.health.activation
-    if warming.state == "ready":
-        return state(node.health.status)
-    done = len(warming.completed) + len(warming.failed)
-    total = done + len(warming.pending) + (warming.in_progress is not None)
-    return state(node.health.status, f", warming {done}/{total}")
 
 
 def _device(node: FleetNode, device: Device, columns: int) -> Iterator[Text]:

@@ -117,3 +117,22 @@ def tiny_llama(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_qwen3(tmp_path_factory):
     return save_tiny("qwen3", tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture
+def without_gradients():
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """On cores that others want too, threads of so small a model mostly wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

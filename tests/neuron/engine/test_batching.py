@@ -31,6 +31,7 @@ from tests.neuron.engine.engines import (
 )
 
 SCHEDULES = int(os.environ.get("CORTEX_TEST_SCHEDULES", "30"))
+pytestmark = pytest.mark.usefixtures("one_thread", "without_gradients")
 
 
 def penalised(module, prompt, count, penalty):
@@ -42,21 +43,6 @@ def penalised(module, prompt, count, penalty):
         scores = apply(ids, module(input_ids=ids, use_cache=False).logits[:, -1])
         ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=-1)
     return ids[0, len(prompt) :].tolist()
-
-
-@pytest.fixture(autouse=True)
-def without_gradients():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On cores that others want too, threads of so small a model mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

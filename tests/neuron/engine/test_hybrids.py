@@ -27,20 +27,7 @@ from tests.neuron.engine.engines import (
 from tests.neuron.engine.tiny import SIZES, byte_tokenizer
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def without_gradients():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread", "without_gradients")
 
 
 @pytest.fixture(scope="module")
