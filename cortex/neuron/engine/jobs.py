@@ -12,6 +12,8 @@ import struct
 
 import msgspec
 
+from cortex.neuron.engine.pictures import Picture, Sight
+
 LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 << 20
 FAULTS = ("poison", "oom")
@@ -81,6 +83,7 @@ class Generate(Message, frozen=True, kw_only=True):
         weight: How large a share of the turns the principal gets.
         ignore_eos: Go on to *max_tokens* where the model would end.
         grammar: What the answer must look like, for llguidance: Lark, or JSON of its own.
+        pictures: Those in the prompt, in order; for models with a `Sight`.
         fault: One of `FAULTS`, to happen in its first step; for drills.
     """
 
@@ -103,6 +106,7 @@ class Generate(Message, frozen=True, kw_only=True):
     priority: int = 0
     weight: float = 1.0
     grammar: str | None = None
+    pictures: list[Picture] = []
     fault: str | None = None
 
     @property
@@ -173,6 +177,7 @@ class TextFiles(msgspec.Struct, frozen=True, kw_only=True):
         tool_template: Another chat template for requests with tools, if the model has one.
         special_tokens: Strings a chat template may name, such as ``bos_token``.
         sampling: Those of `cortex.fleet.model.SamplingDefault` its generation config has.
+        sight: None if it sees no pictures.
     """
 
     tokenizer: str
@@ -180,6 +185,7 @@ class TextFiles(msgspec.Struct, frozen=True, kw_only=True):
     special_tokens: dict[str, str]
     sampling: dict[str, float]
     tool_template: str | None = None
+    sight: Sight | None = None
 
 
 class Loaded(Message, frozen=True, kw_only=True):
