@@ -118,11 +118,9 @@ class Continuous:
         self._batch_tokens = batch_tokens
 
     def answer(self, prompts: Prompts, tokens: int) -> Answers:
-        settings = transformers.ContinuousBatchingConfig(
-            page_size=32,
-            num_blocks=max(1, len(prompts) * (len(prompts[0]) + tokens + 64) // 32),
-            max_batch_tokens=self._batch_tokens,
-        )
+        settings = transformers.ContinuousBatchingConfig(max_batch_tokens=self._batch_tokens)
+        page = getattr(settings, "page_size", None) or settings.block_size  # as it was before
+        settings.num_blocks = 1 + len(prompts) * -(-(len(prompts[0]) + tokens + 64) // page)
         out = self._module.generate_batch(
             [list(prompt) for prompt in prompts],
             generation_config=greedily(tokens),
