@@ -1,8 +1,9 @@
 """
-The gated delta rule, for sequences that decode and for pieces of prompts: two kernels each.
+The gated delta rule, for sequences that decode and for pieces of prompts.
 
 The time of decodes is that of their states.  A prompt goes through a head's memory `SIZE` tokens at
-a time, in one program from first to last; what it computes `reference.delta_rule` says.
+a time, from first to last, each program with some of its columns, which know nothing of each other;
+what it computes `reference.delta_rule` says.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cortex.neuron.engine.step import Step
 LONG = tl.constexpr(20.0)  # times beyond are what their softplus is
 PART = 512  # channels of the convolution a program does, of one token
 SOME, TOKENS = 128, 32  # channels and tokens at a time, of several
+COLUMNS, WARPS = 32, 4  # of a memory, that pieces of prompts go through together
 SIZE = 16  # tokens that go through a memory together
 LOWEST = tl.constexpr(-1e30)  # a logarithm of nothing
 
@@ -56,32 +58,52 @@ def span(lasts, rows, decodes):
 
 
 @triton.jit
+def owned(token, lasts, rows, decodes, sequences, PIECES: tl.constexpr):
+    """Return the rows of tokens that do not decode, 0 of padding, and their pieces' first ones."""
+    number = decodes + tl.arange(0, PIECES)
+    is_piece = tl.load(rows + number, mask=number < sequences, other=0) > 0
+    last = tl.load(lasts + number, mask=is_piece, other=0)
+    is_after = is_piece[None, :] & (token[:, None] > last[None, :])
+    first = tl.max(tl.where(is_after, last[None, :] + 1, decodes), 1)
+    its = decodes + tl.sum(is_after.to(tl.int32), 1)
+    return tl.load(rows + its, mask=its < sequences, other=0), first
+
+
+@triton.jit
 def convolve_pieces_kernel(
-    inputs, latest, taps, rows, lasts, out, stride, decodes,
+    inputs, latest, taps, rows, lasts, out, stride, tokens, decodes, sequences,
     CHANNELS: tl.constexpr, TAPS: tl.constexpr, PART: tl.constexpr, TOKENS: tl.constexpr,
+    PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Do the same for some channels of all tokens of one sequence."""
+    """Convolve some channels of some tokens of pieces of prompts; padding's are zero."""
+    token = decodes + tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     at = tl.program_id(1) * PART + tl.arange(0, PART)
-    is_in = at < CHANNELS
+    is_in = (token < tokens)[:, None] & (at < CHANNELS)[None, :]
+    row, first = owned(token, lasts, rows, decodes, sequences, PIECES)
+    is_own = is_in & (row > 0)[:, None]
+    slot = inputs + row[:, None] * (TAPS - 1) * CHANNELS + at[None, :]
+    total = tl.zeros([TOKENS, PART], tl.float32)
+    for tap in tl.static_range(TAPS):
+        place = token - (TAPS - 1 - tap) - first  # below 0 it is of the step before
+        new = latest + (first + place)[:, None] * stride + at[None, :]
+        old = slot + (TAPS - 1 + place)[:, None] * CHANNELS
+        x = tl.load(new, mask=is_own & (place >= 0)[:, None], other=0.0).to(tl.float32)
+        x += tl.load(old, mask=is_own & (place < 0)[:, None], other=0.0).to(tl.float32)
+        by = tl.load(taps + tap * CHANNELS + at, mask=at < CHANNELS, other=0.0)
+        total += x * by[None, :]
+    to = out + token[:, None] * CHANNELS + at[None, :]
+    tl.store(to, total / (1.0 + tl.exp(-total)), mask=is_in)
+
+
+@triton.jit
+def keep_kernel(
+    inputs, latest, rows, lasts, stride, decodes,
+    CHANNELS: tl.constexpr, TAPS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Keep the last inputs of some channels of a piece for the step after."""
+    at = tl.program_id(1) * PART + tl.arange(0, PART)
     row, first, last = span(lasts, rows, decodes)
     slot = inputs + row * (TAPS - 1) * CHANNELS + at
-    for start in range(first, last + 1, TOKENS):
-        token = start + tl.arange(0, TOKENS)
-        total = tl.zeros([TOKENS, PART], tl.float32)
-        for tap in tl.static_range(TAPS):
-            place = token - (TAPS - 1 - tap) - first  # below 0 it is of the step before
-            is_new = (place >= 0) & (token <= last)
-            new_in = is_new[:, None] & is_in[None, :]
-            old_in = (place < 0)[:, None] & is_in[None, :]
-            new = latest + (first + place)[:, None] * stride + at[None, :]
-            old = slot[None, :] + (TAPS - 1 + place)[:, None] * CHANNELS
-            x = tl.load(new, mask=new_in, other=0.0).to(tl.float32)
-            x += tl.load(old, mask=old_in, other=0.0).to(tl.float32)
-            total += x * tl.load(taps + tap * CHANNELS + at, mask=is_in, other=0.0)[None, :]
-        to = out + token[:, None] * CHANNELS + at[None, :]
-        is_out = (token <= last)[:, None] & is_in[None, :]
-        tl.store(to, total / (1.0 + tl.exp(-total)), mask=is_out)
-    tl.debug_barrier()  # others of the program have read what is overwritten
     count = last + 1 - first
     for number in tl.static_range(TAPS - 1):
         place = count + number - (TAPS - 1)
@@ -160,21 +182,22 @@ def inverse(lower, SIZE: tl.constexpr):
 
 @triton.jit
 def delta_pieces_kernel(
-    mixed, gates, amounts, times, decay, delay, weight, memory, rows, lasts, out,
-    stride, decodes, eps,
+    mixed, amounts, times, decay, delay, memory, rows, lasts, stride, decodes,
     KEY_HEADS: tl.constexpr, VALUE_HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
-    KEY_PAD: tl.constexpr, VALUE_PAD: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    KEY_PAD: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Do the same for all tokens of one sequence."""
+    """
+    Write one head of all tokens of one sequence into some columns of its memory, and read them.
+
+    What is read takes the place of the values in *mixed*.
+    """
     head, at = tl.program_id(1), tl.arange(0, SIZE)
-    low, wide = tl.arange(0, KEY_PAD), tl.arange(0, VALUE_PAD)
+    low, wide = tl.arange(0, KEY_PAD), tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     is_low, is_wide = low < KEY, wide < VALUE
-    is_in = is_low[:, None] & is_wide[None, :]
     row, first, last = span(lasts, rows, decodes)
     slot = memory + ((row * VALUE_HEADS + head) * KEY + low)[:, None] * VALUE + wide[None, :]
-    kept = tl.load(slot, mask=is_in, other=0.0)
+    kept = tl.load(slot, mask=is_low[:, None] & is_wide[None, :], other=0.0)
     unit_time, later = tl.load(decay + head), tl.load(delay + head).to(tl.float32)
-    scale = tl.load(weight + wide, mask=is_wide, other=0.0).to(tl.float32)
     is_before = at[:, None] > at[None, :]
     is_seen = at[:, None] >= at[None, :]
     for start in range(first, last + 1, SIZE):
@@ -203,47 +226,91 @@ def delta_pieces_kernel(
         found += tl.dot(seen, wrote, input_precision=PRECISION)
         faded = tl.trans(key * tl.exp(whole - since)[:, None])
         kept = kept * tl.exp(whole) + tl.dot(faded, wrote, input_precision=PRECISION)
-        found /= tl.sqrt(tl.sum(found * found, 1) / VALUE + eps)[:, None]
-        gate = gates + token[:, None] * stride + head * VALUE + wide[None, :]
-        gate = tl.load(gate, mask=value_in, other=0.0).to(tl.float32)
-        answer = found * scale[None, :] * gate / (1.0 + tl.exp(-gate))
-        to = out + (token[:, None] * VALUE_HEADS + head) * VALUE + wide[None, :]
-        tl.store(to, answer.to(out.dtype.element_ty), mask=value_in)
+        tl.store(its, found, mask=value_in)
     is_own = low < tl.where(row > 0, KEY, 0)
     tl.store(slot, kept, mask=is_own[:, None] & is_wide[None, :])
+
+
+@triton.jit
+def finish_kernel(
+    mixed, gates, weight, out, stride, decodes, tokens, eps,
+    SKIP: tl.constexpr, VALUE_HEADS: tl.constexpr, VALUE: tl.constexpr, VALUE_PAD: tl.constexpr,
+    TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Norm what was read of one head by some tokens, and gate it."""
+    token = decodes + tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    head, wide = tl.program_id(1), tl.arange(0, VALUE_PAD)
+    is_in = (token < tokens)[:, None] & (wide < VALUE)[None, :]
+    at = (head * VALUE + wide)[None, :]
+    own = mixed + token[:, None] * (SKIP + VALUE_HEADS * VALUE) + SKIP + at
+    found = tl.load(own, mask=is_in, other=0.0)
+    found /= tl.sqrt(tl.sum(found * found, 1) / VALUE + eps)[:, None]
+    found *= tl.load(weight + wide, mask=wide < VALUE, other=0.0).to(tl.float32)[None, :]
+    gate = tl.load(gates + token[:, None] * stride + at, mask=is_in, other=0.0).to(tl.float32)
+    answer = found * gate / (1.0 + tl.exp(-gate))
+    to = out + token[:, None] * (VALUE_HEADS * VALUE) + at
+    tl.store(to, answer.to(out.dtype.element_ty), mask=is_in)
 
 
 def delta(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
     shape, decodes, sequences = layer.shape, step.decodes, len(step.rows)
     latest, gates, amounts, times = layer.parts(projected)
     stride, eps = latest.stride(0), layer.after.eps
-    out = projected.new_zeros(len(projected), shape.value_heads * shape.value)
+    out = projected.new_empty(len(projected), shape.value_heads * shape.value)
     mixed = torch.empty(len(projected), shape.channels, device=out.device)
-    told = (layer.decay, layer.delay, layer.after.weight, state.memory, step.rows)
     sizes = {
         "KEY_HEADS": shape.key_heads,
         "VALUE_HEADS": shape.value_heads,
         "KEY": shape.key,
         "VALUE": shape.value,
         "KEY_PAD": max(triton.next_power_of_2(shape.key), SIZE),
-        "VALUE_PAD": max(triton.next_power_of_2(shape.value), SIZE),
-        "num_warps": 8,
     }
+    value_pad = max(triton.next_power_of_2(shape.value), SIZE)
     if decodes:
         convolve_kernel[decodes, triton.cdiv(shape.channels, PART)](
             state.inputs, latest, layer.taps, step.rows, mixed, stride,
             CHANNELS=shape.channels, TAPS=shape.taps, PART=PART,
         )  # fmt: skip
         delta_kernel[decodes, shape.value_heads](
-            mixed, gates, amounts, times, *told, out, stride, eps, **sizes
-        )
-    if sequences > decodes:
-        convolve_pieces_kernel[sequences - decodes, triton.cdiv(shape.channels, SOME)](
-            state.inputs, latest, layer.taps, step.rows, step.lasts, mixed, stride, decodes,
-            CHANNELS=shape.channels, TAPS=shape.taps, PART=SOME, TOKENS=TOKENS,
+            mixed, gates, amounts, times, layer.decay, layer.delay, layer.after.weight,
+            state.memory, step.rows, out, stride, eps, VALUE_PAD=value_pad, num_warps=8, **sizes,
         )  # fmt: skip
-        delta_pieces_kernel[sequences - decodes, shape.value_heads](
-            mixed, gates, amounts, times, *told, step.lasts, out, stride, decodes, eps,
-            SIZE=SIZE, PRECISION="ieee" if projected.dtype == torch.float32 else "tf32", **sizes,
+    if sequences > decodes:
+        _pieces(mixed, latest, amounts, times, layer, state, step, sizes)
+        finish_kernel[triton.cdiv(len(out) - decodes, TOKENS), shape.value_heads](
+            mixed, gates, layer.after.weight, out, stride, decodes, len(out), eps,
+            SKIP=2 * shape.key_heads * shape.key, VALUE_HEADS=shape.value_heads,
+            VALUE=shape.value, VALUE_PAD=value_pad, TOKENS=TOKENS,
         )  # fmt: skip
     return out
+
+
+def _pieces(
+    mixed: torch.Tensor,
+    latest: torch.Tensor,
+    amounts: torch.Tensor,
+    times: torch.Tensor,
+    layer: Delta,
+    state: State,
+    step: Step,
+    sizes: dict[str, int],
+) -> None:
+    """Take pieces of prompts into their states, and put what is read in place of their values."""
+    shape, decodes, sequences = layer.shape, step.decodes, len(step.rows)
+    tokens, pieces, stride = len(mixed), sequences - decodes, latest.stride(0)
+    assert step.lasts is not None  # noqa: S101 - it is what tells pieces apart
+    told = step.rows, step.lasts
+    tiles = triton.cdiv(tokens - decodes, TOKENS)
+    convolve_pieces_kernel[tiles, triton.cdiv(shape.channels, SOME)](
+        state.inputs, latest, layer.taps, *told, mixed, stride, tokens, decodes, sequences,
+        CHANNELS=shape.channels, TAPS=shape.taps, PART=SOME, TOKENS=TOKENS, PIECES=triton.next_power_of_2(pieces),
+    )  # fmt: skip
+    keep_kernel[pieces, triton.cdiv(shape.channels, PART)](
+        state.inputs, latest, *told, stride, decodes,
+        CHANNELS=shape.channels, TAPS=shape.taps, PART=PART,
+    )  # fmt: skip
+    delta_pieces_kernel[pieces, shape.value_heads, triton.cdiv(shape.value, COLUMNS)](
+        mixed, amounts, times, layer.decay, layer.delay, state.memory, *told, stride, decodes,
+        COLUMNS=COLUMNS, SIZE=SIZE, num_warps=WARPS,
+        PRECISION="ieee" if latest.dtype == torch.float32 else "tf32", **sizes,
+    )  # fmt: skip
