@@ -303,7 +303,8 @@ def _pieces(
     tiles = triton.cdiv(tokens - decodes, TOKENS)
     convolve_pieces_kernel[tiles, triton.cdiv(shape.channels, SOME)](
         state.inputs, latest, layer.taps, *told, mixed, stride, tokens, decodes, sequences,
-        CHANNELS=shape.channels, TAPS=shape.taps, PART=SOME, TOKENS=TOKENS, PIECES=triton.next_power_of_2(pieces),
+        CHANNELS=shape.channels, TAPS=shape.taps, PART=SOME, TOKENS=TOKENS,
+        PIECES=triton.next_power_of_2(pieces),
     )  # fmt: skip
     keep_kernel[pieces, triton.cdiv(shape.channels, PART)](
         state.inputs, latest, *told, stride, decodes,
