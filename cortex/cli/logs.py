@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print lines, and follow."""
-    from cortex.cli.log_lines import Printer, follow, recent, sources
+    from cortex.cli.log_streams import Printer, follow, recent, sources
 
     gateway = client.Gateway.of(args)
     asked = sources(gateway, args)
