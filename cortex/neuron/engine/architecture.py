@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoConfig
 
 from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
+from cortex.neuron.engine import sight
 from cortex.neuron.engine.text_files import where_of
 
 
@@ -54,6 +55,8 @@ def read(where: str, more: Mapping[str, str]) -> tuple[Any, bool]:
         ) from None
     embeds = not more and _embeds(folder, getattr(config, "architectures", None))
     known = _known(embeds=embeds)
+    if not embeds and not more and sight.read(folder, config):
+        return config, False
     if config.model_type not in known or (embeds and config.is_encoder_decoder):
         raise _unsupported(config.model_type, known)
     return config, embeds

@@ -72,7 +72,7 @@ class Batching:
     def add(self, job: Generate | Embed, grammar: Grammar | None = None) -> None:
         """Begin a request for text; its prompt and answer fit the cache."""
         assert isinstance(job, Generate)  # noqa: S101 - the worker has asked
-        sequence = self._found[job.id] = Sequence(job, grammar)
+        sequence = self._found[job.id] = Sequence(job, grammar, self._runner.places(job))
         self.scheduler.add(sequence)
 
     def cancel(self, request: str) -> End | None:
@@ -87,22 +87,34 @@ class Batching:
         """Launch what is next, take in what is through; returns tokens, and ends of requests."""
         tokens: list[Token] = []
         ended: list[End] = []
-        if chunks := self._masked(self.scheduler.plan(perf_counter()), ended):
+        if chunks := self._able(self.scheduler.plan(perf_counter()), ended):
             self._launch(chunks, ended)
         if self._launched and (len(self._launched) > self._runs_ahead or not chunks):
             self._take(self._launched.popleft(), tokens, ended)
         return tokens, ended
 
-    def _masked(self, chunks: list[Chunk], ended: list[End]) -> list[Chunk]:
-        """Ask the grammars what may come; returns the chunks of those that have a way on."""
+    def _able(self, chunks: list[Chunk], ended: list[End]) -> list[Chunk]:
+        """
+        Ask the grammars what may come, and look at pictures.
+
+        Returns:
+            The chunks of those that have a way on.
+        """
         able = []
         for chunk in chunks:
             sequence = chunk.sequence
             try:
                 if chunk.samples and sequence.grammar is not None:
                     sequence.allowed = sequence.grammar.allowed()
+                self._runner.look(chunk)
             except ValueError as error:
                 self._lose(sequence, str(error), ended)
+            except torch.OutOfMemoryError as error:
+                self._lose(sequence, f"the device has too little memory for it: {error}", ended)
+            except Exception as error:
+                if is_poison(error):
+                    raise
+                self._lose(sequence, f"{type(error).__name__}: {error}", ended)
             else:
                 able.append(chunk)
         return able

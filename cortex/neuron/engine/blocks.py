@@ -86,14 +86,14 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-def digest_of(before: bytes, tokens: Sequence[int]) -> bytes:
+def digest_of(before: bytes, tokens: Sequence[int], mark: bytes = b"") -> bytes:
     """
     Return the hash of a full block.
 
     Args:
-        before: The hash of the block before it; of the first, what keeps apart what must not be
-            shared, such as images.
+        before: The hash of the block before it; none of the first.
         tokens: The ids in it.
+        mark: What else it holds, such as pictures.
     """
-    data = pack(f"<{len(tokens)}I", *tokens)
+    data = pack(f"<{len(tokens)}I", *tokens) + mark
     return blake2b(data, digest_size=DIGEST_BYTES, key=before[:64]).digest()

@@ -67,19 +67,30 @@ class Rotary:
         frequencies: In radians a token; twice as many components of a head are turned.
             # [width / 2] float32
         scale: Of what is turned.
+        axes: Which axis each of them goes by, where tokens have places on three; None if they never
+            have.  # [width / 2] int64
     """
 
     frequencies: torch.Tensor
     scale: float = 1.0
+    axes: torch.Tensor | None = None
 
     def turns(self, positions: torch.Tensor) -> torch.Tensor:
         """
         Return the cosines and sines tokens at *positions* are turned by, of all layers.
 
+        Args:
+            positions: # [tokens] or [3, tokens] int64
+
         Returns:
             # [2, tokens, width / 2] float32
         """
-        angles = positions[:, None].float() * self.frequencies
+        if positions.ndim == 1:
+            each = positions[:, None]
+        else:
+            assert self.axes is not None  # noqa: S101 - only models that see have such positions
+            each = positions[self.axes].T
+        angles = each.float() * self.frequencies
         return torch.stack([angles.cos(), angles.sin()]) * self.scale
 
 
@@ -166,7 +177,27 @@ def rotary_of(module: Any) -> Rotary:
     """
     if module.rope_type in OWN_ROTATION:
         raise TypeError(f"its rotary embedding is of type {module.rope_type}")
-    return Rotary(frequencies=module.inv_freq.float(), scale=float(module.attention_scaling))
+    return Rotary(
+        frequencies=module.inv_freq.float(),
+        scale=float(module.attention_scaling),
+        axes=_axes(module) if hasattr(module, "mrope_section") else None,
+    )
+
+
+def _axes(module: Any) -> torch.Tensor:
+    """Return which axis each frequency goes by, found by a step on one axis after the other."""
+    frequencies = module.inv_freq.float()
+    steps = torch.eye(3, dtype=torch.int64, device=frequencies.device)[:, :, None, None]
+    sines = [module(frequencies, step)[1].flatten()[: len(frequencies)] for step in steps]
+    turned = torch.stack(sines) != 0
+    if not (turned.sum(0) == 1).all():
+        raise TypeError("its rotary embedding does not go by one axis a frequency")
+    return turned.int().argmax(0)
+
+
+def decoder_of(module: Any) -> Any:
+    """Return the part of a model that makes text; of one that only does so, the model."""
+    return getattr(getattr(module, "model", None), "language_model", module)
 
 
 def is_delta(module: Any) -> bool:

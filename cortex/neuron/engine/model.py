@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import msgspec
 import torch
 
 from cortex.errors import InsufficientVram, UnsupportedArchitecture
@@ -19,12 +20,14 @@ from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Embed, Generate, Load
 from cortex.neuron.engine.kernels import kernels_for
+from cortex.neuron.engine.layers import decoder_of
 from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.plain import Plain
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.snapshots import Snapshots
 from cortex.neuron.engine.stack import Stack
 from cortex.neuron.engine.states import Recurrence, slot_bytes
+from cortex.neuron.engine.tower import Tower
 from cortex.neuron.engine.turns import Turns
 from cortex.neuron.engine.weights import Weights
 
@@ -32,6 +35,8 @@ HEADROOM = 0.1  # of the memory a model may take: activations, and what the allo
 QUANTISED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 CPU_CACHE_BYTES = 2 << 30  # on a host, whose memory is not the model's alone
 STATE_SHARE = 0.25  # of the room for the cache, for states at most; for their snapshots as well
+PICTURE_SHARE = 0.05  # for what the tower saw
+PICTURE_BYTES = 256 << 20  # at most
 SNAPSHOTS = 4  # for each sequence at most
 LEAST_TOKENS = 2048  # a cache of fewer is refused, if the model's context has as many
 
@@ -72,25 +77,25 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     )
     if weights.pooling is not None:
         return plain(body="plain")
-    module = weights.module
-    own = module.config._attn_implementation  # noqa: SLF001 - it has no other name
-    recurrent = recurrences(module)
-    body, heads, why = _body(weights, recurrent, device)
+    recurrent = recurrences(weights.module)
+    weights, body, heads, why = _body(weights, recurrent, device)
     if job.quant is not None and not isinstance(body, Stack):
         raise UnsupportedArchitecture(f"{job.model} cannot be quantised: {why}")
     if body is None:
-        module.set_attn_implementation(own)
-        return plain(body=f"plain: {why}")
+        return plain(weights=weights, body=f"plain: {why}")
     if isinstance(body, Stack) and job.quant is not None:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
     rows, snapshots = count_states(job, weights, recurrent, device)
     slots = 1 + rows + snapshots
-    taken = slots * slot_bytes(recurrent, module.dtype)
+    pictures = _picture_bytes(job, weights, device)
+    taken = pictures + slots * slot_bytes(recurrent, weights.module.dtype)
     blocks = count_blocks(job, weights, heads, device, rows=rows, taken=taken)
-    cache = Cache(heads, blocks, module.dtype, device, recurrent=recurrent, slots=slots)
+    cache = Cache(heads, blocks, weights.module.dtype, device, recurrent=recurrent, slots=slots)
     context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
-    runner = Runner(body, cache, rows=rows, blocks=blocks_for(context), device=device)
+    runner = Runner(
+        body, cache, rows=rows, blocks=blocks_for(context), device=device, tower=weights.tower
+    )
     runner.warm_up()
     batching = Batching(
         runner,
@@ -106,19 +111,51 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         engine=batching,
         context=context,
         body=f"{body.name}: {why}",
-        used_bytes=weights.used_bytes + cache.used_bytes,
+        used_bytes=weights.used_bytes + cache.used_bytes + pictures,
     )
 
 
 def _body(
     weights: Weights, recurrent: dict[int, Recurrence], device: torch.device
+) -> tuple[Weights, probe.Body | None, dict[int, Heads], str]:
+    """
+    Return the fastest body that is right, how the layers attend, and what was found.
+
+    Where none is right with pictures, the model is taken for one that sees none.
+    """
+    decoder, blind = decoder_of(weights.module), ""
+    own = decoder.config._attn_implementation  # noqa: SLF001 - it has no other name
+    if weights.tower is not None:
+        try:
+            body, heads, why = _proven(weights, recurrent, device, weights.tower)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is: its pictures are not for us
+            body, heads, why = None, {}, f"{type(error).__name__}: {error}"
+        if body is not None:
+            return weights, body, heads, why
+        text = msgspec.structs.replace(weights.text, sight=None)
+        weights, blind = attrs.evolve(weights, tower=None, text=text), f"; no pictures: {why}"
+        decoder.set_attn_implementation(own)
+    body, heads, why = _proven(weights, recurrent, device)
+    if body is None:
+        decoder.set_attn_implementation(own)
+    return weights, body, heads, why + blind
+
+
+def _proven(
+    weights: Weights,
+    recurrent: dict[int, Recurrence],
+    device: torch.device,
+    tower: Tower | None = None,
 ) -> tuple[probe.Body | None, dict[int, Heads], str]:
-    """Return the fastest body that is right, how the layers attend, and what was found."""
+    """Return the same of a model as it is, for pictures if there is a tower."""
     module = weights.module
     tried = probe.sequences(weights.vocabulary, device)
-    wanted = probe.truth(module, tried)
+    shown = None if tower is None else probe.exhibit(tried, tower)
+    wanted = probe.truth(module, tried, shown)
     try:
-        noise = probe.noise(module, tried, wanted)
+        noise = probe.noise(module, tried, wanted, shown)
         heads = record(module, tried[0])
         noise *= (1 + len(recurrent) / len(heads)) ** 0.5  # of layers that attend; it adds up so
         slots = probe.SLOTS
@@ -133,7 +170,7 @@ def _body(
     ]
     said: list[str] = []
     for way in ways:
-        body, why = probe.prove(way, trial, tried, wanted, noise)
+        body, why = probe.prove(way, trial, tried, wanted, noise, shown=shown)
         if body is not None:
             return body, heads, "; ".join([why, *said])
         said.append(f"not faster: {why}")
@@ -148,6 +185,15 @@ def begin(
         return Plain(job, weights, device, grammar)
     assert weights.pooling is not None  # noqa: S101 - the worker has asked
     return Embedding(job, weights, weights.pooling, device)
+
+
+def _picture_bytes(job: Load, weights: Weights, device: torch.device) -> int:
+    """Return how much of the room is for what the tower saw, if there is one, and tell it."""
+    if weights.tower is None:
+        return 0
+    room = int(max(_room(job, weights, device), 0) * PICTURE_SHARE)
+    weights.tower.most_bytes = min(room, PICTURE_BYTES)
+    return weights.tower.most_bytes
 
 
 def count_states(

@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from cortex.neuron.engine import attention
 from cortex.neuron.engine.cache import Cache, Heads
 from cortex.neuron.engine.kernels import kernels_for
-from cortex.neuron.engine.layers import is_delta, shape_of
+from cortex.neuron.engine.layers import decoder_of, is_delta, shape_of
 from cortex.neuron.engine.states import Recurrence
 from cortex.neuron.engine.step import Step
 
@@ -31,7 +31,8 @@ class Modules:
     name = "modules"
 
     def __init__(self, module: Any) -> None:
-        module.set_attn_implementation(attention.NAME)
+        self._decoder = decoder_of(module)
+        self._decoder.set_attn_implementation(attention.NAME)
         for layer in filter(is_delta, module.modules()):
             attention.replace(layer)
         self._module = module
@@ -39,6 +40,8 @@ class Modules:
 
     def logits(self, step: Step, cache: Cache) -> torch.Tensor:
         """Return the logits of the tokens that are wanted: [wanted, vocabulary]."""
+        if step.places is not None:
+            return self._seeing(step, step.places, cache)
         out = self._module(
             input_ids=step.ids[None],
             position_ids=step.positions[None],
@@ -51,6 +54,31 @@ class Modules:
         logits: torch.Tensor = out.logits[0]
         return logits
 
+    def _seeing(self, step: Step, places: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Do so for a model that sees; what its tower saw is there already."""
+        embeddings, more = self._module.get_input_embeddings()(step.ids), {}
+        if step.shown is not None:
+            embeddings[step.shown.at] = step.shown.features[0]
+            if len(step.shown.features) > 1:
+                mask = torch.zeros_like(step.ids, dtype=torch.bool)
+                mask[step.shown.at] = True
+                deep = [*step.shown.features[1:]]
+                more = {"visual_pos_masks": mask[None], "deepstack_visual_embeds": deep}
+        out = self._decoder(
+            inputs_embeds=embeddings[None],
+            position_ids=places[..., None, :],
+            use_cache=False,
+            step=step,
+            cache_pages=cache,
+            kernels=self._kernels,
+            **more,
+        )
+        states = out.last_hidden_state[0]
+        logits: torch.Tensor = self._module.get_output_embeddings()(
+            states if step.wanted is None else states[step.wanted]
+        )
+        return logits
+
 
 def record(module: Any, ids: torch.Tensor) -> dict[int, Heads]:
     """
@@ -61,7 +89,7 @@ def record(module: Any, ids: torch.Tensor) -> dict[int, Heads]:
         ids: # [tokens] int64
     """
     heads: dict[int, Heads] = {}
-    module.set_attn_implementation(RECORDER)
+    decoder_of(module).set_attn_implementation(RECORDER)
     module(input_ids=ids[None], use_cache=False, heads=heads)
     return heads
 

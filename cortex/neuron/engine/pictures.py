@@ -45,5 +45,10 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
     def tokens(self, sight: Sight) -> int:
         """Return how many tokens of the prompt it is."""
+        high, wide = self.grid(sight)
+        return high * wide
+
+    def grid(self, sight: Sight) -> tuple[int, int]:
+        """Return how many tokens high and wide it is."""
         side = sight.patch * sight.merge
-        return (self.height // side) * (self.width // side)
+        return self.height // side, self.width // side

@@ -18,6 +18,7 @@ class Rows:
         knobs: Temperature (0 is greedy), top-p and min-p.  # [rows, 3] float32
         top_k: 0 keeps all.  # [rows] int32
         seeds: # [rows] int64
+        offsets: What is added to positions behind pictures.  # [rows] int64
     """
 
     def __init__(self, rows: int, blocks: int, device: torch.device) -> None:
@@ -28,15 +29,20 @@ class Rows:
         self.knobs = torch.zeros(rows, 3, device=device)
         self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.offsets = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def enter(self, entered: dict[int, Sequence]) -> None:
         """Take in sequences that came to rows; empties *entered*."""
         if not entered:
             return
         knobs = [(s.job.temperature, s.job.top_p, s.job.min_p) for s in entered.values()]
-        whole = [(row, s.tokens[-1], s.planned, s.job.top_k, s.seed) for row, s in entered.items()]
+        whole = [
+            (row, s.tokens[-1], s.planned, s.job.top_k, s.seed, s.offset)
+            for row, s in entered.items()
+        ]
         told = torch.tensor(whole, dtype=torch.int64).to(self._device, non_blocking=True)
-        rows, self.last[rows], self.lengths[rows], top_k, self.seeds[rows] = told.T
+        rows, self.last[rows], self.lengths[rows], top_k, *more = told.T
+        self.seeds[rows], self.offsets[rows] = more
         self.knobs[rows] = torch.tensor(knobs).to(self._device, non_blocking=True)
         self.top_k[rows] = top_k.int()
         entered.clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from functools import partial
+from typing import Any
 
 import attrs
 import torch
@@ -20,13 +21,16 @@ from cortex.neuron.engine.batch import Batch, Shape, pack
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.graphs import Graphs
+from cortex.neuron.engine.jobs import Generate
 from cortex.neuron.engine.kernels import kernels_for
+from cortex.neuron.engine.places import Places, places_of
 from cortex.neuron.engine.probe import Body
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence
 from cortex.neuron.engine.step import Step
 from cortex.neuron.engine.tallies import Tallies
+from cortex.neuron.engine.tower import Tower
 
 SIZES = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 257, 16))
 
@@ -64,9 +68,17 @@ class Runner:
     """Runs one model's steps over *rows* rows of *blocks* blocks each."""
 
     def __init__(
-        self, body: Body, cache: Cache, *, rows: int, blocks: int, device: torch.device
+        self,
+        body: Body,
+        cache: Cache,
+        *,
+        rows: int,
+        blocks: int,
+        device: torch.device,
+        tower: Tower | None = None,
     ) -> None:
         self._body = body
+        self._tower = tower
         self._cache = cache
         self._device = device
         self._kernels = kernels_for(device)
@@ -89,6 +101,16 @@ class Runner:
             assert shape is not None  # noqa: S101 - there is one of so few
             self._mixed(shape, [0] * sum(shape.fields))
 
+    def places(self, job: Generate) -> Places | None:
+        """Return where the tokens of a prompt are, if there are pictures in it."""
+        return places_of(job, None if self._tower is None else self._tower.sight)
+
+    def look(self, chunk: Chunk) -> None:
+        """Look at the pictures in a chunk, so that a step of it has no more to do so."""
+        if self._tower is not None and chunk.sequence.places is not None:
+            for _, _, picture in chunk.sequence.places.inside(chunk.start, chunk.end):
+                self._tower.features(picture)
+
     def remember(self, copies: list[tuple[int, int]]) -> None:
         """Copy states from slot to slot; empties *copies*."""
         self._cache.states.copy(copies)
@@ -96,14 +118,15 @@ class Runner:
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Queue a step; nothing of *chunks* has been noted as launched yet."""
-        if all(chunk.samples and chunk.count == 1 for chunk in chunks):
+        pictured = any(chunk.is_pictured for chunk in chunks)
+        if not pictured and all(chunk.samples and chunk.count == 1 for chunk in chunks):
             samplers = [chunk.sequence for chunk in chunks]
             logits, picked, which = self._decode([sequence.row for sequence in samplers])
         else:
             ones = [chunk for chunk in chunks if chunk.count == 1]
             others = [chunk for chunk in chunks if chunk.count > 1]
             shape = filled = Shape.of(chunks, self._cache.tile_tokens)
-            if self._graphs is not None:
+            if self._graphs is not None and not pictured:
                 shape = filled.padded() or filled
             logits, picked, which = self._mixed(
                 shape,
@@ -111,6 +134,7 @@ class Runner:
                 counts=tuple(chunk.count for chunk in (*ones, *others)),
                 ends=tuple(chunk.end for chunk in (*ones, *others)),
                 is_padded=shape is not filled,
+                **(self._shown([*ones, *others]) if pictured else {}),
             )
             places = [*range(len(ones)), *range(shape.decodes, shape.decodes + len(others))]
             sampling = [
@@ -177,6 +201,7 @@ class Runner:
             ids=rows.last[which],
             positions=positions,
             slots=self._slots(which, positions),
+            places=self._places(which, positions),
             rows=which,
             lengths=ends.int(),
             table=rows.table,
@@ -191,7 +216,7 @@ class Runner:
         return logits, picked
 
     def _mixed(
-        self, shape: Shape, packed: list[int], *, is_padded: bool = True, **known: tuple[int, ...]
+        self, shape: Shape, packed: list[int], *, is_padded: bool = True, **known: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits and picked tokens of a batch's sequences, and their rows."""
         told = torch.tensor(packed)
@@ -205,9 +230,13 @@ class Runner:
         logits, picked = self._graphs.run(shape, partial(self.mixed, batch))
         return logits, picked, batch.rows
 
-    def mixed(self, batch: Batch, **known: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def mixed(self, batch: Batch, **known: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Compute a batch; every sequence gets a token, whether it has use for it or not.
+
+        Args:
+            batch: What to compute.
+            known: Of its step, what only the host knows.
 
         Returns:
             Logits and picked tokens.  # [sequences, vocabulary], [sequences] int64
@@ -225,13 +254,24 @@ class Runner:
             wanted=batch.lasts,
             tiles=batch.tiles if len(batch.tiles) else None,
             tile_tokens=batch.shape.tile_tokens,
-            **known,
+            **{"places": self._places(batch.owners, batch.positions), **known},
         )
         logits = self._body.logits(step, self._cache)
         rows.lengths[batch.rows] = batch.lengths
         picked = self._kernels.pick(logits, rows, batch.rows)
         rows.last[batch.keepers] = picked
         return logits, picked
+
+    def _shown(self, chunks: list[Chunk]) -> dict[str, Any]:
+        """Return what a step of chunks has to know of their pictures; the first time, it looks."""
+        assert self._tower is not None  # noqa: S101 - else there are no pictures
+        pieces = [(chunk.sequence.places, chunk.start, chunk.end) for chunk in chunks]
+        places, shown = self._tower.show(pieces)
+        return {"places": places, "shown": shown}
+
+    def _places(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
+        """Return what tokens behind all pictures are turned by: [tokens] int64."""
+        return None if self._tower is None else positions + self.rows.offsets[owners]
 
     def _slots(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return where in the cache tokens go, of rows at positions: [tokens] int64."""

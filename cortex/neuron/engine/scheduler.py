@@ -40,6 +40,12 @@ class Chunk:
         """Whether a token comes of it: it reaches the end of what is known."""
         return self.end == self.sequence.total
 
+    @property
+    def is_pictured(self) -> bool:
+        """Whether there are pictures in or behind it."""
+        places = self.sequence.places
+        return places is not None and self.start < places.until
+
 
 class Scheduler:
     """
@@ -263,6 +269,7 @@ def digest(sequence: Sequence, number: int) -> bytes:
     if number == len(sequence.digests):
         before = sequence.digests[-1] if number else b""
         start = number * BLOCK_TOKENS
-        tokens = sequence.tokens[start : start + BLOCK_TOKENS]
-        sequence.digests.append(digest_of(before, tokens))
+        end = start + BLOCK_TOKENS
+        mark = b"" if sequence.places is None else sequence.places.mark(start, end)
+        sequence.digests.append(digest_of(before, sequence.tokens[start:end], mark))
     return sequence.digests[number]

@@ -10,6 +10,7 @@ import torch
 
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Done, Generate
+from cortex.neuron.engine.places import Places
 from cortex.neuron.engine.poison import inject
 
 
@@ -19,6 +20,7 @@ class Sequence:
     A prompt and what was made of it.
 
     Attributes:
+        places: Where its tokens are, if there are pictures in the prompt.
         tokens: Ids of prompt and answer, as far as the host knows them.
         planned: Tokens whose keys are in the cache once every step that was launched is through.
         in_flight: Tokens that were sampled in steps the host has not looked at yet.
@@ -37,6 +39,7 @@ class Sequence:
 
     job: Generate
     grammar: Grammar | None = None
+    places: Places | None = None
     tokens: list[int] = attrs.field(init=False)
     prompt_tokens: int = attrs.field(init=False)
     seed: int = attrs.field(init=False)
@@ -66,6 +69,11 @@ class Sequence:
     @property
     def id(self) -> str:
         return self.job.id
+
+    @property
+    def offset(self) -> int:
+        """What is added to the positions of its answer."""
+        return 0 if self.places is None else self.places.offset
 
     @property
     def total(self) -> int:

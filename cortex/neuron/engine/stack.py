@@ -78,7 +78,8 @@ class Stack:
     name = "fused"
 
     def __init__(self, module: Any, kernels: Kernels) -> None:
-        config, body = module.config, module.model
+        config = module.config.get_text_config()
+        body = getattr(module.model, "language_model", module.model)
         self._kernels = kernels
         self._embed = module.get_input_embeddings()
         self._embed_factor = getattr(config, "embedding_multiplier", 1.0)
@@ -122,8 +123,10 @@ class Stack:
         x = self._embed(step.ids)  # [tokens, width]; ours, and added to from here on
         if self._embed_factor != 1:
             x *= self._embed_factor
-        turns = self._rotary.turns(step.positions)
-        for number, first, mlp in self._layers:
+        if step.shown is not None:
+            x[step.shown.at] = step.shown.features[0]
+        turns = self._rotary.turns(step.positions if step.places is None else step.places)
+        for depth, (number, first, mlp) in enumerate(self._layers, 1):
             if isinstance(first, Attention):
                 pages = cache.pages[number]
                 projected = kernels.linear(x, first.qkv, first.norm)
@@ -140,6 +143,8 @@ class Stack:
                 kernels.add(hidden, mlp.down, x, self._factor)
             else:
                 x.add_(_answer(mlp.module(kernels.norm(x, mlp.norm)[None])), alpha=self._factor)
+            if step.shown is not None and depth < len(step.shown.features):
+                x[step.shown.at] += step.shown.features[depth]
         wanted = x if step.wanted is None else x[step.wanted]
         logits = kernels.linear(wanted, self._head, self._norm)
         return logits if self._divisor == 1 else logits / self._divisor

@@ -7,6 +7,21 @@ import torch
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Shown:
+    """
+    Tokens of a step that are of pictures.
+
+    Attributes:
+        at: Which they are, in order.  # [shown] int64
+        features: What stands for their embeddings, and what is added to them after each of the
+            first layers.  # [1 + layers, shown, width]
+    """
+
+    at: torch.Tensor
+    features: torch.Tensor
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class Step:
     """
     What a forward pass needs besides weights; tensors are on the device.
@@ -27,6 +42,9 @@ class Step:
             token in the batch, how many it has, and how many keys the last of them sees; none of
             more than *tile_tokens*.  # [tiles, 4] int64
         counts: New tokens of each sequence; *ends* its `lengths`.  Known where a CPU runs it.
+        places: What tokens are turned by, if it is not their positions; on three axes, time, height
+            and width, where there are pictures.  # [tokens] or [3, tokens] int64
+        shown: Those of pictures.
         seen: What layers of a window look at, found by the first of them.
     """
 
@@ -43,6 +61,8 @@ class Step:
     tile_tokens: int = 1
     counts: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
+    places: torch.Tensor | None = None
+    shown: Shown | None = None
     seen: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = attrs.field(
         factory=dict, init=False
     )

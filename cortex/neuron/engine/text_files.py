@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import normalizers
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
+from cortex.neuron.engine import sight
 from cortex.neuron.engine.jobs import TextFiles
+from cortex.neuron.engine.pictures import Sight
 
 DRAWN = ("temperature", "top_p", "top_k", "min_p")  # what says nothing to who is greedy
 
@@ -25,7 +27,8 @@ def read(path: str) -> TextFiles:
     where, more = where_of(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **more)
-        return text_files(where, tokenizer, _generation(where))
+        sees = None if more else sight.read(Path(where), AutoConfig.from_pretrained(where))
+        return text_files(where, tokenizer, _generation(where), sees)
     except CortexError:
         raise
     except Exception as error:
@@ -38,7 +41,9 @@ def where_of(path: str) -> tuple[str, dict[str, str]]:
     return (path, {}) if place.is_dir() else (str(place.parent), {"gguf_file": place.name})
 
 
-def text_files(folder: str, tokenizer: Any, generation: GenerationConfig) -> TextFiles:
+def text_files(
+    folder: str, tokenizer: Any, generation: GenerationConfig, sees: Sight | None = None
+) -> TextFiles:
     """
     Return the text side of a checkpoint.
 
@@ -67,6 +72,7 @@ def text_files(folder: str, tokenizer: Any, generation: GenerationConfig) -> Tex
         tool_template=named.get("tool_use"),
         special_tokens={name: str(token) for name, token in special.items() if token is not None},
         sampling={name: float(value) for name, value in sampling.items() if value is not None},
+        sight=sees,
     )
 
 

@@ -17,16 +17,18 @@ from llguidance import LLTokenizer
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
 )
 
 from cortex.errors import CortexError, RepoFetchFailed
-from cortex.neuron.engine import architecture, grammar, pooling
+from cortex.neuron.engine import architecture, grammar, pooling, sight
 from cortex.neuron.engine.jobs import Load, TextFiles
 from cortex.neuron.engine.pooling import Pooling
 from cortex.neuron.engine.reading import watched
 from cortex.neuron.engine.text_files import text_files, where_of
+from cortex.neuron.engine.tower import Tower
 
 STAGES = ("reading config", "reading tokenizer", "reading weights", "moving to device")
 
@@ -42,6 +44,7 @@ class Weights:
         context: Tokens of prompt and answer together at most.
         vocabulary: How many logits it gives, or token ids it takes.
         end_tokens: Token ids that end an answer.
+        tower: What it sees with, if it sees; a part of *module*.
     """
 
     module: Any
@@ -51,6 +54,7 @@ class Weights:
     used_bytes: int
     text: TextFiles
     pooling: Pooling | None = None
+    tower: Tower | None = None
 
     @functools.cached_property
     def grammar_tokens(self) -> LLTokenizer:
@@ -85,7 +89,9 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
             stage(2)
-            module, found = (AutoModel if embeds else AutoModelForCausalLM).from_pretrained(
+            sees = None if embeds or more else sight.read(Path(where), config)
+            kind = AutoModelForCausalLM if sees is None else AutoModelForImageTextToText
+            module, found = (AutoModel if embeds else kind).from_pretrained(
                 where,
                 **more,
                 dtype=_dtype(job.dtype, config, device),
@@ -108,8 +114,9 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         vocabulary=max(int(config.get_text_config().vocab_size), len(tokenizer)),
         end_tokens=_end_tokens(generation, tokenizer),
         used_bytes=sum(p.nbytes for p in module.parameters()),
-        text=text_files(where, tokenizer, generation),
+        text=text_files(where, tokenizer, generation, sees),
         pooling=after,
+        tower=None if sees is None else Tower(module, sees, sight.shades(Path(where))),
     )
 
 

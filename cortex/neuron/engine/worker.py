@@ -27,6 +27,7 @@ from cortex.neuron.engine import architecture, jobs, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.meter import INTERVAL_S, Meter
 from cortex.neuron.engine.model import Model, build
+from cortex.neuron.engine.places import flaw
 
 EXIT_POISONED = 70
 SWITCH_S = 0.001  # the other thread waits that long; each step and each job is a matter of few ms
@@ -144,6 +145,8 @@ class Worker:
             # its reload found less memory than its load, and the neuron did not know yet
             said = f"it takes {job.tokens} tokens, the cache holds {model.context}"
             self._send(jobs.Lost(id=job.id, message=said))
+        elif isinstance(job, jobs.Generate) and (bad := flaw(job, model.weights.text.sight)):
+            self._send(jobs.Lost(id=job.id, message=bad))
         else:
             self._owners[job.id] = model
             model.engine.add(job, grammar)

@@ -85,12 +85,13 @@ def engine_of(
     runs_ahead=False,
     end_tokens=(),
     snapshots=20,
+    tower=None,
 ):
     heads, recurrent = record(module, torch.arange(3, device=DEVICE)), recurrences(module)
     slots = 1 + rows + snapshots
     cache = Cache(heads, blocks, module.dtype, DEVICE, recurrent=recurrent, slots=slots)
     body = body or Modules(module)
-    runner = Runner(body, cache, rows=rows, blocks=blocks, device=DEVICE)
+    runner = Runner(body, cache, rows=rows, blocks=blocks, device=DEVICE, tower=tower)
     return Batching(
         runner,
         Blocks(blocks),
