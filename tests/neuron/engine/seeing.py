@@ -173,7 +173,8 @@ class Recorded:
         out = self.body.logits(step, cache)
         names = {s.row: s.id for s in self.engine.scheduler.running.values()}
         for row, length, logits in zip(step.rows.tolist(), step.lengths.tolist(), out, strict=True):
-            self.kept.setdefault(names[row], {})[length] = logits
+            if row:
+                self.kept.setdefault(names[row], {})[length] = logits
         self.steps.append(step)
         return out
 
@@ -187,7 +188,10 @@ def engine_seeing(module, tier="fused", tower="its own", **limits):
     return engine, recorded
 
 
-def assert_right(module, jobs, said, recorded, limit=1e-5):
+LIMIT = 1e-5 if DEVICE.type == "cpu" else 3e-5
+
+
+def assert_right(module, jobs, said, recorded):
     """Check that answers, and all logits that were computed, are those of the model's forward."""
     for job in jobs:
         assert len(said[job.id]) == job.max_tokens
@@ -197,4 +201,4 @@ def assert_right(module, jobs, said, recorded, limit=1e-5):
         assert lengths[-1] == len(job.prompt) + job.max_tokens - 1
         asked = wanted[[length - 1 for length in lengths]]
         off = probe.distance([torch.stack(got)], [asked])
-        assert off < limit, f"{job.id}: {off:.1e}"
+        assert off < LIMIT, f"{job.id}: {off:.1e}"
