@@ -14,7 +14,7 @@ from cortex.neuron.engine.poison import is_poison
 from cortex.neuron.engine.runner import Launched, Runner
 from cortex.neuron.engine.scheduler import Chunk, Scheduler
 from cortex.neuron.engine.sequence import Sequence
-from cortex.neuron.engine.snapshots import Snapshots
+from cortex.neuron.engine.snapshots import Snapshots, opening_of
 
 
 class Batching:
@@ -73,6 +73,8 @@ class Batching:
         """Begin a request for text; its prompt and answer fit the cache."""
         assert isinstance(job, Generate)  # noqa: S101 - the worker has asked
         sequence = self._found[job.id] = Sequence(job, grammar, self._runner.places(job))
+        if self.scheduler.snapshots is not None:
+            sequence.opening = opening_of(job.prompt, self._end_tokens)
         self.scheduler.add(sequence)
 
     def cancel(self, request: str) -> End | None:

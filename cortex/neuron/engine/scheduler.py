@@ -8,7 +8,8 @@ mostly from what is still found of it.  Host only, no tensors; a plan is made in
 
 Of a model that keeps states, a sequence goes on from where both its blocks and a snapshot of its
 state are found.  A snapshot is a copy of what a step left, so steps end where one is wanted: where
-a prompt's last block ends, at times within a long one, and where it parts from those before it.
+a prompt's last block ends, at times within a long one, where it parts from those before it, and
+where those after it are likely to part from it.
 """
 
 from __future__ import annotations
@@ -212,7 +213,8 @@ class Scheduler:
             count -= 1
         total = len(sequence.tokens)
         last, whole = ((n // BLOCK_TOKENS) * BLOCK_TOKENS for n in (total - 1, total))
-        marks = {*range(0, total, EVERY_TOKENS), found * BLOCK_TOKENS, last, whole}
+        parts = (found * BLOCK_TOKENS, sequence.opening)
+        marks = {*range(0, total, EVERY_TOKENS), *parts, last, whole}
         sequence.marks = sorted(mark for mark in marks if mark > count * BLOCK_TOKENS)
         return count, snapshots.find(digest(sequence, count - 1)) if count else 0
 

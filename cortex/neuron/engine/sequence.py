@@ -21,6 +21,7 @@ class Sequence:
 
     Attributes:
         places: Where its tokens are, if there are pictures in the prompt.
+        opening: So many tokens others are likely to begin with, too; whole blocks, 0 is unknown.
         tokens: Ids of prompt and answer, as far as the host knows them.
         planned: Tokens whose keys are in the cache once every step that was launched is through.
         in_flight: Tokens that were sampled in steps the host has not looked at yet.
@@ -43,6 +44,7 @@ class Sequence:
     tokens: list[int] = attrs.field(init=False)
     prompt_tokens: int = attrs.field(init=False)
     seed: int = attrs.field(init=False)
+    opening: int = 0
     planned: int = 0
     in_flight: int = 0
     row: int = -1

@@ -8,8 +8,24 @@ copied, the scheduler says.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container, Sequence
+
+from cortex.neuron.engine.blocks import BLOCK_TOKENS
 
 EVERY_TOKENS = 2048  # of a long prompt there is one
+OPENING_TOKENS = 256  # fewer are computed again in about the time of one more step
+
+
+def opening_of(prompt: Sequence[int], end_tokens: Container[int]) -> int:
+    """
+    Return how many tokens of a prompt others are likely to begin with; 0 if nothing tells.
+
+    They are its first message, if others follow, as a system prompt that many have: each ends with
+    an end token of the model's.
+    """
+    ends = (number for number, token in enumerate(prompt, 1) if token in end_tokens)
+    first, second = next(ends, 0), next(ends, 0)
+    return first // BLOCK_TOKENS * BLOCK_TOKENS if second and first >= OPENING_TOKENS else 0
 
 
 class Snapshots:

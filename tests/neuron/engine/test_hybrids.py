@@ -11,7 +11,7 @@ from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.jobs import Done, Load, Lost
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.modules import Modules, record, recurrences
-from cortex.neuron.engine.snapshots import Snapshots
+from cortex.neuron.engine.snapshots import Snapshots, opening_of
 from cortex.neuron.engine.stack import Stack
 from tests.neuron.engine.engines import (
     DEVICE,
@@ -90,6 +90,40 @@ def test_where_prompts_part_is_found_by_the_third(hybrid):
 
     assert [ends[str(n)].cached_tokens for n in range(3)] == [0, 0, 96]
     assert said == {str(n): greedy(hybrid, prompt, 4) for n, prompt in enumerate(asked)}
+
+
+END = 2
+
+
+@pytest.mark.parametrize(
+    ("opening", "found"),
+    [
+        ([*range(5, 290), END], 272),  # the second of one system prompt goes on from its end
+        ([*range(5, 105), END], 0),  # of a short one it would save no step
+        (list(range(5, 290)), 0),  # nothing tells where it ends
+    ],
+)
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+def test_the_end_of_a_first_message_is_found_by_the_second(hybrid, opening, found, runs_ahead):
+    asked = [[*opening, 200 + n, *range(10, 30), END, 7] for n in range(2)]
+    engine = engine_of(hybrid, end_tokens=[END], runs_ahead=runs_ahead)
+    more = {"ignore_eos": True}
+
+    first, before = run(engine, [ask("0", asked[0], 4, **more)])
+    second, ends = run(engine, [ask("1", asked[1], 4, **more)])
+
+    assert (before["0"].cached_tokens, ends["1"].cached_tokens) == (0, found)
+    assert first["0"] == greedy(hybrid, asked[0], 4)
+    assert second["1"] == greedy(hybrid, asked[1], 4)
+    engine.scheduler.check()
+
+
+def test_one_message_alone_has_no_end_that_others_share():
+    message = [*range(10, 400), END]
+    assert opening_of([*message, 5, 6], {END}) == 0
+    assert opening_of([*message, *message], {END}) == 384
+    assert opening_of([*message, *message], ()) == 0
+    assert opening_of([], {END}) == 0
 
 
 def test_a_long_prompt_is_found_by_one_that_shares_some_of_it(hybrid):

@@ -254,6 +254,18 @@ def test_a_checkpoint_that_sees_is_loaded_with_its_tower(checkpoint, dense):
 
 
 @pytest.mark.timeout(60)
+def test_layers_in_eight_bits_leave_the_tower_as_it_is(checkpoint, dense):
+    made = built(checkpoint, context=512, quant="int8")
+    shown = picture(1, 3, 5)
+
+    whole = Tower(dense, SIGHT, sight.shades(checkpoint))
+    assert torch.equal(made.weights.tower.features(shown), whole.features(shown))
+    assert not torch.equal(whole.features(shown), tower_of(dense).features(shown)), "other shades"
+    said, _ = run(made.engine, [asking("r", [words(9, 2), shown, words(20, 3)], 8)])
+    assert len(said["r"]) == 8
+
+
+@pytest.mark.timeout(60)
 def test_a_model_whose_pictures_are_not_as_they_should_be_is_run_for_its_text(
     checkpoint, monkeypatch
 ):
