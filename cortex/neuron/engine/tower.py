@@ -105,5 +105,10 @@ class Tower:
         patches, grid = self.patches(picture)
         out = self._module.model.get_image_features(patches, grid, return_dict=True)
         deep = getattr(out, "deepstack_features", None) or ()
-        whole = [torch.cat(tuple(parts)) for parts in (out.pooler_output, *deep)]
+        whole = [_joined(parts) for parts in (out.pooler_output, *deep)]
         return torch.stack(whole).to(self._module.dtype)
+
+
+def _joined(parts: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return what a tower gave: of all pictures, or of each, as transformers pleases."""
+    return parts if isinstance(parts, torch.Tensor) else torch.cat(tuple(parts))
