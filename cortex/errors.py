@@ -129,6 +129,12 @@ class VisionUnsupported(InvalidRequest):
     code = "vision_unsupported"
 
 
+class InvalidImage(InvalidRequest):
+    """An image cannot be had, read or shown; the message says which, and why."""
+
+    code = "invalid_image"
+
+
 class OperationUnsupported(InvalidRequest):
     """The model cannot do this at all: embed, or chat."""
 

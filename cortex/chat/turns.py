@@ -19,21 +19,23 @@ TOOL_ERROR = "[tool error] "
 BETWEEN = Text("\n\n")
 
 
-def normalised(messages: Iterable[Message]) -> tuple[Message, ...]:
+def normalised(
+    messages: Iterable[Message], *, images_in_results: bool = False
+) -> tuple[Message, ...]:
     """
     Return *messages* with at most one system turn, the first, and tool results where they belong.
 
     - The system turns at the head are one, joined with a newline.
     - A later one is a reminder: user text in tags, part of the user turn beside it.
-    - The results of a turn's calls follow it in the order of the calls, a turn each, with their
-      text alone: an error is marked in words, images move into the user turn that follows.
+    - The results of a turn's calls follow it in the order of the calls, a turn each: an error is
+      marked in words, images move into the user turn that follows unless they may stay.
 
     Whatever is normalised stays as it is.
     """
     turns = list(messages)
     head = list(takewhile(lambda turn: turn.role == "system", turns))
     system = "\n".join(turn.text for turn in head)
-    rest = reminded(results_in_order(turns[len(head) :]))
+    rest = reminded(results_in_order(turns[len(head) :], images_in_results))
     return (*([Message(role="system", parts=(Text(system),))] if head else []), *rest)
 
 
@@ -76,14 +78,14 @@ def reminded(turns: Iterable[Message]) -> Iterator[Message]:
         yield waiting
 
 
-def results_in_order(turns: Sequence[Message]) -> Iterator[Message]:
+def results_in_order(turns: Sequence[Message], with_images: bool) -> Iterator[Message]:
     """Yield *turns* with the results of an assistant's calls right behind it."""
     starts = [0, *(n for n, turn in enumerate(turns) if turn.role == "assistant"), len(turns)]
     for start, end in pairwise(starts):
-        yield from stretch(turns[start:end])
+        yield from stretch(turns[start:end], with_images)
 
 
-def stretch(turns: Sequence[Message]) -> Iterator[Message]:
+def stretch(turns: Sequence[Message], with_images: bool) -> Iterator[Message]:
     """Yield what goes from one assistant's turn to the next: it, the results, the other turns."""
     said = [turn for turn in turns[:1] if turn.role == "assistant"]
     calls = {part.id: part for turn in said for part in turn.parts if isinstance(part, ToolCall)}
@@ -97,7 +99,8 @@ def stretch(turns: Sequence[Message]) -> Iterator[Message]:
     ]
     results.sort(key=lambda result: order.get(result.call_id, len(order)))
     others = [turn for turn in turns[len(said) :] if turn.role != "tool"]
-    pictures = [part for result in results for part in shown(result, calls)]
+    told = marked if with_images else as_text
+    pictures = [] if with_images else [part for each in results for part in shown(each, calls)]
     if pictures:
         showing = Message(role="user", parts=tuple(pictures))
         if others and others[0].role == "user":
@@ -109,9 +112,15 @@ def stretch(turns: Sequence[Message]) -> Iterator[Message]:
     yield from others
 
 
-def told(result: ToolResult) -> ToolResult:
+def marked(result: ToolResult) -> ToolResult:
+    """Return a result that is no error, but says so if it was one."""
+    mark = (Text(TOOL_ERROR),) if result.is_error else ()
+    return ToolResult(call_id=result.call_id, parts=(*mark, *result.parts))
+
+
+def as_text(result: ToolResult) -> ToolResult:
     """Return a result as text alone."""
-    text = f"{TOOL_ERROR}{result.text}" if result.is_error else result.text
+    text = marked(result).text
     return ToolResult(call_id=result.call_id, parts=(Text(text),) if text else ())
 
 

@@ -10,10 +10,12 @@ from functools import partial
 
 import attrs
 
+from cortex.api import Count
 from cortex.chat.request import ChatRequest
 from cortex.fleet.model import ModelStats
 from cortex.neuron.engine import jobs
-from cortex.neuron.text.side import Prompt, Text
+from cortex.neuron.images.gallery import Gallery
+from cortex.neuron.text.side import NOTHING, Prompt, Seen, Text
 from cortex.neuron.workers import DeviceWorker
 
 READERS = 4  # threads that read prompts: with more of them all else waits for its turn
@@ -28,6 +30,7 @@ class Running:
         body: How the engine runs it, for people.
         width: Components of the vectors it makes; None if it makes text.
         slots: Places on the device.
+        gallery: Where images of requests are read.
         readers: Of requests.
     """
 
@@ -37,6 +40,7 @@ class Running:
     body: str
     defaults: Mapping[str, float]
     slots: asyncio.Semaphore
+    gallery: Gallery
     width: int | None = None
     in_flight: int = 0
     waiting: int = 0
@@ -46,8 +50,9 @@ class Running:
 
     async def read(self, request: ChatRequest) -> tuple[Prompt, str | None]:
         """Return the prompt of a request, and the grammar that holds its answer to a form."""
+        seen = await look(self.text, self.gallery, request)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.readers, self.text.read, request)
+        return await loop.run_in_executor(self.readers, self.text.read, request, seen)
 
     @asynccontextmanager
     async def place(self) -> AsyncGenerator[None, None]:
@@ -97,6 +102,23 @@ class Running:
         if done.decode_ms and done.completion_tokens > 1:
             rate = 1e3 * (done.completion_tokens - 1) / done.decode_ms
             self.tok_s_decode = smooth(self.tok_s_decode, rate)
+
+
+async def look(text: Text, gallery: Gallery, request: ChatRequest) -> Seen:
+    """Return what a model sees of the images of a request."""
+    if text.sight is None:
+        return NOTHING
+    return await gallery.look(request.messages, text.sight)
+
+
+def counter(text: Text, gallery: Gallery) -> Count:
+    """Return what counts the tokens of a prompt as `Running.read` does."""
+
+    async def count(request: ChatRequest) -> int:
+        seen = await look(text, gallery, request)
+        return len((await asyncio.to_thread(text.prompt, request, seen)).ids)
+
+    return count
 
 
 def smooth(old: float, new: float) -> float:

@@ -23,8 +23,13 @@ from cortex.config.load import default_file, load_gateway, load_neuron
 from cortex.config.mistakes import Mistakes
 from cortex.config.schema import Catalogue, GatewayConfig, NeuronConfig
 
-ENGINE = ("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate", "llguidance")
-INSTALL = "-m pip install 'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate llguidance"
+ENGINE = (
+    *("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate", "llguidance"),
+    "PIL",
+)
+INSTALL = (
+    "-m pip install 'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate llguidance pillow"
+)
 DRIVER = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
 LOW_BYTES = 20 << 30  # a model of 8 billion parameters takes about as much
 NONE_BYTES = 1 << 30

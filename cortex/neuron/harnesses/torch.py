@@ -7,14 +7,13 @@ This half lives in the neuron's process: text in, text out, and never torch.
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import msgspec
@@ -25,9 +24,7 @@ from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import (
     ConfigError,
-    ContextLengthExceeded,
     DeviceUnavailable,
-    InvalidRequest,
     ModelNotFound,
     OperationUnsupported,
     UpstreamDied,
@@ -37,13 +34,21 @@ from cortex.fleet.node import Device, DeviceState
 from cortex.neuron.embedding import embed_job, vectors_of
 from cortex.neuron.engine import jobs
 from cortex.neuron.faults import fault_of
-from cortex.neuron.running import Running
+from cortex.neuron.generation import finished, generate_job, whole
+from cortex.neuron.images.gallery import Gallery
+from cortex.neuron.images.options import ImageOptions
+from cortex.neuron.running import Running, counter
 from cortex.neuron.text.answer import Answer
-from cortex.neuron.text.begun import Begun
-from cortex.neuron.text.side import Prompt, Text
+from cortex.neuron.text.side import Text
 from cortex.neuron.workers import DeviceWorker
 
-NEEDED = ("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate", "llguidance")
+if TYPE_CHECKING:
+    from cortex.neuron.images.fetch import Fetcher
+
+NEEDED = (
+    *("torch", "transformers", "tokenizers", "jinja2", "gguf", "accelerate", "llguidance"),
+    "PIL",
+)
 log = logging.getLogger(__name__)
 
 
@@ -61,6 +66,7 @@ class TorchOptions:
         max_sequences: Requests of one model that run at once; more wait.
         threads: CPU threads of a worker; 0 lets torch decide.
         watchdog_s: A worker whose step takes longer is replaced.
+        images: Those that requests bring for models that see.
         debug_faults: Let requests break the device, for drills: `cortex.neuron.faults`.
     """
 
@@ -71,6 +77,7 @@ class TorchOptions:
     max_sequences: int = 256
     threads: int = 0
     watchdog_s: float = 120.0
+    images: ImageOptions = attrs.field(factory=ImageOptions)
     debug_faults: bool = False
 
 
@@ -84,6 +91,7 @@ class TorchHarness:
         self._host = host
         self._models: dict[str, Running] = {}
         self._workers: dict[int, DeviceWorker] = {}
+        self._gallery = gallery(options.images)
         self._numbers = itertools.count()  # a client may give two requests one id
         if options.debug_faults:
             log.warning("harness.torch.debug_faults: any request may end a device worker")
@@ -137,6 +145,7 @@ class TorchHarness:
             defaults=dict(itertools.chain(*(d.items() for d in defaults))),
             slots=asyncio.Semaphore(self._options.max_sequences),
             width=loaded.dimensions,
+            gallery=self._gallery,
         )
         text = self._models[spec.id].text.capabilities
         return RunningModel(
@@ -150,12 +159,12 @@ class TorchHarness:
             await running.worker.unload(model_id)
 
     async def count(self, request: ChatRequest) -> int:
-        return await count(self._speaking(request.model).text, request)
+        return await counter(self._speaking(request.model).text, self._gallery)(request)
 
     async def counter(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> Count:  # noqa: ARG002
         assert checkpoint is not None  # noqa: S101 - needs_weights
         files = await self._any_worker().read_text(str(checkpoint.path))
-        return functools.partial(count, await asyncio.to_thread(Text, files))
+        return counter(await asyncio.to_thread(Text, files), self._gallery)
 
     async def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:  # noqa: ARG002
         with suppress(DeviceUnavailable):  # there is time until the weights are here
@@ -276,96 +285,15 @@ class TorchHarness:
         self._host.model_changed(model, "failed", error)
 
 
-async def count(text: Text, request: ChatRequest) -> int:
-    """Return the tokens of a request's prompt."""
-    return len((await asyncio.to_thread(text.prompt, request)).ids)
+def gallery(options: ImageOptions) -> Gallery:
+    """Build what reads images, and fetches them if that is allowed."""
 
+    def fetcher() -> Fetcher:
+        from cortex.neuron.images.fetch import Fetcher
 
-def generate_job(
-    request: ChatRequest, prompt: Prompt, running: Running, job_id: str, grammar: str | None
-) -> jobs.Generate:
-    """
-    Return the engine's job for a request.
+        return Fetcher(options.max_mb << 20, options.timeout_s)
 
-    What the request leaves open is filled from models.toml, then from the checkpoint.
-
-    Raises:
-        ContextLengthExceeded: The prompt leaves no room for an answer.
-        InvalidRequest: A token id is not one of the model's.
-    """
-    tokens = len(prompt.ids)
-    room = running.context - tokens
-    if room < 1:
-        raise ContextLengthExceeded(
-            f"maximum context length is {running.context} tokens, the prompt has {tokens}",
-            param="prompt" if request.prompts else "messages",
-            details={"prompt_tokens": tokens, "context_tokens": running.context},
-        )
-    sampling, defaults = request.sampling, running.defaults
-    for token in sampling.logit_bias:
-        if not 0 <= token < running.text.vocabulary.size:
-            raise InvalidRequest(
-                f"logit_bias: the model has no token {token}, its ids end at"
-                f" {running.text.vocabulary.size - 1}",
-                param="logit_bias",
-            )
-
-    def chosen(asked: float | None, name: str, otherwise: float) -> float:
-        return asked if asked is not None else defaults.get(name, otherwise)
-
-    return jobs.Generate(
-        id=job_id,
-        model=request.model,
-        prompt=prompt.ids,
-        max_tokens=min(sampling.max_tokens or room, room),
-        temperature=chosen(sampling.temperature, "temperature", 1.0),
-        top_p=chosen(sampling.top_p, "top_p", 1.0),
-        top_k=int(chosen(sampling.top_k, "top_k", 0)),
-        min_p=chosen(sampling.min_p, "min_p", 0.0),
-        repetition_penalty=chosen(sampling.repetition_penalty, "repetition_penalty", 1.0),
-        ignore_eos=sampling.ignore_eos,
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        logit_bias=dict(sampling.logit_bias),
-        seed=sampling.seed,
-        logprobs=sampling.logprobs,
-        principal=request.principal,
-        priority=request.priority,
-        weight=request.weight,
-        grammar=grammar,
-    )
-
-
-def finished(job: jobs.Generate, answer: Answer, done: jobs.Done | None = None) -> Finished:
-    """Return the last event of an answer; without *done* it ended before the engine did."""
-    cut = done is not None and done.reason == "length"
-    times = (done.queue_ms, done.prefill_ms, done.decode_ms) if done else (0.0, 0.0, 0.0)
-    return Finished(
-        reason=answer.reason(cut=cut),
-        usage=Usage(
-            prompt_tokens=len(job.prompt),
-            completion_tokens=done.completion_tokens if done else answer.tokens,
-            cached_tokens=done.cached_tokens if done else 0,
-            reasoning_tokens=answer.reasoning_tokens,
-            queue_ms=times[0],
-            prefill_ms=times[1],
-            decode_ms=times[2],
-        ),
-        stop_string=answer.stop_string,
-    )
-
-
-def whole(event: Finished, before: Begun | None) -> Finished:
-    """Return the last event of an answer, with the tokens of what was said of it *before*."""
-    if before is None:
-        return event
-    usage = attrs.evolve(
-        event.usage,
-        prompt_tokens=event.usage.prompt_tokens - before.tokens,
-        completion_tokens=event.usage.completion_tokens + before.tokens,
-        reasoning_tokens=event.usage.reasoning_tokens + before.thought_tokens,
-    )
-    return attrs.evolve(event, usage=usage)
+    return Gallery(options, fetcher if options.urls else None)
 
 
 def missing_packages() -> list[str]:
@@ -376,7 +304,7 @@ def missing_packages() -> list[str]:
 def make(options: TorchOptions, host: HarnessHost) -> TorchHarness:
     """Build the harness, or say which interpreter lacks what."""
     if missing := missing_packages():
-        wanted = "'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate llguidance"
+        wanted = "'torch>=2.11' 'transformers>=5.17' jinja2 gguf accelerate llguidance pillow"
         install = f"{sys.executable} -m pip install {wanted}"
         raise ConfigError(
             f"harness 'torch': {sys.executable} has no {', '.join(missing)}",

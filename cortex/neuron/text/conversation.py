@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import groupby
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ import attrs
 from cortex.chat.request import (
     Image,
     Message,
+    Part,
     Reasoning,
     Text,
     Thinking,
@@ -33,22 +35,18 @@ FREE_TEXT = {
 }
 
 
-def turns_of(
+def turns_for(
     messages: Sequence[Message], abilities: Abilities, calls: Calls | None = None
-) -> list[dict[str, Any]]:
+) -> tuple[Message, ...]:
     """
-    Return *messages* as a template with *abilities* takes them.
+    Return *messages* in turns that a template with *abilities* takes.
 
     Args:
         messages: As they came.
         abilities: Of the template.
         calls: How the model writes calls.
-
-    Raises:
-        VisionUnsupported: There is an image among them.
     """
-    refuse_images(messages)
-    turns: Iterable[Message] = normalised(messages)
+    turns: Iterable[Message] = normalised(messages, images_in_results=abilities.images_in_results)
     if not abilities.system:
         turns = without_system(turns)
     if not abilities.user_after_results:
@@ -59,6 +57,13 @@ def turns_of(
         turns = one_call_each(turns)
     if not abilities.calls and calls:
         turns = calls_as_text(turns, calls)
+    return tuple(turns)
+
+
+def written_turns(
+    turns: Iterable[Message], abilities: Abilities, calls: Calls | None = None
+) -> list[dict[str, Any]]:
+    """Return turns from `turns_for` in the words of templates; arguments are the same."""
     history_ids = calls.history_ids if calls else ""
     names: dict[str, tuple[str, str]] = {}  # of calls by their ids: the template's id, the tool
     written = []
@@ -70,15 +75,25 @@ def turns_of(
     return written
 
 
-def refuse_images(messages: Sequence[Message]) -> None:
+def refuse_images(messages: Sequence[Message], model: str) -> None:
     """Raise for the first image."""
     for number, message in enumerate(messages):
         for place, part in enumerate(message.parts):
-            inside = part.parts if isinstance(part, ToolResult) else (part,)
-            if any(isinstance(one, Image) for one in inside):
+            if images_of([attrs.evolve(message, parts=(part,))]):
                 raise VisionUnsupported(
-                    "the model sees no images", param=f"messages[{number}].content[{place}]"
+                    f"model {model!r} sees no images", param=f"messages[{number}].content[{place}]"
                 )
+
+
+def images_of(turns: Iterable[Message]) -> list[Image]:
+    """Return the images of some turns, in order."""
+    return [
+        part
+        for turn in turns
+        for outer in turn.parts
+        for part in (outer.parts if isinstance(outer, ToolResult) else (outer,))
+        if isinstance(part, Image)
+    ]
 
 
 def without_system(turns: Iterable[Message]) -> Iterator[Message]:
@@ -105,7 +120,8 @@ def in_results(turns: Iterable[Message]) -> Iterator[Message]:
         if last is not None and turn.role == "user":
             (result,) = (part for part in last.parts if isinstance(part, ToolResult))
             said = Text("\n\n".join(filter(None, (result.text, turn.text))))
-            last = attrs.evolve(last, parts=(attrs.evolve(result, parts=(said,)),))
+            both: tuple[Text | Image, ...] = (said, *images_of((last, turn)))
+            last = attrs.evolve(last, parts=(attrs.evolve(result, parts=both),))
             continue
         if last is not None:
             yield last
@@ -178,7 +194,7 @@ def written_turn(
     turn: Message, abilities: Abilities, names: Mapping[str, tuple[str, str]]
 ) -> dict[str, Any]:
     """Return one turn in the words of transformers."""
-    text = turn.text
+    text, parts = turn.text, turn.parts
     more: dict[str, Any] = {}
     calls = [part for part in turn.parts if isinstance(part, ToolCall)]
     if thoughts := "".join(part.text for part in turn.parts if isinstance(part, Thinking)):
@@ -189,11 +205,22 @@ def written_turn(
         more["tool_calls"] = [written_call(call, abilities, names[call.id][0]) for call in calls]
     for part in turn.parts:
         if isinstance(part, ToolResult):
-            text = part.text
+            text, parts = part.text, part.parts
             call_id, name = names.get(part.call_id, (part.call_id, ""))
             more |= {"tool_call_id": call_id, **({"name": name} if name else {})}
-    content = [{"type": "text", "text": text}] if abilities.parts else text
+    content: Any = [{"type": "text", "text": text}] if abilities.parts else text
+    if any(isinstance(part, Image) for part in parts):
+        content = list(written_parts(parts))
     return {"role": turn.role, "content": content, **more}
+
+
+def written_parts(parts: Iterable[Part]) -> Iterator[dict[str, str]]:
+    """Yield texts, those in a row as one, and images of what was said."""
+    for shows, several in groupby(parts, lambda part: isinstance(part, Image)):
+        if shows:
+            yield from ({"type": "image"} for _ in several)
+        elif text := "".join(part.text for part in several if isinstance(part, Text)):
+            yield {"type": "text", "text": text}
 
 
 def written_call(call: ToolCall, abilities: Abilities, call_id: str) -> dict[str, Any]:

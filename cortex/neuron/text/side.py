@@ -7,30 +7,39 @@ neuron's own process never imports transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import attrs
 
-from cortex.chat.request import ChatRequest, Tool
-from cortex.errors import InvalidRequest, ToolsUnsupported, UnsupportedParameter
+from cortex.chat.request import ChatRequest, Image, Message, Tool
+from cortex.errors import InvalidImage, InvalidRequest, ToolsUnsupported, UnsupportedParameter
 from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine.jobs import TextFiles
+from cortex.neuron.engine.pictures import Picture
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.begun import Begun, blanks_of, split, written
 from cortex.neuron.text.conversation import (
+    images_of,
+    refuse_images,
     thinking_arguments,
-    turns_of,
+    turns_for,
     with_schemas,
     with_tools,
     written_tools,
+    written_turns,
 )
 from cortex.neuron.text.families import HARMONY, detect
 from cortex.neuron.text.parser import Parser
+from cortex.neuron.text.slots import Slots
 from cortex.neuron.text.syntaxes import Syntax
 from cortex.neuron.text.template import Template
 from cortex.neuron.text.tokens import Vocabulary
 
 BEFORE_TOKENS = 8  # of a bare prompt, to go on from in the middle of a word
+Seen = Mapping[Image, Picture]
+NOTHING: Seen = MappingProxyType({})
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +54,7 @@ class Prompt:
         thinking: It opens the model's thoughts, or closes them; None if it does neither.
         tools: Those the model is told of.
         begun: The beginning of the answer, at its end.
+        pictures: Those in it, in order.
     """
 
     ids: list[int]
@@ -53,6 +63,7 @@ class Prompt:
     thinking: bool | None = None
     tools: tuple[Tool, ...] = ()
     begun: Begun | None = None
+    pictures: list[Picture] = attrs.field(factory=list)
 
 
 class Text:
@@ -61,34 +72,43 @@ class Text:
 
     Attributes:
         capabilities: What its template lets it do.
+        sight: How it sees; None if it does not, or its template has no place for images.
     """
 
     def __init__(self, files: TextFiles) -> None:
         self.vocabulary = Vocabulary(files.tokenizer)
+        self._slots = Slots(self.vocabulary, files.sight) if files.sight else None
+        placeholder = self._slots.placeholder if self._slots else None
         plain, with_tools = files.chat_template, files.tool_template or files.chat_template
-        self._template = Template(plain, files.special_tokens) if plain else None
+        self._template = Template(plain, files.special_tokens, placeholder) if plain else None
         self._tool_template = self._template
         if with_tools and with_tools != plain:
-            self._tool_template = Template(with_tools, files.special_tokens)
+            self._tool_template = Template(with_tools, files.special_tokens, placeholder)
+        sees = self._template is not None and self._template.abilities.images
+        self.sight = files.sight if sees else None
         tokens = " ".join(self.vocabulary.special.values())
         self._syntax = detect(f"{plain or ''}{with_tools or ''}", tokens)
         tools = self._tool_template is not None and self._tool_template.abilities.tools
         reasoning = self._syntax.harmony or self._syntax.reasoning is not None
-        found = (("text", True), ("tools", tools), ("reasoning", reasoning))
+        found = (("text", True), ("vision", sees), ("tools", tools), ("reasoning", reasoning))
         self.capabilities = tuple(name for name, there in found if there)
 
-    def prompt(self, request: ChatRequest) -> Prompt:
+    def prompt(self, request: ChatRequest, seen: Seen = NOTHING) -> Prompt:
         """
         Return the prompt of a request for one answer.
+
+        Args:
+            request: It.
+            seen: All its images, if the model has `sight`.
 
         Raises:
             InvalidRequest: The model cannot be asked this; says why.
         """
-        return self._bare(request) if request.prompts else self._chat(request)
+        return self._bare(request) if request.prompts else self._chat(request, seen)
 
-    def read(self, request: ChatRequest) -> tuple[Prompt, str | None]:
-        """Return `prompt` and `grammar` of a request."""
-        prompt = self.prompt(request)
+    def read(self, request: ChatRequest, seen: Seen = NOTHING) -> tuple[Prompt, str | None]:
+        """Return `prompt` and `grammar` of a request; arguments are those of the first."""
+        prompt = self.prompt(request, seen)
         return prompt, self.grammar(request, prompt)
 
     def grammar(self, request: ChatRequest, prompt: Prompt) -> str | None:
@@ -149,6 +169,8 @@ class Text:
 
     def _bare(self, request: ChatRequest) -> Prompt:
         prompt = request.prompts[0]
+        if self._slots:
+            self._slots.refuse(prompt)
         if isinstance(prompt, str):
             ids, said = self.vocabulary.encode(prompt, special=True), None
         else:
@@ -168,15 +190,18 @@ class Text:
                     param="prompt",
                 )
 
-    def _chat(self, request: ChatRequest) -> Prompt:
+    def _chat(self, request: ChatRequest, seen: Seen) -> Prompt:
         tools = with_schemas(request.tools) if request.tool_choice.mode != "none" else ()
         if request.tool_choice.mode == "required" and not tools:
             raise InvalidRequest("tool_choice: there are no tools", param="tool_choice")
         template = self._tool_template if tools else self._template
         if template is None:
             raise InvalidRequest("the model has no chat template", param="messages")
+        if self.sight is None:
+            refuse_images(request.messages, request.model)
         messages, begun = split(request.messages)
-        text = self._rendered(template, attrs.evolve(request, messages=messages), tools)
+        turns = turns_for(messages, template.abilities, self._syntax.calls)
+        text = self._rendered(template, turns, request, tools)
         syntax, end = self._syntax, text.rstrip()
         thinking = None
         if marks := syntax.reasoning:
@@ -184,25 +209,49 @@ class Text:
             thinking = opened if opened or closed else None
             if closed:
                 syntax = attrs.evolve(syntax, reasoning=attrs.evolve(marks, implied=False))
-        ids = self.vocabulary.encode(text, special=False)
+        ids, pictures = self._encode(text), list[Picture]()
+        if self._slots:
+            ids, pictures = self._slots.filled(ids, [seen[image] for image in images_of(turns)])
+        if len(pictures) < (asked := len(images_of(request.messages))):
+            raise InvalidImage(
+                f"the model can be shown {len(pictures)} of {asked} images where they are",
+                param="messages",
+            )
         if begun is not None:
             blanks = blanks_of(template, marks) if marks else ("", "", "")
             said = written(begun, syntax, blanks, opened=thinking)
-            more = self.vocabulary.encode(said, special=False)
-            text_tokens = len(self.vocabulary.encode(begun.text, special=False))
+            more = self._encode(self._guarded(said))
+            text_tokens = len(self._encode(self._guarded(begun.text)))
             thought = len(more) - text_tokens if begun.thought else 0
             begun = attrs.evolve(begun, written=said, tokens=len(more), thought_tokens=thought)
             ids += more
-        return Prompt(ids=ids, syntax=syntax, thinking=thinking, tools=tools, begun=begun)
+        return Prompt(
+            ids=ids, syntax=syntax, thinking=thinking, tools=tools, begun=begun, pictures=pictures
+        )
 
-    def _rendered(self, template: Template, request: ChatRequest, tools: tuple[Tool, ...]) -> str:
-        turns = turns_of(request.messages, template.abilities, self._syntax.calls)
+    def _guarded(self, value: Any) -> Any:
+        return self._slots.guarded(value) if self._slots else value
+
+    def _encode(self, text: str) -> list[int]:
+        return (
+            self._slots.encode(text) if self._slots else self.vocabulary.encode(text, special=False)
+        )
+
+    def _rendered(
+        self,
+        template: Template,
+        said: Sequence[Message],
+        request: ChatRequest,
+        tools: tuple[Tool, ...],
+    ) -> str:
+        turns = self._guarded(written_turns(said, template.abilities, self._syntax.calls))
         arguments = {**thinking_arguments(request.reasoning), **request.template_args}
+        arguments = self._guarded(arguments)
         if not tools:
             return template.render(turns, **arguments)
         if not template.abilities.tools:
             raise ToolsUnsupported("the model's chat template does not know tools", param="tools")
-        written = written_tools(tools)
+        written = self._guarded(written_tools(tools))
         if template.abilities.tools_in_system:
             return template.render(with_tools(turns, written), **arguments)
         try:

@@ -14,6 +14,7 @@ from cortex.errors import InvalidRequest
 
 Turn = Mapping[str, Any]
 PROBE = "the quick brown probe"
+SHOWN = [{"type": "text", "text": PROBE}, {"type": "image"}]
 TOOL = {
     "type": "function",
     "function": {
@@ -40,6 +41,8 @@ class Abilities:
         several_calls: A turn may have more than one.
         thoughts_and_text: A turn with a call may have both.
         user_after_results: The user may say something before the assistant has.
+        images: What the user says may have images in it.
+        images_in_results: So may results of tools.
     """
 
     system: bool = True
@@ -52,14 +55,20 @@ class Abilities:
     several_calls: bool = True
     thoughts_and_text: bool = True
     user_after_results: bool = True
+    images: bool = False
+    images_in_results: bool = False
 
 
 class Template:
     """A compiled chat template."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], placeholder: str | None = None
+    ) -> None:
+        """Compile *source*; *placeholder* is what it writes for an image, if the model sees."""
         self._template = compiled(source)
         self._special_tokens = special_tokens
+        self._placeholder = placeholder
 
     def render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), /, **arguments: Any) -> str:
         """
@@ -120,7 +129,14 @@ class Template:
             thoughts_and_text=not calls
             or bool(after_calls(fox, reasoning_content="a", thinking="a")),
             user_after_results=not calls or bool(after_calls(fox, then=[user])),
+            images=self._shows(tried(says("user", SHOWN))),
+            images_in_results=self._shows(
+                tried(user, turn("assistant", tool_calls=[fox]), {**result, "content": SHOWN})
+            ),
         )
+
+    def _shows(self, text: str) -> bool:
+        return self._placeholder is not None and text.count(self._placeholder) == 1
 
     def _try(self, turns: Sequence[Turn], tools: Sequence[Turn] = ()) -> str:
         try:

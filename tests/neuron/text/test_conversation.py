@@ -8,10 +8,13 @@ import pytest
 from cortex.chat.request import Image, Reasoning, Text, Thinking, Tool, ToolCall, ToolResult
 from cortex.errors import VisionUnsupported
 from cortex.neuron.text.conversation import (
+    images_of,
+    refuse_images,
     thinking_arguments,
-    turns_of,
+    turns_for,
     with_schemas,
     written_tools,
+    written_turns,
 )
 from cortex.neuron.text.families import detect
 from cortex.neuron.text.template import Abilities
@@ -31,6 +34,10 @@ TALK = [
 
 def lacking(**abilities):
     return attrs.evolve(ALL, **abilities)
+
+
+def turns_of(messages, abilities, calls=None):
+    return written_turns(turns_for(messages, abilities, calls), abilities, calls)
 
 
 def look(arguments, call_id="call_1"):
@@ -190,15 +197,58 @@ def test_ids_are_as_the_family_wants_them():
     assert (len(set(nine)), nine[3:]) == (3, nine[:2])
 
 
+IMAGE, OTHER = (Image(url=f"data:image/png;base64,{n}") for n in ("AA==", "AQ=="))
+
+
 def test_an_image_is_refused_by_its_place():
-    image = Image(url="data:image/png;base64,AA==")
-    with pytest.raises(VisionUnsupported) as caught:
-        turns_of([user("x"), user("y", image)], ALL)
+    with pytest.raises(VisionUnsupported, match="model 'm' sees no images") as caught:
+        refuse_images([user("x"), user("y", IMAGE)], "m")
     assert caught.value.param == "messages[1].content[1]"
-    seen = turn("tool", ToolResult(call_id="call_1", parts=(image,)))
+    seen = turn("tool", ToolResult(call_id="call_1", parts=(IMAGE,)))
     with pytest.raises(VisionUnsupported) as caught:
-        turns_of([*TALK[:3], seen], ALL)
+        refuse_images([*TALK[:3], seen], "m")
     assert caught.value.param == "messages[3].content[0]"
+    refuse_images(TALK, "m")
+
+
+def test_images_stand_in_what_the_user_says_where_they_stood():
+    (said,) = turns_of([user("a", "b", IMAGE, OTHER, "c")], ALL)
+    texts = [{"type": "text", "text": text} for text in ("ab", "c")]
+    image = {"type": "image"}
+    assert said["content"] == [texts[0], image, image, texts[1]]
+    assert images_of(turns_for([user(OTHER), user("a", IMAGE)], ALL)) == [OTHER, IMAGE]
+
+
+@pytest.mark.parametrize(
+    ("abilities", "contents"),
+    [
+        (
+            {},
+            [
+                "[tool error] ",
+                [
+                    {"type": "text", "text": "[images in the result of look, call call_1]\n"},
+                    {"type": "image"},
+                    {"type": "text", "text": "\n\nso?"},
+                ],
+            ],
+        ),
+        (
+            {"images_in_results": True},
+            [[{"type": "text", "text": "[tool error] "}, {"type": "image"}], "so?"],
+        ),
+        (
+            {"images_in_results": True, "user_after_results": False},
+            [[{"type": "text", "text": "[tool error] \n\nso?"}, {"type": "image"}]],
+        ),
+    ],
+)
+def test_images_in_results_stay_there_or_go_to_the_user(abilities, contents):
+    result = ToolResult(call_id="call_1", parts=(IMAGE,), is_error=True)
+    talk = [user("x"), assistant(CALL), turn("tool", result), user("so?")]
+    turns = turns_for(talk, lacking(**abilities))
+    assert [one["content"] for one in written_turns(turns, ALL)][2:] == contents
+    assert images_of(turns) == [IMAGE]
 
 
 def test_tools_are_written_with_a_schema_whatever_they_came_with():
