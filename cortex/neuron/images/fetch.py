@@ -23,6 +23,7 @@ AT_ONCE = 4
 MAX_REDIRECTS = 3
 MAX_TOTAL_BYTES = 64 << 20  # as much as the body of a request may have
 PIECE = 1 << 16
+UNICAST = ip_network("2000::/3")
 NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address as a network without any spells it
 ALLOWED = "only images at public addresses are fetched"
 
@@ -34,10 +35,10 @@ def is_public(address: str) -> bool:
     except ValueError:  # a number, or octal: what it stands for is anybody's guess
         return False
     if isinstance(found, IPv6Address):
-        if found.sixtofour or found.teredo:  # tunnels to anywhere
-            return False
         if found.ipv4_mapped or found in NAT64:
             return is_public(str(IPv4Address(int(found) & 0xFFFFFFFF)))
+        if found not in UNICAST or found.sixtofour or found.teredo:  # the last two lead anywhere
+            return False
     return found.is_global and not (found.is_multicast or found.is_reserved or found.is_private)
 
 

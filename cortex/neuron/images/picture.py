@@ -12,12 +12,8 @@ import attrs
 from cortex.errors import InvalidImage
 from cortex.neuron.engine.pictures import Picture, Sight
 
-FORMATS = {
-    "image/png": ("PNG",),
-    "image/jpeg": ("JPEG", "MPO"),  # the second is a JPEG with more of them behind it
-    "image/webp": ("WEBP",),
-    "image/gif": ("GIF",),
-}
+FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
+SEVERAL = "MPO"  # a JPEG with more of them behind it
 ALIASES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 KNOWN = "PNG, JPEG, WebP and GIF are"
 LOW_PIXELS = 512 * 512  # of an image a client wants seen in low detail
@@ -122,9 +118,8 @@ def opened(data: bytes, at: str, kind: str | None) -> Any:
     kind = ALIASES.get(kind, kind) if kind else kind
     if kind is not None and kind not in FORMATS:
         raise InvalidImage(f"{at}: {kind} is not supported", hint=KNOWN, param=at)
-    formats = [name for names in FORMATS.values() for name in names]
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS.values()])
     except UnidentifiedImageError:
         what = "SVG is not supported" if b"<svg" in data[:4096] else "no image that can be read"
         raise InvalidImage(f"{at}: {what}", hint=KNOWN, param=at) from None
@@ -132,8 +127,9 @@ def opened(data: bytes, at: str, kind: str | None) -> Any:
         raise InvalidImage(f"{at}: the image has too many pixels", param=at) from None
     except Exception as error:  # noqa: BLE001 - decoders of broken images raise all there is
         raise broken(at, error) from None
-    if kind is not None and image.format not in FORMATS[kind]:
-        raise InvalidImage(f"{at}: said to be {kind}, and is {image.format}", param=at)
+    found = "JPEG" if image.format == SEVERAL else image.format
+    if kind is not None and found != FORMATS[kind]:
+        raise InvalidImage(f"{at}: said to be {kind}, and is {found}", param=at)
     return image
 
 
