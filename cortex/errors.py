@@ -41,12 +41,9 @@ class CortexError(Exception):
         details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.param = param
+        self.message, self.hint, self.param = message, hint, param
         self.details = dict(details or {})
-        if retry_after_s is not None:
-            self.retry_after_s = retry_after_s
+        self.retry_after_s = self.retry_after_s if retry_after_s is None else retry_after_s
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -84,8 +81,7 @@ class RemoteError(CortexError):
 
     def __init__(self, message: str, *, code: str, status: int, **more: object) -> None:
         super().__init__(message, details=more)
-        self.__dict__["code"] = code
-        self.__dict__["status"] = status
+        self.__dict__.update(code=code, status=status)
 
 
 # What a client of the inference API can cause.

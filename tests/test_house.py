@@ -265,6 +265,7 @@ def option_sections() -> Iterator[tuple[str, type[Any]]]:
         for offer in HERE.offers(kind):
             if offer.options is not None:
                 yield f"`[{table}.{offer.name}]`", offer.options
+                yield from sections_of(offer.options, f"{table}.{offer.name}.")
 
 
 FILES = (GatewayConfig, Catalogue, NeuronConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -27,6 +27,7 @@ from cortex.wire import decode, encode
 if TYPE_CHECKING:
     from cortex.spans import Span
 
+MOST_NAMED = 5  # models, in a hint
 STALE_S = 1.0  # a neuron that goes later than that had the request
 FORWARDED = (
     *("accept", "content-type", "user-agent", "traceparent", "tracestate"),
@@ -37,7 +38,13 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """What a client asks for, the same at every try; *name* is what it calls the model."""
+    """
+    What a client asks for, the same at every try.
+
+    Attributes:
+        name: What it calls the model.
+        seeing: Models it may use instead that see images.
+    """
 
     request: web.Request
     dialect: Dialect
@@ -49,6 +56,7 @@ class Asked:
     hold: Hold | None
     resumes: bool
     span: Span | None
+    seeing: Sequence[str] = ()
 
 
 def prepare(
@@ -141,6 +149,8 @@ def compose(
             headers += f"x-cortex-priority: {head.priority}\r\n"
         if head.weight != 1:
             headers += f"x-cortex-weight: {head.weight}\r\n"
+        if asked.seeing and head.model not in asked.seeing:
+            headers += f"x-cortex-seeing: {', '.join(asked.seeing[:MOST_NAMED])}\r\n"
     if begun:
         headers += f"{resumption.HEADER}: {begun}\r\n"
     headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\ncontent-length: {len(body)}\r\n"

@@ -12,6 +12,7 @@ from cortex.config.schema import Catalogue
 from cortex.errors import InvalidRequest, ModelNotFound
 from cortex.fleet.model import ModelCard, ModelSpec
 from cortex.fleet.node import NodeModel
+from cortex.fleet.principal import Principal
 from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import feasible_on
 from cortex.plugins import Plugins
@@ -113,6 +114,11 @@ class Names:
     def _known(self) -> dict[str, object]:
         loaded = (model for node in self._nodes for model in node.models)
         return dict.fromkeys([*self.specs, *self.aliases, *loaded])
+
+    def seeing(self, principal: Principal) -> list[str]:
+        """Return the models loaded anywhere that see images, and that *principal* may use."""
+        found = {model for node in self._nodes for model in node.seeing if node.in_service}
+        return sorted(model for model in found if principal.allows(model, model))
 
     def cards(self) -> list[ModelCard]:
         """Return the rows of ``/v1/models``: catalogue, what nodes have besides, aliases."""

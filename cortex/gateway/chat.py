@@ -90,6 +90,7 @@ async def serve(
         hold=hold,
         resumes=resumes,
         span=recording.span,
+        seeing=names.seeing(recording.principal),
     )
     try:
         return await ask(asked, recording, nodes, router, translators)

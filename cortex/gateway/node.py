@@ -30,6 +30,11 @@ def _note_rows(node: Node, _: object, health: Health | None) -> Health | None:
     return health
 
 
+def _note_sight(node: Node, _: object, models: dict[str, NodeModel]) -> dict[str, NodeModel]:
+    node.seeing = {m.id for m in models.values() if m.routable and "vision" in m.capabilities}
+    return models
+
+
 @attrs.define(kw_only=True, eq=False)
 class Node:
     """
@@ -48,6 +53,7 @@ class Node:
         last_used: When a model was last asked, monotonic seconds.
         loaded_at: When a model was first seen loaded, monotonic seconds.
         rows: What it last said of each model.
+        seeing: Models that it has loaded, and that see images.
         heat: Requests for a model, as much as each counted when it was last asked.
         load_s: How long the last load of a model took.
         cycles: Models that went from a device since its worker began, as far as was seen.
@@ -68,7 +74,8 @@ class Node:
     health: Health | None = attrs.field(default=None, on_setattr=_note_rows)
     rows: dict[str, ModelHealth] = attrs.field(factory=dict)
     discovery: Discovery | None = None
-    models: dict[str, NodeModel] = attrs.field(factory=dict)
+    models: dict[str, NodeModel] = attrs.field(factory=dict, on_setattr=_note_sight)
+    seeing: set[str] = attrs.field(factory=set)
     in_flight: Counter[str] = attrs.field(factory=Counter)
     exchanges: set[Exchange] = attrs.field(factory=set)
     closing: set[str] = attrs.field(factory=set)

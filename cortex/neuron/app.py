@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from cortex import __version__
 from cortex.api import Dialect, Harness, HarnessHost, Operation
 from cortex.config.schema import NeuronConfig
-from cortex.errors import InvalidRequest, NotAuthenticated
+from cortex.errors import InvalidRequest, NotAuthenticated, VisionUnsupported
 from cortex.events import Events
 from cortex.fleet.model import ModelCard, ModelSpec
 from cortex.fleet.node import Health, ModelHealth
@@ -224,6 +224,7 @@ class Neuron:
                 loaded=True,
                 capabilities=model.capabilities,
                 used_bytes=model.vram_used_mb << 20,
+                extra={"capabilities": model.capabilities},
             )
             for model in self.models.list()
             if model.routable
@@ -246,9 +247,14 @@ class Neuron:
             turn = Turn(await read_body(request))
             if "x-cortex-joined" not in request.headers:  # else a gateway keeps them
                 turn = await self._replies.join(name, dialect, turn.body)
-            return await chat.serve(
-                request, turn, dialect, operation, models=self.models, node=node, span=span
-            )
+            try:
+                return await chat.serve(
+                    request, turn, dialect, operation, models=self.models, node=node, span=span
+                )
+            except VisionUnsupported as error:
+                if seeing := request.headers.get("x-cortex-seeing"):
+                    error.hint = f"these do: {seeing}"
+                raise
 
 
 def build_harnesses(

@@ -55,7 +55,8 @@ async def serve(
     A gateway, which knows aliases, names the model in ``x-cortex-model``; answers repeat the
     client's name for it.  It asks for the usage with ``x-cortex-usage`` and gets it in a
     dialect-free form: as a header of a whole body, as a trailer of a stream.  Who asks is in
-    ``x-cortex-principal``, ``x-cortex-priority`` and ``x-cortex-weight``.
+    ``x-cortex-principal``, ``x-cortex-priority`` and ``x-cortex-weight``, and which models see
+    images, where this one does not, in ``x-cortex-seeing``.
     """
     headers = {**id_headers(request), "x-cortex-node": node}
     body, wanted = turn.body, request.headers.get("x-cortex-model")
