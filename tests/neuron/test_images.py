@@ -10,6 +10,7 @@ import random
 import pytest
 from PIL import Image
 
+from cortex.resumption import Said, pack
 from tests.neuron.images.drawn import data_url, drawn, encoded
 from tests.neuron.seeing import CONTEXT, SIGHT, seeing_neuron
 
@@ -132,6 +133,21 @@ async def test_several_answers_see_the_same(neuron):
     assert len(answer["choices"]) == len(worker.asked) == 3
     assert len({job.pictures[0] for job in worker.asked}) == 1
     assert prompt_tokens(answer) == len(worker.asked[0].prompt)
+
+
+async def test_an_answer_another_node_began_goes_on_with_the_same_pictures(neuron):
+    node, worker = neuron
+    body = json.dumps({"model": "seeing", **chat_body(openai_image()), "stream": True}).encode()
+    body, length = pack(body, Said(text="it is"))
+    headers = {"x-cortex-begun": str(length)}
+    async with node.client.post(node.url + CHAT, data=body, headers=headers) as response:
+        assert response.status == 200
+        assert b"[DONE]" in await response.read()
+    await node.post(CHAT, model="seeing", **chat_body(openai_image()))
+    resumed, fresh = worker.asked
+    assert resumed.pictures == fresh.pictures
+    assert resumed.prompt[: len(fresh.prompt)] == fresh.prompt
+    assert len(resumed.prompt) == len(fresh.prompt) + len("it is")
 
 
 async def test_low_detail_is_fewer_tokens(neuron):

@@ -95,3 +95,57 @@ def save_tiny_embedder(family, folder, mode="mean", *, dense=None, normalise=Tru
 def checkpoint_of(folder):
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return Checkpoint(path=folder, format="safetensors", size_bytes=size)
+
+
+SEEING = (
+    "{%- macro shown(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% for part in content %}{% if part.type == 'image' %}<|begin|><|picture|><|over|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
+    "{%- for m in messages %}<|{{ m.role }}|>{{ shown(m.content) }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+PLACES = ["<|picture|>", "<|begin|>", "<|over|>", "<|film|>"]
+UNKNOWN = "<|endoftext|>"  # Qwen's tokenizer has it in any case
+
+
+def save_tiny_seeing(folder):
+    """Save a random model that sees, a token for eight pixels by eight; return its checkpoint."""
+    import json
+
+    import torch
+    import transformers
+
+    from tests.neuron.engine.seeing import FAMILIES
+
+    backend = byte_tokenizer()
+    backend.add_special_tokens([*PLACES, UNKNOWN])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", chat_template=SEEING
+    ).save_pretrained(folder)
+    told, vision = FAMILIES["qwen3_5"]
+    image, begin, over, film = map(backend.token_to_id, PLACES)
+    config = transformers.AutoConfig.for_model(
+        "qwen3_5",
+        text_config={
+            **SIZES,
+            **told,
+            "num_hidden_layers": len(told["layer_types"]),
+            "vocab_size": backend.get_vocab_size(),
+        },
+        vision_config=vision,
+        image_token_id=image,
+        video_token_id=film,
+        vision_start_token_id=begin,
+        vision_end_token_id=over,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    model.generation_config.eos_token_id = 0
+    model.save_pretrained(folder)
+    said = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": 1024, "longest_edge": 65536},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    return checkpoint_of(folder)
