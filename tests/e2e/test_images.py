@@ -101,10 +101,11 @@ def block(data):
 
 
 async def test_chat_completions_say_what_is_seen(clients):
-    (text, likely, tokens), (_, others, same), (_, _, wide) = [
+    (text, likely, tokens), (another, others, same), (_, _, wide) = [
         await clients.chat(shown(data)) for data in (ONE, OTHER, WIDE)
     ]
     assert tokens == same == wide - TOKENS
+    assert text != another
     assert max(abs(a - b) for a, b in zip(likely, others, strict=False)) > 1e-3
     again = await clients.chat(shown(ONE))
     assert again[1] == pytest.approx(likely, abs=1e-3)
