@@ -114,6 +114,7 @@ def seen(image: Measured) -> Picture:
 def opened(data: bytes, at: str, kind: str | None) -> Any:
     """Return an image of Pillow's of which the head was read, if it is of a format we take."""
     from PIL import Image, UnidentifiedImageError
+    from PIL import WebPImagePlugin as _  # noqa: F401 - else all of Pillow is imported to find it
 
     kind = ALIASES.get(kind, kind) if kind else kind
     if kind is not None and kind not in FORMATS:
