@@ -27,7 +27,7 @@ def read(path: str) -> TextFiles:
     where, more = where_of(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **more)
-        sees = None if more else sight.read(Path(where), AutoConfig.from_pretrained(where))
+        sees = None if more else _sight(where)
         return text_files(where, tokenizer, _generation(where), sees)
     except CortexError:
         raise
@@ -80,6 +80,14 @@ def _lowers(folder: Path) -> bool:
     """Tell whether sentence-transformers' files want letters lowered before the tokenizer."""
     files = folder.glob("sentence_*_config.json")
     return any(json.loads(file.read_text("utf-8")).get("do_lower_case") for file in files)
+
+
+def _sight(folder: str) -> Sight | None:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError):  # there is none, or of a kind that has a tokenizer alone
+        return None
+    return sight.read(Path(folder), config)
 
 
 def _generation(folder: str) -> GenerationConfig:

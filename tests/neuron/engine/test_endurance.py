@@ -27,6 +27,7 @@ from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.meter import Meter
 from cortex.neuron.engine.model import Model
+from cortex.neuron.engine.pictures import Picture
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.sequence import Sequence
 from cortex.neuron.engine.states import States
@@ -167,7 +168,7 @@ class Wayward:
 def worker_of(engine, channel):
     """Return a worker with this engine as model `m`, whose threads do not run."""
     worker = Worker(channel, torch.device("cpu"))
-    weights = SimpleNamespace(pooling=None)
+    weights = SimpleNamespace(pooling=None, text=SimpleNamespace(sight=None))
     worker._models["m"] = Model(
         weights=weights, engine=engine, context=256, body="noise", used_bytes=0
     )
@@ -183,6 +184,9 @@ def read_ends(channel, ends, why):
             ends[event.id] += 1
         if isinstance(event, jobs.Lost):
             why[event.message.split(":")[0]] += 1
+
+
+DOT = Picture(at=0, height=1, width=1, rgb=b"rgb", digest=b"dot")
 
 
 def a_job(made, number):
@@ -202,6 +206,7 @@ def a_job(made, number):
         frequency_penalty=made.choice([0, 0, 0.5]),
         logprobs=made.choice([None, None, 2]),
         fault="oom" if made.random() < 0.02 else None,
+        pictures=[] if number % 97 else [DOT],  # which it does not see
     )
 
 
