@@ -40,6 +40,7 @@ def one_colour(colour, mode, size=(16, 16)):
     return Image.new(mode, size, colour)
 
 
+@pytest.mark.timeout(120)  # torch is imported
 @pytest.mark.xdist_group("torch")
 @pytest.mark.parametrize("sight", [SIGHT, BIG, QWEN3])
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ def test_sizes_are_those_of_transformers(sight, size):
     assert turned == tuple(reversed(theirs))
 
 
+@pytest.mark.timeout(120)  # torch is imported
 @pytest.mark.xdist_group("torch")
 @pytest.mark.parametrize("size", [(40, 24), (100, 90), (9, 200), (300, 130)])
 def test_pixels_are_those_of_transformers(size):
