@@ -16,7 +16,8 @@ import pytest
 
 from tests.e2e.programs import running
 
-GUIDE = (Path(__file__).parents[2] / "docs/multi-node.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs/multi-node.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(toml|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PORTS = ("13131", "13132", "31313", "31314")
 COMMAND_S = 120
@@ -44,6 +45,7 @@ def test_who_follows_the_guide_has_a_fleet_of_two(tmp_path, model_cache):
     home = {
         "HOME": str(tmp_path),
         "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
         "CORTEX_CACHE": str(model_cache),
         "CORTEX_PLUGINS": "",
         "CORTEX_URL": f"http://{gateway}",
@@ -75,9 +77,12 @@ def test_who_follows_the_guide_has_a_fleet_of_two(tmp_path, model_cache):
                 else:
                     said[line] = say(line)
         fleet = json.loads(say("cortex status --json"))
+        requests = json.loads(say("cortex requests --json"))
 
-    nodes = {node["name"]: node for node in fleet["nodes"]}
-    assert nodes.keys() == {"beast", "benjy"}
-    assert all("smollm2-135m" in json.dumps(node) for node in nodes.values())
-    assert said['cortex chat --model smollm2-135m "Name a colour."'].strip()
-    assert said['cortex chat --model smollm2-135m "Name another."'].strip()
+    assert {node["name"]: [model["id"] for model in node["models"]] for node in fleet["nodes"]} == {
+        "beast": ["smollm2-135m"],
+        "benjy": ["smollm2-135m"],
+    }
+    answers = [text for line, text in said.items() if line.startswith("cortex chat")]
+    assert [bool(text.strip()) for text in answers] == [True, True]
+    assert sorted(each["node"] for each in requests["requests"]) == ["beast", "benjy"]
