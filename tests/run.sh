@@ -20,6 +20,7 @@ command -v rpmbuild >/dev/null || { step "apt: rpm"; apt-get -qq update; apt-get
 command -v cpio >/dev/null || { step "apt: cpio"; apt-get -qq update; apt-get -qq install -y cpio; }
 command -v shellcheck >/dev/null || { step "apt: shellcheck"; apt-get -qq update; apt-get -qq install -y shellcheck; }
 command -v promtool >/dev/null || { step "apt: promtool"; apt-get -qq update; apt-get -qq install -y --no-install-recommends prometheus; }
+command -v chromium-headless-shell chromium >/dev/null || { step "apt: chromium"; apt-get -qq update; apt-get -qq install -y --no-install-recommends chromium-headless-shell; }
 if [ ! -x "$python" ]; then
   step "virtualenv in $venv"
   python3 -m venv "$venv"

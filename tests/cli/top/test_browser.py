@@ -13,6 +13,7 @@ import pytest
 
 from cortex.cli.top.browser import is_ours
 from tests.cli.conftest import REPOSITORY
+from tests.cli.top.chromium import FOUND, chromium
 from tests.e2e.programs import descendants, running, until
 
 HERE = "http://127.0.0.1:8000"
@@ -63,6 +64,24 @@ async def test_a_page_gets_a_dashboard_of_its_own_until_the_server_ends(telling,
                 assert await asyncio.to_thread(program.stop) == 0
         assert dashboards
         await asyncio.to_thread(until, lambda: not any(map(alive, dashboards)))
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(FOUND is None, reason="needs Chromium (apt install chromium-headless-shell)")
+async def test_a_browser_shows_the_nodes_and_takes_keys(telling, tmp_path):
+    line = [sys.executable, "-m", "cortex", "top", "--web", "--port", "0"]
+    env = {"PYTHONPATH": str(REPOSITORY), "CORTEX_URL": telling.url, "HOME": str(tmp_path)}
+    with running(line, tmp_path / "log", **env) as program:
+        url = await asyncio.to_thread(program.url)
+        async with chromium(tmp_path) as page:
+            await page.open(url)
+            await page.sees("2 of 3 nodes healthy", "beast", "benjy")
+            fleet = await page.picture()
+            await page.press("2")
+            await page.sees("under way, and the last")
+            await page.picture(unlike=fleet)
+            await page.press("q")
+            await page.appears("#ended")
 
 
 def alive(pid: int) -> bool:
