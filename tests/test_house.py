@@ -5,25 +5,23 @@ from __future__ import annotations
 import argparse
 import ast
 import asyncio
-import inspect
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import attrs
 import msgspec
 import pytest
 
-from cortex import errors, hookspecs
+from cortex import errors
 from cortex.__main__ import COMMANDS
 from cortex.cli.bench.figures import Row
-from cortex.config.schema import Address, Catalogue, GatewayConfig, NeuronConfig, PluginSettings
+from cortex.config.schema import Catalogue, GatewayConfig, NeuronConfig, PluginSettings
 from cortex.errors import CortexError, RemoteError
 from cortex.events import Events
 from cortex.fleet import node
@@ -203,6 +201,7 @@ def headings(text: str) -> list[str]:
     return re.findall(r"^#+ `(.+)`$", text, re.MULTILINE)
 
 
+<<<<<<< HEAD
 # Hooks.
 
 
@@ -293,6 +292,9 @@ def test_the_top_level_of_neuron_toml_is_documented():
     plain = {f.name: shown(f) for f in fields if f.name not in ("harness", "sources")}
     documented = rows(section(document("docs/configuration.md"), "Top level"))
     assert {name: cells[0] for name, cells in documented.items()} == plain
+=======
+# Configuration; its keys, and hooks, are written from the code: test_reference.py.
+>>>>>>> 3761a1a (docs/reference: configuration and hooks are written from the code)
 
 
 def test_every_variable_of_the_environment_that_is_read_is_documented():

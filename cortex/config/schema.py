@@ -1,8 +1,8 @@
 """
 What cortex.toml, models.toml and neuron.toml may say; an unknown key is an error.
 
-A key is here only if it does something.  `docs/configuration.md` documents every one (a test sees
-to it).
+A key is here only if it does something.  What docstrings say of it is in `docs/configuration.md`,
+which `docs/reference.py` writes the tables of.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ class PluginSettings:
     ``[plugins]``: where third-party plugins are found and which of them are used.
 
     Attributes:
-        directories: Folders with installed plugins, relative to the file.
-        block: Plugins never to load, built-in ones included.
+        directories: Folders plugins were installed into with ``pip install --target``, beside the
+            interpreter's own and ``$XDG_DATA_HOME/cortex/plugins``.
+        block: Plugins never to load, by name; built-in ones too.
         require: Plugins without which not to start.
-        only: The third-party plugins to load; None loads all (``CORTEX_PLUGINS=a,b``; empty loads
-            none).
+        only: Of third-party plugins, load these and no other; an empty list loads none.
+            ``CORTEX_PLUGINS=a,b`` goes first.
     """
 
     directories: tuple[Path, ...] = ()
@@ -69,12 +70,14 @@ class RepliesSection:
     """
     ``[replies]``: answers kept for requests that go on from them.
 
+    As read from a file `path` is always set; without one nothing goes to the disk.
+
     Attributes:
-        path: The database; as read from a file it is always set, and without one nothing goes to
-            the disk.
-        max_count: Answers to keep at most; 0 keeps none.
+        path: The database; not set is ``cortex/gateway-replies.db`` or ``cortex/neuron-replies.db``
+            in ``$XDG_STATE_HOME``.
+        max_count: Answers at most; 0 keeps none.
         max_mb: What they may take together, in MiB.
-        ttl_s: How long one is kept.
+        ttl_s: How long an answer is kept, in seconds.
     """
 
     path: Path | None = None
@@ -89,9 +92,10 @@ class TlsSection:
     ``[gateway.tls]``, and ``[tls]`` of a neuron: what a listener shows, all PEM.
 
     Attributes:
-        cert: Its certificate, and those between it and the root.
-        key: Its private key.
-        client_ca: If set, clients need a certificate of one of these.
+        cert: The certificate to show, with those between it and the root.
+        key: Its private key, without a password.
+        client_ca: If set, clients need a certificate that one of these signed; who comes without, a
+            gateway or not, is refused.
     """
 
     cert: Path
@@ -104,10 +108,16 @@ class GatewaySection:
     """
     ``[gateway]``; without `tls` it speaks plain HTTP.
 
+    As read from a file `state_path` is always set; without one nothing goes to the disk.
+
     Attributes:
-        drain_s: How long answers may go on once the gateway is told to stop.
-        state_path: What it has learned; as read from a file it is always set, and without one
-            nothing goes to the disk.
+        listen: Where clients come to; port 0 lets the system choose.
+        metrics_listen: Where ``/metrics`` and ``/healthz`` are, in a thread of their own.
+        models_config: The catalogue; a cortex.toml whose catalogue does not exist is an error.
+        dialects: Names of the dialects to serve; not set serves every one offered.
+        drain_s: How long answers under way may go on once the gateway is told to stop, in seconds.
+        state_path: A small file for what the gateway learns, which is the memory models take; not
+            set is ``cortex/gateway-state.json`` in ``$XDG_STATE_HOME``.
     """
 
     listen: Address = Address("0.0.0.0", 31313)  # noqa: S104 - an endpoint is there to be reached
@@ -125,7 +135,9 @@ class RoutingSection:
     ``[routing]``.
 
     Attributes:
-        resume: A stream whose node dies goes on from another that has the model.
+        strategy: Which of the nodes that have a model loaded gets a request: ``least-loaded``,
+            ``round-robin``, ``prefix-affinity``, or a plugin's.
+        resume: A stream whose node dies goes on from another node that has the model, if it can.
     """
 
     strategy: str = "least-loaded"
@@ -138,11 +150,13 @@ class EvictionSection:
     ``[eviction]``.
 
     Attributes:
-        min_residency_s: A model stays at least this long after its load.
-        max_turn_s: A model that waits this long for room takes a turn from models in use: they
-            finish what they have begun, and wait in turn.
-        defrag_after_cycles: Models gone from a device after which it is re-packed once it is idle;
-            0 is never.
+        strategy: What goes when a model needs room: ``lru`` (longest unused), ``priority`` (that,
+            among what ranks no higher), or a plugin's.
+        min_residency_s: A model is not evicted sooner than this after its load, in seconds.
+        max_turn_s: Seconds a model waits for room before it takes a turn from models in use: those
+            finish the requests they have begun, and the rest of theirs wait in turn.
+        defrag_after_cycles: Models that went from a device after which it is re-packed once it is
+            idle; 0 is never.
     """
 
     strategy: str = "lru"
@@ -153,7 +167,15 @@ class EvictionSection:
 
 @attrs.frozen(kw_only=True)
 class QueueSection:
-    """``[queue]``: requests that wait for a model, per model, and how long."""
+    """
+    ``[queue]``: requests that wait for a model, per model, and how long.
+
+    Attributes:
+        max_depth: Requests that may wait for one model, for its load or for a seat; the next is
+            refused with ``queue_full``.
+        max_wait_s: Seconds a request waits for a load or a seat, and a load for room; then
+            ``model_loading``, ``queue_timeout`` or ``no_node_available``.
+    """
 
     max_depth: int = 512
     max_wait_s: float = 600.0
@@ -165,9 +187,15 @@ class NodeEntry:
     Where a node is, and what it takes to talk to it.
 
     Attributes:
-        ca: The certificates that may have signed its own, PEM; None is the system's.
-        client_cert: The certificate to show it, PEM.
-        client_key: Its private key; None is in `client_cert`.
+        name: What it is called in ``pinned_on``, headers, metrics and commands; unique among
+            neurons and upstreams.
+        endpoint: Where it listens, ``http://host:port`` or ``https://host:port``, with a path if it
+            is behind a proxy.
+        token: Sent as ``Authorization: Bearer``; of a neuron, the ``token`` of its neuron.toml.
+        ca: Of an https endpoint: the certificates that may have signed its own, PEM; not set is the
+            system's.
+        client_cert: A certificate to show it, PEM.
+        client_key: Its private key, PEM; not set is in ``client_cert``.
     """
 
     name: str
@@ -189,9 +217,10 @@ class UpstreamEntry(NodeEntry):
     ``[[upstreams]]``: a server that is not ours, and answers for models it has by itself.
 
     Attributes:
-        endpoint: Its address; a ``/v1`` at the end is left out.
-        dialects: What it speaks; clients of others are translated.
-        models: What it serves; None is whatever its ``/v1/models`` lists.
+        endpoint: Where it listens, ``http://host:port`` or ``https://host:port``; a ``/v1`` at the
+            end may stand or not.
+        dialects: What it speaks; clients of other chat dialects are translated, in both directions.
+        models: The models it serves; not set is whatever its ``/v1/models`` lists.
     """
 
     dialects: tuple[str, ...] = ("openai-chat",)
@@ -201,13 +230,13 @@ class UpstreamEntry(NodeEntry):
 @attrs.frozen(kw_only=True)
 class AuthSection:
     """
-    ``[auth]``: who may ask.
+    ``[auth]``: who may ask; `keys` and `anonymous` have tables of their own.
 
     Attributes:
-        require: Refuse whoever no authenticator knows; else such a one is anonymous.
-        use: Authenticators, in the order they are asked.
-        anonymous: What all who are anonymous may do together.
-        options: Options by authenticator name; typed by the authenticator.
+        require: Refuse whoever is not known, with ``invalid_api_key``; else such a client is
+            anonymous, which suits programs that insist on sending some key.
+        use: Who is asked whose a request is, in order: ``keys``, or a plugin's authenticator.
+        options: ``[auth.options.NAME]``, the options of an authenticator, which are typed by it.
     """
 
     require: bool = False
@@ -227,9 +256,10 @@ class LedgerSection:
     """
     ``[ledger]``: usage by key, model and day.
 
+    As read from a file `path` is always set; without one nothing goes to the disk.
+
     Attributes:
-        path: The database; as read from a file it is always set, and without one nothing goes to
-            the disk.
+        path: The database; not set is ``cortex/gateway-ledger.db`` in ``$XDG_STATE_HOME``.
     """
 
     path: Path | None = None
@@ -238,10 +268,11 @@ class LedgerSection:
 @attrs.frozen(kw_only=True)
 class AuditSection:
     """
-    ``[audit]``: who did what.
+    ``[audit]``: who did what, in lines of JSON.
 
     Attributes:
-        path: A file of JSON lines; without one there is no audit log.
+        path: The file; not set keeps no audit log, and one that cannot be written is an error at
+            the start.
     """
 
     path: Path | None = None
@@ -253,9 +284,12 @@ class TracingSection:
     ``[tracing]``: spans of requests, sent to an OpenTelemetry collector.
 
     Attributes:
-        endpoint: Where it takes OTLP over HTTP; without one nothing is traced.
-        sample: How much of what no client has decided about is traced, 0 to 1.
-        service: What the spans say they are of; None is ``cortex-gateway`` or ``cortex-neuron``.
+        endpoint: Where the collector takes OTLP over HTTP, as ``http://collector:4318``;
+            ``/v1/traces`` is added.  Not set is ``OTEL_EXPORTER_OTLP_ENDPOINT``; where that is not
+            set either nothing is traced.
+        sample: How much of what no client has decided about is traced, from 0 to 1.
+        service: The ``service.name`` of its spans; not set is ``OTEL_SERVICE_NAME``, else
+            ``cortex-gateway`` or ``cortex-neuron``.
     """
 
     endpoint: str | None = None
@@ -296,7 +330,16 @@ class Catalogue:
 
 @attrs.frozen(kw_only=True)
 class DefaultModel:
-    """``[[default_models]]``: a model to load at start."""
+    """
+    ``[[default_models]]``: a model to load at start.
+
+    Attributes:
+        model_id: Its id.
+        harness: What runs it.
+        source: Where its weights come from.
+        quant: Which file to take, or how to keep weights.
+        context: Tokens of context to serve at most.
+    """
 
     model_id: str
     harness: str | None = None
@@ -308,14 +351,14 @@ class DefaultModel:
 @attrs.frozen(kw_only=True)
 class NeuronConfig:
     """
-    neuron.toml.
+    neuron.toml; `harness` and `sources` have options by name, which are typed by whom they are for.
 
     Attributes:
-        token: If set, every route but ``/health`` wants it as a bearer.
-        tls: What it listens with; without it speaks plain HTTP.
-        harnesses: The harnesses to run, in order; None runs every one offered.
-        harness: Options by harness name; typed by the harness.
-        sources: Options by source name; typed by the source.
+        listen: Where the gateway comes to.
+        token: If set, every route but ``/``, ``/health`` and ``/openapi.json`` wants it as a
+            bearer.
+        harnesses: The harnesses to run, in order; not set runs every one offered, and an engine
+            that is not installed is then an error.
     """
 
     listen: Address = Address("0.0.0.0", 13131)  # noqa: S104

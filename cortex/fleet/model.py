@@ -32,16 +32,26 @@ class ModelSpec:
     One entry of models.toml, or what a load request asks for.
 
     Attributes:
-        source: ``scheme`` or ``scheme:location``; None asks every source whether it knows the id.
-        quant: GGUF file tag such as ``Q4_K_M``, or one of `QUANTS_AT_LOAD`; case-insensitive.
-        vram_mb: Estimate of the memory it takes, until a load measures it.
-        min_devices: Devices it needs on one node.
-        pinned_on: Nodes it may run on; there it is never evicted.
-        priority: Rank for ``eviction.strategy = "priority"``; higher stays.
-        ttl_s: The gateway unloads it once nobody has used it for so long; 0 is never.
-        preload: The gateway loads it at its start.
-        context: Tokens of context to serve at most; None is the checkpoint's own limit.
-        defaults: Sampling defaults a client may override.
+        id: The name clients use; unique.
+        harness: What runs it: ``torch``, ``echo``, or a plugin's; not set is ``torch``.
+        source: Where its weights come from: ``package``, ``file``, ``hf`` or a plugin's, alone or
+            with a place, as in ``hf:owner/name@revision``, ``file:/srv/x.gguf``,
+            ``package:name==version``; not set asks every source whether it knows the id.
+        quant: Which GGUF file to take where there are several, by its tag, such as ``Q4_K_M``; or
+            ``fp8`` or ``int8``: keep weights in eight bits.  In any case.
+        vram_mb: Memory it takes in MiB, until a load has measured it; placement goes by it.
+        min_devices: Devices of one node it needs; the built-in harnesses run a model on one device
+            and refuse more.
+        min_device_vram_mb: Memory each of its devices has to have, in MiB.
+        pinned_on: Nodes it may run on; it is never evicted there.  Empty is any node.
+        priority: Its rank for eviction strategy ``priority``; higher stays.
+        ttl_s: It is unloaded once nobody has used it for so many seconds, but not where it is
+            pinned; 0 is never.
+        preload: The gateway loads it at its start, and tries again until that has worked; once it
+            was loaded it can be evicted like any other.
+        context: Tokens of context to serve at most; not set is the checkpoint's own limit.
+        defaults: ``temperature``, ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` for
+            requests that do not say.
     """
 
     id: str

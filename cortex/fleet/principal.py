@@ -35,18 +35,19 @@ def _at_least(least: float, most: float = float("inf")) -> Callable[[Any, Any, A
 @attrs.frozen(kw_only=True)
 class Limits:
     """
-    What somebody may do; None is no limit.
+    What somebody may do; where nothing is set there is no limit.
 
     Attributes:
-        models: Names or ids of models; ``*`` and ``?`` stand for anything.
-        max_concurrency: Requests under way at once.
-        requests_per_minute: As many may come at once, and again as time goes by.
-        tokens_per_minute: Of prompts and answers; known at the end of a request, so one more begins
-            as long as any are left.
-        budget_tokens: Tokens in `budget_days`.
-        budget_days: Days in UTC, today included.
-        priority: Higher goes first where requests wait.
-        weight: How large a share of what is scarce it gets.
+        models: Names or ids of models it may use; ``*`` and ``?`` stand for anything, and a model
+            may be used if either its name or its id fits.
+        max_concurrency: Requests under way at once, waiting ones included.
+        requests_per_minute: Requests a minute; as many may come at once.
+        tokens_per_minute: Tokens of prompts and answers a minute; known at the end of a request, so
+            one more begins as long as any are left.
+        budget_tokens: Tokens in the last ``budget_days``.
+        budget_days: Days in UTC, today included; 366 at most.
+        priority: Higher goes first where requests wait for a model.
+        weight: How large a share it gets of what is scarce, beside others that wait.
     """
 
     models: tuple[str, ...] = EVERY_MODEL
@@ -71,8 +72,8 @@ class Principal(Limits):
     Somebody who asks.
 
     Attributes:
-        name: Unique; usage is counted by it.
-        admin: May use the admin API.
+        name: Who it is, for limits, usage, logs and the neurons; unique, and not ``anonymous``.
+        admin: Whether it may use the admin API.
     """
 
     name: str = attrs.field()
@@ -90,7 +91,7 @@ class Key(Principal):
     ``[[auth.keys]]``: a principal that is known by a secret.
 
     Attributes:
-        sha256: The `digest` of its secret.
+        sha256: The SHA-256 of its secret, in hexadecimal; the secret itself is nowhere.
     """
 
     sha256: str = attrs.field()

@@ -21,7 +21,7 @@ class FileOptions:
     ``[sources.file]``.
 
     Attributes:
-        paths: Folders in which a model id is looked up.
+        paths: Folders in which a model id is looked up, as it is and with ``.gguf``.
     """
 
     paths: tuple[str, ...] = ()

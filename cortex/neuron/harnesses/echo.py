@@ -32,7 +32,7 @@ class EchoOptions:
     Attributes:
         delay_s: Pause before each word, in seconds.
         load_s: Time a load takes, in seconds.
-        used_mb: Memory a model pretends to take, in MiB.
+        used_mb: Memory a model without ``vram_mb`` pretends to take, in MiB.
     """
 
     delay_s: float = 0.0

@@ -58,16 +58,16 @@ class TorchOptions:
     ``[harness.torch]``.
 
     Attributes:
-        dtype: ``auto`` is the checkpoint's own on a GPU and float32 on a CPU.
+        dtype: ``auto``: float32 on a CPU; on a GPU the checkpoint's own, bfloat16 if that is wider.
         device: ``auto`` takes every GPU, or the CPU if there is none.
         kv_cache_fraction: Of the memory that is free once a model's weights are there, the share
-            its cache may take, where models.toml does not say how much the model may take.
+            its cache may take, where its ``vram_mb`` is not set.
         max_batch_tokens: Tokens of one step: prompts are computed in pieces of at most so many.
-        max_sequences: Requests of one model that run at once; more wait.
+        max_sequences: Requests of one model that run at once; more wait on the neuron.
         threads: CPU threads of a worker; 0 lets torch decide.
-        watchdog_s: A worker whose step takes longer is replaced.
+        watchdog_s: A worker whose step takes longer, or that is silent as long, is replaced.
         images: Those that requests bring for models that see.
-        debug_faults: Let requests break the device, for drills: `cortex.neuron.faults`.
+        debug_faults: Let any client break a device, for drills; never where others are served.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
