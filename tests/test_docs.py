@@ -88,18 +88,6 @@ def test_every_line_commented_out_in_an_example_may_be_used(name, tmp_path):
         assert len(config.neurons) + len(catalogue.models) == 3 + (name == "models.toml")
 
 
-@pytest.mark.parametrize("language", ["toml"])
-def test_the_readmes_snippets_load(language, tmp_path):
-    text = (ROOT / "README.md").read_text("utf-8")
-    for snippet in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL):
-        name = re.search(r"# (\w+\.toml)", snippet)
-        assert name
-        (tmp_path / name[1]).write_text(snippet, "utf-8")
-    config, catalogue = load_gateway(tmp_path / "cortex.toml")
-    assert config.neurons
-    assert catalogue.models
-
-
 # The plugin.
 
 
