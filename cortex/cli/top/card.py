@@ -29,12 +29,17 @@ class NodeCard(Static, can_focus=True):
     def __init__(self, node: FleetNode) -> None:
         super().__init__(Text(), markup=False)
         self.node, self._stale = node, False
+        self._look: tuple[object, ...] = ()
         self._drawn = Text()
 
     def show(self, node: FleetNode, *, stale: bool) -> None:
         """Draw the node as it is now, if that looks different."""
         self.node, self._stale = node, stale
         columns = self.size.width or LEAST_COLUMNS
+        look = (node, stale, columns, self.has_focus)
+        if look == self._look:
+            return
+        self._look = look
         lines = [_title(node, columns, focused=self.has_focus, stale=stale)]
         for device in node.health.devices if node.health else ():
             lines += _device(node, device, columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from rich.text import Text
@@ -61,6 +61,8 @@ class FleetScreen(TopScreen):
     def __init__(self, view: View, url: str) -> None:
         super().__init__(view, url)
         self._rows: dict[str, Replica] = {}
+        self._drawn: dict[str, tuple[Replica, Cells]] = {}
+        self._look: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
         """Put the nodes above the models."""
@@ -80,7 +82,17 @@ class FleetScreen(TopScreen):
         at_most = MIDDLE if columns < WIDE_COLUMNS else WIDE
         shape = NARROW if columns < MIDDLE_COLUMNS else at_most
         table.lay_out(shape)
-        table.show((key, cells(row, shape, table.flexible)) for key, row in self._rows.items())
+        table.show(self._cells(shape, table.flexible))
+
+    def _cells(self, shape: tuple[Column, ...], flexible: int) -> Iterator[tuple[str, Cells]]:
+        """Yield the rows as they are drawn; those that are as they were are not made anew."""
+        before = self._drawn if self._look == (shape, flexible) else {}
+        self._look, self._drawn = (shape, flexible), {}
+        for key, row in self._rows.items():
+            was = before.get(key)
+            now = was if was and was[0] == row else (row, cells(row, shape, flexible))
+            self._drawn[key] = now
+            yield key, now[1]
 
     def _draw_nodes(self, fleet: Fleet) -> None:
         cards = list(self.query(NodeCard))

@@ -54,6 +54,6 @@ class Rates:
                 series.tokens, series.uptime_s = row.tokens_total, now_s
 
     def of(self, model: str, node: str) -> tuple[float, ...]:
-        """Return the samples of a model on a node, the oldest first."""
+        """Return the samples of a model on a node, the oldest first; none if all of them are 0."""
         series = self._series.get((model, node))
-        return tuple(series.samples) if series else ()
+        return tuple(series.samples) if series and any(series.samples) else ()
