@@ -5,7 +5,7 @@ Plays a gateway of 10 nodes with 20 models each, runs the dashboard in a termina
 prints the share of a core it takes while nothing but the figures of devices changes, and the
 milliseconds from an event being sent to its words being written to the terminal.
 
-    python benchmarks/top.py [--seconds S] [--events N] [--profile FILE]
+    python benchmarks/top.py [--seconds S] [--events N] [--only N] [--profile FILE]
 """
 
 from __future__ import annotations
@@ -213,10 +213,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="at rest")
     parser.add_argument("--events", type=int, default=200, help="told one after the other")
     parser.add_argument("--profile", default="", help="write what cProfile saw; figures are worse")
+    parser.add_argument("--only", type=int, help="0 for the small terminal, 1 for the large one")
     args = parser.parse_args()
     print(f"{NODES} nodes, {MODELS} models each; {os.cpu_count()} cores,", end=" ")
     print(f"Python {platform.python_version()}, load average {os.getloadavg()[0]:.1f}")
-    for size in SIZES:
+    for size in [SIZES[args.only]] if args.only is not None else SIZES:
         print(asyncio.run(measure(size, args)))
 
 

@@ -111,6 +111,16 @@ def test_the_gateway_is_measured_beside_the_node_alone():
     assert row["gateway"]["cpu_us"] > 0
 
 
+@pytest.mark.timeout(120)
+def test_the_dashboard_is_measured_at_rest_and_with_events():
+    command = [sys.executable, ROOT / "benchmarks/top.py", "--only=0", "--seconds=0.5"]
+    done = subprocess.run(
+        [*command, "--events=3"], capture_output=True, check=True, timeout=100, text=True
+    )
+    assert "80x24\n  share of a core at rest  0." in done.stdout
+    assert "of 3 over 100" in done.stdout
+
+
 @pytest.mark.timeout(180)
 def test_the_engine_is_measured_beside_its_peers_on_the_same_tokens(tmp_path):
     save_tiny("llama", tmp_path)

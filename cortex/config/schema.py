@@ -92,7 +92,7 @@ class TlsSection:
     ``[gateway.tls]``, and ``[tls]`` of a neuron: what a listener shows, all PEM.
 
     Attributes:
-        cert: The certificate to show, with those between it and the root.
+        cert: The certificate to show, with those between it and the root; PEM, as the others are.
         key: Its private key, without a password.
         client_ca: If set, clients need a certificate that one of these signed; who comes without, a
             gateway or not, is refused.
