@@ -97,6 +97,7 @@ def _offered() -> Iterator[Section]:
                 yield Section(
                     heading=f"`[{table}.{offer.name}]`", cls=offer.options, variables=(variable,)
                 )
+                yield from _sections(offer.options, f"{table}.{offer.name}.", variable)
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:

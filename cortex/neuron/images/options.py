@@ -14,7 +14,7 @@ class ImageOptions:
         urls: Fetch images that are given by an ``http(s)`` URL, from public addresses only.
         max_count: Images of one request.
         max_mb: MiB of one image, as it is sent or fetched.
-        max_pixels: Pixels of one image before it is resized.
+        max_pixels: Pixels of one image before it is resized; over 178 million none is read.
         timeout_s: How long fetching all images of one request may take.
     """
 
