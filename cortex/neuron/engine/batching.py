@@ -122,9 +122,8 @@ class Batching:
         return able
 
     def _launch(self, chunks: list[Chunk], ended: list[End]) -> None:
-        self._runner.rows.move(self.scheduler.moved)
-        self._runner.rows.enter(self.scheduler.entered)
-        self._runner.remember(self.scheduler.copies)
+        plan = self.scheduler
+        self._runner.change(plan.moved, plan.entered, plan.copies)
         try:
             for chunk in chunks:
                 chunk.sequence.starts()

@@ -23,6 +23,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What crosses the channel."""
 
 
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A worker's place in a group, of which each has a share of a model.
+
+    Attributes:
+        folder: Where the ranks find each other; the neuron's, and of this group alone.
+    """
+
+    rank: int
+    ranks: int
+    folder: str
+
+
 class Load(Message, frozen=True, kw_only=True):
     """
     Load a checkpoint.
@@ -32,10 +45,11 @@ class Load(Message, frozen=True, kw_only=True):
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quant: ``fp8`` or ``int8``: keep the weights of all layers in eight bits.
         context: Tokens of context at most; None is the checkpoint's own limit.
-        memory_bytes: What weights and cache may take together; None leaves it to *cache_fraction*,
+        memory_bytes: What weights and cache may take here; None leaves it to *cache_fraction*,
             the share of what is free once the weights are there.
         max_sequences: Requests that run at once.
         max_batch_tokens: Tokens of one step.
+        place: In the group that is to run it; None is this worker by itself.
     """
 
     model: str
@@ -47,6 +61,7 @@ class Load(Message, frozen=True, kw_only=True):
     cache_fraction: float = 0.9
     max_sequences: int = 256
     max_batch_tokens: int = 2048
+    place: Place | None = None
 
 
 class Unload(Message, frozen=True, kw_only=True):

@@ -18,9 +18,11 @@ from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for
 from cortex.neuron.engine.cache import Cache, Heads
 from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
+from cortex.neuron.engine.group import Group, least
 from cortex.neuron.engine.jobs import Embed, Generate, Load
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.layers import decoder_of
+from cortex.neuron.engine.leading import Follower, Leader
 from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.plain import Plain
 from cortex.neuron.engine.runner import Runner
@@ -51,13 +53,15 @@ class Model:
         context: Tokens of prompt and answer: what the weights allow and the cache holds.
         body: The way it runs, for people.
         used_bytes: Of weights and cache.
+        group: The ranks that run it, each a share.
     """
 
     weights: Weights
-    engine: Batching | Turns
+    engine: Batching | Turns | Follower
     context: int
     body: str
     used_bytes: int
+    group: Group | None = None
 
 
 def build(job: Load, weights: Weights, device: torch.device) -> Model:
@@ -77,26 +81,49 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     )
     if weights.pooling is not None:
         return plain(body="plain")
+    shards = weights.shards
+    group = None if shards is None else shards.group
     recurrent = recurrences(weights.module)
     weights, body, heads, why = _body(weights, recurrent, device)
     if job.quant is not None and not isinstance(body, Stack):
         raise UnsupportedArchitecture(f"{job.model} cannot be quantised: {why}")
+    if shards is not None and not isinstance(body, Stack):
+        raise UnsupportedArchitecture(f"{job.model} cannot be split over devices: {why}")
     if body is None:
         return plain(weights=weights, body=f"plain: {why}")
     if isinstance(body, Stack) and job.quant is not None:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
-    rows, snapshots = count_states(job, weights, recurrent, device)
+    rows, snapshots = least(group, *count_states(job, weights, recurrent, device))
     slots = 1 + rows + snapshots
     pictures = _picture_bytes(job, weights, device)
     taken = pictures + slots * slot_bytes(recurrent, weights.module.dtype)
-    blocks = count_blocks(job, weights, heads, device, rows=rows, taken=taken)
+    (blocks,) = least(group, count_blocks(job, weights, heads, device, rows=rows, taken=taken))
     cache = Cache(heads, blocks, weights.module.dtype, device, recurrent=recurrent, slots=slots)
     context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
-    runner = Runner(
-        body, cache, rows=rows, blocks=blocks_for(context), device=device, tower=weights.tower
+    leads = group is not None and group.rank == 0
+    runner = (Leader if leads else Runner)(
+        *(body, cache),
+        rows=rows,
+        blocks=blocks_for(context),
+        device=device,
+        tower=weights.tower,
+        tokens=None if shards is None else shards.tokens,
     )
     runner.warm_up()
+    running = partial(
+        Model,
+        weights=weights,
+        context=context,
+        body=f"{body.name}: {why}",
+        used_bytes=weights.used_bytes + cache.used_bytes + pictures,
+        group=group,
+    )
+    if isinstance(runner, Leader):
+        assert group is not None  # noqa: S101 - so it is made
+        runner.lead(job.model, group)
+    elif group is not None:
+        return running(engine=Follower(runner, group))
     batching = Batching(
         runner,
         Blocks(blocks),
@@ -106,13 +133,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         runs_ahead=device.type == "cuda",
         snapshots=Snapshots(1 + rows, snapshots) if recurrent else None,
     )
-    return Model(
-        weights=weights,
-        engine=batching,
-        context=context,
-        body=f"{body.name}: {why}",
-        used_bytes=weights.used_bytes + cache.used_bytes + pictures,
-    )
+    return running(engine=batching)
 
 
 def _body(
@@ -165,9 +186,11 @@ def _proven(
     except Exception as error:  # noqa: BLE001 - whatever it is: it goes the plain way
         return None, {}, f"{type(error).__name__}: {error}"
     ways: list[Callable[[], probe.Body]] = [
-        lambda: Stack(module, kernels_for(device)),
+        lambda: Stack(module, kernels_for(device), weights.shards),
         lambda: Modules(module),
     ]
+    if weights.shards is not None:
+        del ways[1:]
     said: list[str] = []
     for way in ways:
         body, why = probe.prove(way, trial, tried, wanted, noise, shown=shown)

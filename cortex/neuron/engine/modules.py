@@ -79,6 +79,8 @@ class Modules:
         )
         return logits
 
+    part = logits
+
 
 def record(module: Any, ids: torch.Tensor) -> dict[int, Heads]:
     """

@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 
 
+class GroupBroken(RuntimeError):
+    """The ranks of a group do no longer do the same."""
+
+
 def is_poison(error: Exception) -> bool:
     """Tell whether *error* leaves the device's context beyond use."""
+    if isinstance(error, GroupBroken):
+        return True
     said = str(error)
     if "captur" in said:  # it was not even begun
         return False

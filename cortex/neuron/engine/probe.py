@@ -63,6 +63,8 @@ class Body(Protocol):
     name: str
 
     def logits(self, step: Step, cache: Cache) -> torch.Tensor: ...
+    def part(self, step: Step, cache: Cache) -> torch.Tensor:
+        """Return the logits of this rank's tokens, if several ranks run it."""
 
 
 def sequences(vocabulary: int, device: torch.device) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import torch
@@ -24,10 +24,12 @@ from cortex.neuron.engine.graphs import Graphs
 from cortex.neuron.engine.jobs import Generate
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.places import Places, places_of
+from cortex.neuron.engine.plan import Layout
 from cortex.neuron.engine.probe import Body
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.shards import Tokens
 from cortex.neuron.engine.step import Step
 from cortex.neuron.engine.tallies import Tallies
 from cortex.neuron.engine.tower import Tower
@@ -64,8 +66,27 @@ class Launched:
         return sampler.logprobs(row, self.picked[number : number + 1].to(row.device), count)[0]
 
 
+class Drawn(NamedTuple):
+    """
+    What a step gave, by sequence.
+
+    Attributes:
+        logits: # [sequences, vocabulary], or this rank's tokens of it
+        picked: # [sequences] int64
+        which: Their rows.  # [sequences] int64
+    """
+
+    logits: torch.Tensor
+    picked: torch.Tensor
+    which: torch.Tensor
+
+
 class Runner:
-    """Runs one model's steps over *rows* rows of *blocks* blocks each."""
+    """
+    Runs one model's steps over *rows* rows of *blocks* blocks each.
+
+    Where it is a share of one that several ranks run, *tokens* tells this rank's.
+    """
 
     def __init__(
         self,
@@ -76,12 +97,14 @@ class Runner:
         blocks: int,
         device: torch.device,
         tower: Tower | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._body = body
         self._tower = tower
         self._cache = cache
         self._device = device
         self._kernels = kernels_for(device)
+        self._tokens = tokens
         self._tallies = Tallies(device)
         self.rows = Rows(rows + 1, blocks, device)
         self._sizes = sorted({*(size for size in SIZES if size < rows), rows})
@@ -95,11 +118,11 @@ class Runner:
         if self._graphs is None:
             return
         for size in (*reversed(self._sizes), *reversed(self._sizes)):
-            self._graphs.run(size, partial(self.decode, self._which[:size]))
+            self._graphs.run((size, False), partial(self.decode, self._which[:size]))
         for count in (1, 2):
             shape = Shape(0, 32 * count, 1, 1, self._cache.tile_tokens).padded()
             assert shape is not None  # noqa: S101 - there is one of so few
-            self._mixed(shape, [0] * sum(shape.fields))
+            self._mixed(Layout(shape=attrs.astuple(shape), packed=[0] * sum(shape.fields)))
 
     def places(self, job: Generate) -> Places | None:
         """Return where the tokens of a prompt are, if there are pictures in it."""
@@ -111,50 +134,85 @@ class Runner:
             for _, _, picture in chunk.sequence.places.inside(chunk.start, chunk.end):
                 self._tower.features(picture)
 
-    def remember(self, copies: list[tuple[int, int]]) -> None:
-        """Copy states from slot to slot; empties *copies*."""
+    def change(
+        self,
+        moved: dict[tuple[int, int], int],
+        entered: dict[int, Sequence],
+        copies: list[tuple[int, int]],
+    ) -> None:
+        """Take in what changed before a step; see `Scheduler`.  Empties all of them."""
+        self.rows.move(moved)
+        self.rows.enter(entered)
         self._cache.states.copy(copies)
         copies.clear()
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Queue a step; nothing of *chunks* has been noted as launched yet."""
-        pictured = any(chunk.is_pictured for chunk in chunks)
-        if not pictured and all(chunk.samples and chunk.count == 1 for chunk in chunks):
-            samplers = [chunk.sequence for chunk in chunks]
-            logits, picked, which = self._decode([sequence.row for sequence in samplers])
-        else:
-            ones = [chunk for chunk in chunks if chunk.count == 1]
-            others = [chunk for chunk in chunks if chunk.count > 1]
-            shape = filled = Shape.of(chunks, self._cache.tile_tokens)
-            if self._graphs is not None and not pictured:
-                shape = filled.padded() or filled
-            logits, picked, which = self._mixed(
-                shape,
-                pack(ones, others, shape),
-                counts=tuple(chunk.count for chunk in (*ones, *others)),
-                ends=tuple(chunk.end for chunk in (*ones, *others)),
-                is_padded=shape is not filled,
-                **(self._shown([*ones, *others]) if pictured else {}),
-            )
-            places = [*range(len(ones)), *range(shape.decodes, shape.decodes + len(others))]
-            sampling = [
-                (place, chunk.sequence)
-                for place, chunk in zip(places, (*ones, *others), strict=True)
-                if chunk.samples
-            ]
-            samplers = [sequence for _, sequence in sampling]
-            if not sampling:
-                return Launched(samplers=())
-            if len(sampling) < len(which):
-                at = torch.tensor([place for place, _ in sampling], device=self._device)
-                logits, picked, which = logits[at], picked[at], which[at]
+        layout, samplers = self._laid_out(chunks)
+        logits, picked, which = self.run(layout, samplers, self._shown(chunks))
+        if not samplers:
+            return Launched(samplers=())
         if any(sequence.is_adjusted for sequence in samplers):
             tallies = self._tallies.of(samplers, logits.shape[1])
             scores = sampler.adjusted(logits, samplers, tallies)
-            picked = self._kernels.pick(scores, self.rows, which)
+            picked = self.chosen(self._kernels.pick(scores, self.rows, which))
             self._tallies.add(samplers, picked)
             self.rows.last[which] = picked
         return self._launched(samplers, picked, logits)
+
+    def _laid_out(self, chunks: list[Chunk]) -> tuple[Layout, list[Sequence]]:
+        """Return a step of *chunks*, and who gets a token."""
+        is_pictured = any(chunk.is_pictured for chunk in chunks)
+        if not is_pictured and all(chunk.samples and chunk.count == 1 for chunk in chunks):
+            samplers = [chunk.sequence for chunk in chunks]
+            return Layout(rows=[sequence.row for sequence in samplers]), samplers
+        ones = [chunk for chunk in chunks if chunk.count == 1]
+        others = [chunk for chunk in chunks if chunk.count > 1]
+        shape = filled = Shape.of(chunks, self._cache.tile_tokens)
+        if self._graphs is not None and not is_pictured:
+            shape = filled.padded() or filled
+        places = [*range(len(ones)), *range(shape.decodes, shape.decodes + len(others))]
+        sampling = [
+            (place, chunk.sequence)
+            for place, chunk in zip(places, (*ones, *others), strict=True)
+            if chunk.samples
+        ]
+        is_all = len(sampling) == shape.decodes + shape.chunks
+        layout = Layout(
+            shape=attrs.astuple(shape),
+            packed=pack(ones, others, shape),
+            counts=tuple(chunk.count for chunk in (*ones, *others)),
+            ends=tuple(chunk.end for chunk in (*ones, *others)),
+            is_padded=shape is not filled,
+            places=None if is_all else [place for place, _ in sampling],
+        )
+        return layout, [sequence for _, sequence in sampling]
+
+    def run(
+        self,
+        layout: Layout,
+        samplers: list[Sequence],  # noqa: ARG002
+        shown: dict[str, Any] | None = None,
+    ) -> Drawn:
+        """
+        Queue a step.
+
+        Args:
+            layout: What is in it.
+            samplers: Those that get a token, where that is known.
+            shown: What a `Step` has to know of pictures, if there are any.
+        """
+        if layout.rows:
+            return self._decode(layout)
+        drawn = self._mixed(layout, shown)
+        if layout.places is None:
+            return drawn
+        at = torch.tensor(layout.places, dtype=torch.int64, device=self._device)
+        return Drawn(*(tensor[at] for tensor in drawn))
+
+    def chosen(self, picked: torch.Tensor) -> torch.Tensor:
+        """Return tokens that were picked from logits adjusted here."""
+        return picked
 
     def _launched(
         self, samplers: list[Sequence], picked: torch.Tensor, logits: torch.Tensor
@@ -173,20 +231,23 @@ class Runner:
             logits=logits.clone() if wants else None,
         )
 
-    def _decode(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits and picked tokens, by row, and the rows: [rows] int64."""
+    def _decode(self, layout: Layout) -> Drawn:
+        rows, is_whole = [*layout.rows], layout.is_whole
         count = len(rows)
         if rows != self._decoding:
             told = rows + [0] * (len(self._which) - count)
             self._which.copy_(torch.tensor(told), non_blocking=True)
             self._decoding = rows
         if self._graphs is None:
-            return *self.decode(self._which[:count]), self._which[:count]
+            return Drawn(*self.decode(self._which[:count], is_whole), self._which[:count])
         size = self._sizes[bisect_left(self._sizes, count)]
-        logits, picked = self._graphs.run(size, partial(self.decode, self._which[:size]))
-        return logits[:count], picked[:count], self._which[:count]
+        run = partial(self.decode, self._which[:size], is_whole)
+        logits, picked = self._graphs.run((size, is_whole), run)
+        return Drawn(logits[:count], picked[:count], self._which[:count])
 
-    def decode(self, which: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self, which: torch.Tensor, is_whole: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Compute the next token of each of *which* rows, from what the device has alone.
 
@@ -209,28 +270,28 @@ class Runner:
             counts=() if which.is_cuda else (1,) * count,
             ends=() if which.is_cuda else tuple(ends.tolist()),
         )
-        logits = self._body.logits(step, self._cache)
+        logits = self._logits(step, is_whole)
         rows.lengths[which] = ends * (which > 0)  # padding stays where it is
-        picked = self._kernels.pick(logits, rows, which)
+        picked = self._picked(logits, which, is_whole)
         rows.last[which] = picked
         return logits, picked
 
-    def _mixed(
-        self, shape: Shape, packed: list[int], *, is_padded: bool = True, **known: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits and picked tokens of a batch's sequences, and their rows."""
-        told = torch.tensor(packed)
-        if not is_padded or self._graphs is None:
+    def _mixed(self, layout: Layout, shown: dict[str, Any] | None = None) -> Drawn:
+        shape, told = Shape(*layout.shape), torch.tensor(layout.packed)
+        if not layout.is_padded or self._graphs is None:
             batch = Batch(told.to(self._device, non_blocking=True), shape)
-            return *self.mixed(batch, **known), batch.rows
+            known = {"counts": layout.counts, "ends": layout.ends, **(shown or {})}
+            return Drawn(*self.mixed(batch, layout.is_whole, **known), batch.rows)
         if shape not in self._batches:
             self._batches[shape] = Batch(torch.empty_like(told, device=self._device), shape)
         batch = self._batches[shape]
         batch.told.copy_(told, non_blocking=True)
-        logits, picked = self._graphs.run(shape, partial(self.mixed, batch))
-        return logits, picked, batch.rows
+        run = partial(self.mixed, batch, layout.is_whole)
+        return Drawn(*self._graphs.run((shape, layout.is_whole), run), batch.rows)
 
-    def mixed(self, batch: Batch, **known: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def mixed(
+        self, batch: Batch, is_whole: bool = False, **known: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Compute a batch; every sequence gets a token, whether it has use for it or not.
 
@@ -256,22 +317,36 @@ class Runner:
             tile_tokens=batch.shape.tile_tokens,
             **{"places": self._places(batch.owners, batch.positions), **known},
         )
-        logits = self._body.logits(step, self._cache)
+        logits = self._logits(step, is_whole)
         rows.lengths[batch.rows] = batch.lengths
-        picked = self._kernels.pick(logits, rows, batch.rows)
+        picked = self._picked(logits, batch.rows, is_whole)
         rows.last[batch.keepers] = picked
         return logits, picked
 
-    def _shown(self, chunks: list[Chunk]) -> dict[str, Any]:
-        """Return what a step of chunks has to know of their pictures; the first time, it looks."""
-        assert self._tower is not None  # noqa: S101 - else there are no pictures
-        pieces = [(chunk.sequence.places, chunk.start, chunk.end) for chunk in chunks]
+    def _shown(self, chunks: list[Chunk]) -> dict[str, Any] | None:
+        """Return what a step has to know of pictures in it, if there are any."""
+        if self._tower is None or not any(chunk.is_pictured for chunk in chunks):
+            return None
+        in_order = sorted(chunks, key=lambda chunk: chunk.count > 1)  # as they are laid out
+        pieces = [(chunk.sequence.places, chunk.start, chunk.end) for chunk in in_order]
         places, shown = self._tower.show(pieces)
         return {"places": places, "shown": shown}
 
     def _places(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
         """Return what tokens behind all pictures are turned by: [tokens] int64."""
         return None if self._tower is None else positions + self.rows.offsets[owners]
+
+    def _logits(self, step: Step, is_whole: bool) -> torch.Tensor:
+        """Return logits, of this rank's tokens alone where no other is asked about them."""
+        if self._tokens is None:
+            return self._body.logits(step, self._cache)
+        part: torch.Tensor = self._body.part(step, self._cache)
+        return self._tokens.whole(part) if is_whole else part
+
+    def _picked(self, logits: torch.Tensor, which: torch.Tensor, is_whole: bool) -> torch.Tensor:
+        if self._tokens is None or is_whole:
+            return self._kernels.pick(logits, self.rows, which)
+        return self._tokens.picked(self._kernels.best(logits, self.rows, which, self._tokens.first))
 
     def _slots(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return where in the cache tokens go, of rows at positions: [tokens] int64."""

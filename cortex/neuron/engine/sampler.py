@@ -37,21 +37,35 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
     return torch.where(greedy, scores, scores + noise).argmax(-1)
 
 
+def best(logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int) -> torch.Tensor:
+    """Return the best of some tokens for each of *which* rows; see `kernels.Kernels.best`."""
+    temperatures = rows.knobs[which][:, :1]
+    greedy = temperatures == 0
+    scores = logits.float() / temperatures.masked_fill(greedy, 1.0)
+    if not greedy.all():
+        words = keys(rows.seeds[which], rows.lengths[which])
+        noise = gumbel(words, logits.shape[1], first)
+        scores = torch.where(greedy, scores, scores + noise)
+    highest = scores.max(-1)
+    return torch.stack([highest.values.double(), (highest.indices + first).double()], -1)
+
+
 def keys(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return a word of 32 bits for the token of a request at a position: [rows] int64."""
     words = mix((seeds >> 32) ^ mix(positions & MASK))
     return mix((seeds & MASK) ^ words)
 
 
-def gumbel(words: torch.Tensor, count: int) -> torch.Tensor:
+def gumbel(words: torch.Tensor, count: int, first: int = 0) -> torch.Tensor:
     """
     Return Gumbel noise: [rows, count] float32.
 
     Args:
         words: Of each row, of 32 bits.  # [rows] int64
         count: How many there are for each.
+        first: Id of the first token it is for.
     """
-    ids = torch.arange(count, device=words.device) * 0x9E3779B1
+    ids = torch.arange(first, first + count, device=words.device) * 0x9E3779B1
     mixed = mix((words[:, None] + ids) & MASK)
     uniform = (mixed.double() + 0.5) / (1 << 32)
     return -torch.log(-torch.log1p(-uniform)).float()

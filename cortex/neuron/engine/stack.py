@@ -28,6 +28,7 @@ from cortex.neuron.engine.layers import (
     norm_of,
     rotary_of,
 )
+from cortex.neuron.engine.shards import Shards
 from cortex.neuron.engine.step import Step
 
 KNOWN_NORMS = {"input_layernorm", "post_attention_layernorm"}
@@ -68,7 +69,7 @@ class Experts:
 
 class Stack:
     """
-    Runs *module*, a causal language model.
+    Runs *module*, a causal language model, or a rank's share of one.
 
     Raises:
         AttributeError: It has none of the modules that are looked for.
@@ -77,7 +78,7 @@ class Stack:
 
     name = "fused"
 
-    def __init__(self, module: Any, kernels: Kernels) -> None:
+    def __init__(self, module: Any, kernels: Kernels, shards: Shards | None = None) -> None:
         config = module.config.get_text_config()
         body = getattr(module.model, "language_model", module.model)
         self._kernels = kernels
@@ -90,6 +91,10 @@ class Stack:
         self._layers = [(*_first(layer), _mlp(layer)) for layer in body.layers]
         self._norm = norm_of(body.norm)
         self._head = fuse(module.get_output_embeddings())
+        self._shards = shards
+        if shards is not None:
+            mine = self._head.weight[: shards.tokens.count]
+            self._head = attrs.evolve(self._head, weight=mine)
 
     def quantise(self, dtype: torch.dtype) -> int:
         """
@@ -119,6 +124,11 @@ class Stack:
 
     def logits(self, step: Step, cache: Cache) -> torch.Tensor:
         """Return the logits of the tokens that are wanted: [wanted, vocabulary]."""
+        logits = self.part(step, cache)
+        return logits if self._shards is None else self._shards.tokens.whole(logits)
+
+    def part(self, step: Step, cache: Cache) -> torch.Tensor:
+        """Return of those what this rank has: [wanted, tokens]."""
         kernels = self._kernels
         x = self._embed(step.ids)  # [tokens, width]; ours, and added to from here on
         if self._embed_factor != 1:
@@ -137,10 +147,10 @@ class Stack:
             else:
                 projected = kernels.linear(x, first.inward, first.norm)
                 mixed = kernels.delta(projected, first, cache.states.layers[number], step)
-            kernels.add(mixed, first.out, x, self._factor)
+            self._add(mixed, first.out, x)
             if isinstance(mlp, Mlp):
                 hidden = kernels.gated(x, mlp.gate_up, mlp.norm)
-                kernels.add(hidden, mlp.down, x, self._factor)
+                self._add(hidden, mlp.down, x)
             else:
                 x.add_(_answer(mlp.module(kernels.norm(x, mlp.norm)[None])), alpha=self._factor)
             if step.shown is not None and depth < len(step.shown.features):
@@ -148,6 +158,14 @@ class Stack:
         wanted = x if step.wanted is None else x[step.wanted]
         logits = kernels.linear(wanted, self._head, self._norm)
         return logits if self._divisor == 1 else logits / self._divisor
+
+    def _add(self, x: torch.Tensor, layer: Linear, residual: torch.Tensor) -> None:
+        """Add what *layer*, or all ranks' together, makes of *x* to *residual*."""
+        if self._shards is None:
+            self._kernels.add(x, layer, residual, self._factor)
+        else:
+            sums = self._shards.group.sum(self._kernels.linear(x, layer))
+            residual.add_(sums, alpha=self._factor)
 
 
 def _mixer(layer: Any) -> Any:

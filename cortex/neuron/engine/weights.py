@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from transformers import (
     GenerationConfig,
 )
 
-from cortex.errors import CortexError, RepoFetchFailed
+from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
 from cortex.neuron.engine import architecture, grammar, pooling, sight
+from cortex.neuron.engine.group import Group
 from cortex.neuron.engine.jobs import Load, TextFiles
 from cortex.neuron.engine.pooling import Pooling
 from cortex.neuron.engine.reading import watched
+from cortex.neuron.engine.shards import Shards
 from cortex.neuron.engine.text_files import text_files, where_of
 from cortex.neuron.engine.tower import Tower
 
@@ -46,6 +48,7 @@ class Weights:
         vocabulary: How many logits it gives, or token ids it takes.
         end_tokens: Token ids that end an answer.
         tower: What it sees with, if it sees; a part of *module*.
+        shards: How it was cut, if it is a share of a model that several ranks run.
     """
 
     module: Any
@@ -56,6 +59,7 @@ class Weights:
     text: TextFiles
     pooling: Pooling | None = None
     tower: Tower | None = None
+    shards: Shards | None = None
 
     @functools.cached_property
     def grammar_tokens(self) -> LLTokenizer:
@@ -63,7 +67,12 @@ class Weights:
         return grammar.tokenizer(self.text.tokenizer, self.vocabulary, self.end_tokens)
 
 
-def load(job: Load, device: torch.device, report: Callable[[str, int, int], None]) -> Weights:
+def load(
+    job: Load,
+    device: torch.device,
+    report: Callable[[str, int, int], None],
+    group: Group | None = None,
+) -> Weights:
     """
     Load *job*'s checkpoint.
 
@@ -71,13 +80,15 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         job: What to load.
         device: Where to.
         report: Called with a stage, and where the weights are read with bytes done and of all.
+        group: Of ranks that run it together; this one's share is loaded.
 
     Raises:
         CortexError: The checkpoint is damaged or of a kind we cannot run.
         torch.OutOfMemoryError: The device has too little memory.
     """
     transformers.utils.logging.disable_progress_bar()
-    where, more = where_of(job.path)
+    where, said = where_of(job.path)
+    more: dict[str, Any] = {**said}
 
     def stage(number: int, done: int = 0, total: int = 0) -> None:
         report(STAGES[number], done, total)
@@ -86,19 +97,22 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         with _gguf_parsed_once(), watched(Path(job.path), functools.partial(stage, 2)):
             stage(0)
             config, embeds = architecture.read(where, more)
+            shards = None if group is None else _shards(config, group, embeds=embeds)
             after = pooling.read(Path(where), config.hidden_size, device) if embeds else None
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
             stage(2)
-            sees = None if embeds or more else sight.read(Path(where), config)
+            sees = None
+            if not (embeds or more or shards is not None):
+                sees = sight.read(Path(where), config)
             kind = AutoModelForCausalLM if sees is None else AutoModelForImageTextToText
-            module, found = (AutoModel if embeds else kind).from_pretrained(
-                where,
-                **more,
-                dtype=_dtype(job.dtype, config, device),
-                config=config,
-                output_loading_info=True,
-            )
+            more["dtype"] = _dtype(job.dtype, config, device)
+            if shards is None:
+                module, found = (AutoModel if embeds else kind).from_pretrained(
+                    where, **more, config=config, output_loading_info=True
+                )
+            else:
+                module, found = _share(shards, where, more, config)
     except (CortexError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -108,6 +122,8 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         raise RepoFetchFailed(f"{job.path} lacks weights: {', '.join(missing[:3])} ...")
     stage(3)
     module.eval().requires_grad_(False).to(device)
+    if shards is not None:
+        shards.join(module)
     generation = getattr(module, "generation_config", None) or GenerationConfig()
     return Weights(
         module=module,
@@ -118,7 +134,29 @@ def load(job: Load, device: torch.device, report: Callable[[str, int, int], None
         text=text_files(where, tokenizer, generation, sees),
         pooling=after,
         tower=None if sees is None else Tower(module, sees, sight.shades(Path(where))),
+        shards=shards,
     )
+
+
+def _shards(config: Any, group: Group, *, embeds: bool) -> Shards:
+    if embeds:
+        raise UnsupportedArchitecture("a model for embeddings cannot be split over devices")
+    return Shards(config, group)
+
+
+def _share(
+    shards: Shards, where: str, more: dict[str, Any], config: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return a rank's share; a GGUF file is read whole for that, into the host's memory."""
+    if "gguf_file" not in more:
+        module, found = shards.model(shards.read(Path(where)), dtype=more["dtype"])
+        with suppress(OSError):  # there is none
+            module.generation_config = GenerationConfig.from_pretrained(where)
+        return module, found
+    whole = AutoModelForCausalLM.from_pretrained(where, **more, config=config)
+    module, found = shards.model(shards.of(whole.state_dict()), dtype=more["dtype"])
+    module.generation_config = whole.generation_config
+    return module, found
 
 
 @contextmanager

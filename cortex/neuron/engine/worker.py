@@ -4,7 +4,8 @@ The device worker process.
 The device thread owns the device's context for the life of the process and is the only one to touch
 tensors.  The main thread reads the job channel, compiles grammars and answers pings, whatever the
 device does.  When the neuron is gone the channel closes and the process leaves.  A poisoned context
-cannot be revived in place: the process says so and leaves, and the neuron starts another.
+cannot be revived in place: the process says so and leaves, and the neuron starts another.  So does
+a worker that is a rank of a group, when another rank is gone.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ import msgspec
 import torch
 
 from cortex.errors import CortexError
-from cortex.neuron.engine import architecture, jobs, text_files, weights
+from cortex.neuron.engine import architecture, jobs, plan, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
+from cortex.neuron.engine.group import RankFailed, Ranks
+from cortex.neuron.engine.leading import Follower
 from cortex.neuron.engine.meter import INTERVAL_S, Meter
 from cortex.neuron.engine.model import Model, build
 from cortex.neuron.engine.places import flaw
@@ -39,7 +42,8 @@ class Worker:
     def __init__(self, channel: socket.socket, device: torch.device) -> None:
         self._channel = channel
         self._device = device
-        self._jobs: queue.SimpleQueue[jobs.Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[jobs.Job | plan.Told] = queue.SimpleQueue()
+        self._groups: dict[str, Ranks] = {}  # by their folders
         self._models: dict[str, Model] = {}
         self._meters: dict[str, Meter] = {}
         self._owners: dict[str, Model] = {}  # of the requests under way
@@ -106,10 +110,14 @@ class Worker:
                     self._step()
                     self._tell()
         except BaseException as error:  # noqa: BLE001 - whatever it is, this context is done
-            self._send(jobs.Poisoned(message=f"{type(error).__name__}: {error}"))
-            os._exit(EXIT_POISONED)
+            self._leave(f"{type(error).__name__}: {error}")
 
-    def _pending(self) -> Iterator[jobs.Job]:
+    def _leave(self, message: str) -> None:
+        """End the process, since it can do nothing more; any thread."""
+        self._send(jobs.Poisoned(message=message))
+        os._exit(EXIT_POISONED)
+
+    def _pending(self) -> Iterator[jobs.Job | plan.Told]:
         """Yield the jobs that wait; block for one only if there is nothing to do."""
         if not any(model.engine.has_work for model in self._models.values()):
             self._step_began = 0.0
@@ -120,8 +128,15 @@ class Worker:
         while not self._jobs.empty():
             yield self._jobs.get()
 
-    def _accept(self, job: jobs.Job) -> None:
+    def _accept(self, job: jobs.Job | plan.Told) -> None:
         match job:
+            case plan.Plan():
+                self._step_began = perf_counter()
+                follower = self._models[job.model].engine
+                assert isinstance(follower, Follower)  # noqa: S101 - or nobody would tell it
+                follower.follow(job)
+            case plan.Over(model=model):
+                self._unload(model)
             case jobs.Load():
                 self._step_began = 0.0  # a load has its own deadline
                 self._load(job)
@@ -155,21 +170,29 @@ class Worker:
         def report(stage: str, done: int, total: int) -> None:
             self._send(jobs.LoadProgress(model=job.model, stage=stage, done=done, total=total))
 
+        group = self._joined(job)
         try:
-            loaded = build(job, weights.load(job, self._device, report), self._device)
+            found = weights.load(job, self._device, report, group)
+            if group is not None:
+                group.meet("")  # what comes now waits for others on the device
+            loaded = build(job, found, self._device)
+            if group is not None:
+                group.meet("")
+        except RankFailed as error:
+            self._fail(job, jobs.LoadFailed(model=job.model, code=error.code, message=str(error)))
         except CortexError as error:
-            self._send(
-                jobs.LoadFailed(
-                    model=job.model, code=error.code, message=error.message, details=_details(error)
-                )
+            failed = jobs.LoadFailed(
+                model=job.model, code=error.code, message=error.message, details=_details(error)
             )
+            self._fail(job, failed, group)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            self._send(
-                jobs.LoadFailed(model=job.model, code="insufficient_vram", message=str(error))
-            )
+            code = "insufficient_vram"
+            failed = jobs.LoadFailed(model=job.model, code=code, message=str(error))
+            self._fail(job, failed, group)
         else:
             self._models[job.model] = loaded
-            self._meters[job.model] = Meter(job.model, loaded.engine)
+            if not isinstance(loaded.engine, Follower):
+                self._meters[job.model] = Meter(job.model, loaded.engine)
             self._send(
                 jobs.Loaded(
                     model=job.model,
@@ -181,14 +204,52 @@ class Worker:
                 )
             )
 
+    def _joined(self, job: jobs.Load) -> Ranks | None:
+        """Return the group that is to run a model, if there is one, once all ranks are there."""
+        if (place := job.place) is None:
+            return None
+        if (group := self._groups.get(place.folder)) is None:
+            group = self._groups[place.folder] = Ranks(
+                place,
+                self._device,
+                hear=lambda body: self._jobs.put(plan.decode(body)),
+                lost=self._leave,
+            )
+        group.models.add(job.model)
+        return group
+
+    def _fail(self, job: jobs.Load, failed: jobs.LoadFailed, says: Ranks | None = None) -> None:
+        """Tell that a load failed; the other ranks, if it was here alone and *says* is set."""
+        is_heard = says is None or says.fail(failed.code, failed.message)
+        self._send(failed)
+        if not is_heard:
+            self._leave(f"other ranks wait for {job.model}: {failed.message}")
+        if job.place is not None:
+            gc.collect()
+            self._part(job.place.folder, job.model)
+
+    def _part(self, folder: str, model: str) -> None:
+        """Let go of a group that ran a model, if it was its last."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # peers do all they were told
+        if self._groups[folder].leave(model):
+            del self._groups[folder]
+
     def _unload(self, name: str) -> None:
+        folder = None
         if (model := self._models.pop(name, None)) is not None:
             for request in model.engine.requests:
                 del self._owners[request]
                 self._send(jobs.Lost(id=request, message=f"model {name!r} was unloaded"))
+            if (group := model.group) is not None:
+                folder = next(place for place, other in self._groups.items() if other is group)
+                if group.rank == 0:
+                    group.tell(plan.encode(plan.Over(name)))
         del model
         self._meters.pop(name, None)
         gc.collect()  # graphs and modules know each other
+        if folder is not None:
+            self._part(folder, name)
         if self._device.type == "cuda":
             if not self._models:  # graphs of others would go on using them
                 torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - it has no other name

@@ -65,9 +65,9 @@ HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 STACKS = ("llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "qwen3_moe", "gpt_oss", *HYBRIDS)
 
 
-def model_of(family):
+def model_of(family, **sizes):
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]})
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **sizes})
     module = transformers.AutoModelForCausalLM.from_config(config).eval().to(DEVICE)
     for parameter in module.parameters():
         if family in HYBRIDS and parameter.ndim == 1:  # made all ones or zeros

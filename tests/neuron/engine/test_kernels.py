@@ -359,3 +359,16 @@ def test_picks(dtype, vocabulary, knobs):
     got = fused.pick(logits, rows, which)
 
     assert got.tolist() == reference.pick(logits, rows, which).tolist()
+    if not {*knobs} - {"temperature"}:
+        parts = torch.split(logits, [vocabulary // 3, vocabulary - vocabulary // 3], 1)
+        firsts = (0, vocabulary // 3)
+        best = [
+            [kernels.best(part.contiguous(), rows, which, first) for kernels in (fused, reference)]
+            for part, first in zip(parts, firsts, strict=True)
+        ]
+        for ours, wanted in best:
+            assert ours[:, 1].tolist() == wanted[:, 1].tolist()
+            assert torch.allclose(ours[:, 0], wanted[:, 0], rtol=1e-4, atol=1e-4)
+        winners = torch.stack([ours for ours, _ in best])  # [parts, rows, 2]
+        first = winners[..., 0].argmax(0)
+        assert winners[..., 1].gather(0, first[None])[0].long().tolist() == got.tolist()

@@ -93,6 +93,22 @@ class Kernels(Protocol):
             which: Rows of device state, whose `Rows.lengths` count the step's own tokens.
         """
 
+    def best(
+        self, logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int
+    ) -> torch.Tensor:
+        """
+        Do as `pick` over some of the vocabulary, for rows without top-k, top-p and min-p.
+
+        Args:
+            logits: Of tokens from *first* on.  # [rows, tokens]
+            rows: How theirs are to be drawn.
+            which: Rows of device state.
+            first: Id of the first token.
+
+        Returns:
+            How good each row's best token is, and which it is.  # [rows, 2] float64
+        """
+
 
 def kernels_for(device: torch.device) -> Kernels:
     """Return the fastest there are for a device."""

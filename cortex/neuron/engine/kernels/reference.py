@@ -88,6 +88,10 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
     return sampler.pick(logits, rows, which)
 
 
+def best(logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int) -> torch.Tensor:
+    return sampler.best(logits, rows, which, first)
+
+
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return what *weight* makes of *x*: [tokens, out]."""
     if x.dtype == torch.float32 and 1 < len(x) <= FEW and x.device.type == "cpu":

@@ -144,6 +144,16 @@ def least_of_mass(
 
 
 @triton.jit
+def noisy(part, temperature, word, own):
+    """Return logits over the temperature plus the noise of their tokens."""
+    hashed = mix(word + own.to(tl.uint32) * 0x9E3779B1)
+    uniform = tl.minimum((hashed.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
+    series = uniform * (1.0 + uniform * (0.5 + uniform * 0.33333333))
+    wait = tl.where(uniform < SMALL, series, -tl.log(1.0 - uniform))
+    return part / temperature - tl.log(wait)
+
+
+@triton.jit
 def drawn(
     line, ids, lowest, temperature, word, COUNT: tl.constexpr, PART: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -159,11 +169,7 @@ def drawn(
             own = tl.load(ids + start + at, mask=is_in, other=0)
         else:
             own = start + at
-        hashed = mix(word + own.to(tl.uint32) * 0x9E3779B1)
-        uniform = tl.minimum((hashed.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
-        series = uniform * (1.0 + uniform * (0.5 + uniform * 0.33333333))
-        wait = tl.where(uniform < SMALL, series, -tl.log(1.0 - uniform))
-        score = part / temperature - tl.log(wait)
+        score = noisy(part, temperature, word, own)
         score = tl.where(is_in & (part >= lowest), score, -float("inf"))
         best = tl.max(score, 0)
         if best > highest:
@@ -172,6 +178,14 @@ def drawn(
     if HAS_IDS:
         token = tl.load(ids + token)
     return token
+
+
+@triton.jit
+def word_of(seeds, lengths, row):
+    """Return a word for the token of a row at its position, as `sampler.keys` does."""
+    seed = tl.load(seeds + row)
+    word = mix((seed >> 32).to(tl.uint32) ^ mix(tl.load(lengths + row).to(tl.uint32)))
+    return mix(seed.to(tl.uint32) ^ word)
 
 
 @triton.jit
@@ -204,9 +218,7 @@ def pick_kernel(
     temperature = tl.load(knobs + row * 3)
     largest, token, columns = likeliest(line, COUNT, PART)
     if temperature > 0.0:
-        seed = tl.load(seeds + row)
-        word = mix((seed >> 32).to(tl.uint32) ^ mix(tl.load(lengths + row).to(tl.uint32)))
-        word = mix(seed.to(tl.uint32) ^ word)
+        word = word_of(seeds, lengths, row)
         top_p, min_p = tl.load(knobs + row * 3 + 1), tl.load(knobs + row * 3 + 2)
         top_k = tl.load(top_ks + row)
         top_k = tl.where(top_k < COUNT, top_k, 0)
@@ -246,5 +258,42 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
         COUNT=count, PART=min(16384, triton.next_power_of_2(count)),
         BITS=32 if logits.dtype == torch.float32 else 16, FEW=FEW,
         num_warps=16,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def best_kernel(
+    logits, which, knobs, seeds, lengths, out, first, COUNT: tl.constexpr, PART: tl.constexpr
+):
+    """Find one row's best token of some."""
+    number = tl.program_id(0)
+    line = logits + number.to(tl.int64) * COUNT
+    row = tl.load(which + number)
+    temperature = tl.load(knobs + row * 3)
+    at = tl.arange(0, PART)
+    word = word_of(seeds, lengths, row)
+    highest = tl.full([], -float("inf"), tl.float32)
+    token = tl.full([], 0, tl.int32)
+    for start in range(0, COUNT, PART):
+        is_in = start + at < COUNT
+        score = tl.load(line + start + at, mask=is_in, other=-float("inf")).to(tl.float32)
+        if temperature > 0.0:
+            score = noisy(score, temperature, word, first + start + at)
+            score = tl.where(is_in, score, -float("inf"))
+        best = tl.max(score, 0)
+        if best > highest:
+            highest = best
+            token = start + tl.argmax(score, 0)
+    tl.store(out + number * 2, highest.to(tl.float64))
+    tl.store(out + number * 2 + 1, (first + token).to(tl.float64))
+
+
+def best(logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int) -> torch.Tensor:
+    number, count = logits.shape
+    out = torch.empty(number, 2, dtype=torch.float64, device=logits.device)
+    best_kernel[(number,)](
+        logits, which, rows.knobs, rows.seeds, rows.lengths, out, first,
+        COUNT=count, PART=min(16384, triton.next_power_of_2(count)), num_warps=16,
     )  # fmt: skip
     return out
