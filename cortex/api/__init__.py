@@ -25,6 +25,7 @@ from cortex.api.harness import (
     Report,
     RestartableHarness,
     Source,
+    SplittingHarness,
 )
 from cortex.api.register import (
     Register,
@@ -59,5 +60,6 @@ __all__ = [
     "RoutingStrategy",
     "Shape",
     "Source",
+    "SplittingHarness",
     "VersionDialect",
 ]

@@ -121,6 +121,29 @@ class CheckingHarness(Harness, Protocol):
 
 
 @runtime_checkable
+class SplittingHarness(Harness, Protocol):
+    """A harness that can run a model on several devices at once."""
+
+    async def split(
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint | None,
+        devices: Sequence[int],
+        report: Report,
+    ) -> RunningModel:
+        """
+        Do as `load` over *devices*, of which each gets a share of the model.
+
+        Without it, a model that is to be split is refused.
+
+        Raises:
+            UnsupportedArchitecture: The model cannot be split over so many.
+            DeviceBusy: A device is in use together with others.
+        """
+        ...
+
+
+@runtime_checkable
 class RestartableHarness(Harness, Protocol):
     """A harness that runs each device in a process of its own."""
 

@@ -40,8 +40,7 @@ class ModelSpec:
         quant: Which GGUF file to take where there are several, by its tag, such as ``Q4_K_M``; or
             ``fp8`` or ``int8``: keep weights in eight bits.  In any case.
         vram_mb: Memory it takes in MiB, until a load has measured it; placement goes by it.
-        min_devices: Devices of one node it needs; the built-in harnesses run a model on one device
-            and refuse more.
+        min_devices: Devices of one node it needs, which harness `torch` splits it over.
         min_device_vram_mb: Memory each of its devices has to have, in MiB.
         pinned_on: Nodes it may run on; it is never evicted there.  Empty is any node.
         priority: Its rank for eviction strategy ``priority``; higher stays.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Sequence
 from contextlib import nullcontext
 from time import monotonic
 from typing import Any
@@ -98,9 +99,9 @@ class Neuron:
             await self.models.refresh()
             await asyncio.sleep(REFRESH_S)
 
-    async def load(self, spec: ModelSpec, device: int | None = None, wait: bool = True) -> Any:
+    async def load(self, spec: ModelSpec, devices: Sequence[int] = (), wait: bool = True) -> Any:
         """Load a model with the harness it names, or the one the plugins choose."""
-        return await self.models.load(spec, self._harness(spec), device, wait)
+        return await self.models.load(spec, self._harness(spec), devices, wait)
 
     def _harness(self, spec: ModelSpec) -> str:
         harness = spec.harness
@@ -172,8 +173,7 @@ class Neuron:
     async def _load(self, request: web.Request) -> web.Response:
         body = await read_json(request, LoadBody)
         spec = body.spec()
-        device = body.devices[0] if body.devices else None
-        entry = await self.load(spec, device, body.wait)
+        entry = await self.load(spec, body.devices, body.wait)
         if entry.status == "loading":
             return reply(Told("loading", spec.id), 202)
         used_mb = entry.running.used_bytes >> 20 if entry.running else 0

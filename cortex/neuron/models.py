@@ -17,7 +17,14 @@ from typing import Any, Literal
 
 import attrs
 
-from cortex.api import CheckingHarness, Count, Harness, RestartableHarness, Source
+from cortex.api import (
+    CheckingHarness,
+    Count,
+    Harness,
+    RestartableHarness,
+    Source,
+    SplittingHarness,
+)
 from cortex.errors import (
     CortexError,
     DeviceUnavailable,
@@ -45,7 +52,7 @@ class Entry:
 
     spec: ModelSpec
     harness: str
-    device: int
+    devices: tuple[int, ...]
     status: Status = "loading"
     progress: Progress = attrs.field(factory=lambda: Progress(stage="waiting"))
     stage_began: float = attrs.field(factory=monotonic)
@@ -123,14 +130,16 @@ class Models:
 
     # Jobs.
 
-    async def load(self, spec: ModelSpec, harness: str, device: int | None, wait: bool) -> Entry:
+    async def load(
+        self, spec: ModelSpec, harness: str, devices: Sequence[int], wait: bool
+    ) -> Entry:
         """
         Load a model, or join its load.
 
         Args:
             spec: What to load.
             harness: Name of one of `harnesses`.
-            device: Index, or None for the one with most free memory.
+            devices: Indices; none leaves it to those with most free memory.
             wait: Return when it is done, not when it is under way.
 
         Raises:
@@ -139,11 +148,13 @@ class Models:
         while (entry := self._entries.get(spec.id)) is not None and entry.leaving is not None:
             await asyncio.wait({entry.leaving})
         if entry is None or entry.status == "failed":
-            if spec.min_devices > 1:
+            splits = isinstance(self.harnesses[harness], SplittingHarness)
+            if spec.min_devices > 1 and not splits:
                 raise TensorParallelNotSupported(
                     f"harness {harness!r} runs a model on one device, not {spec.min_devices}"
                 )
-            entry = Entry(spec=spec, harness=harness, device=self._pick(device))
+            there = self._pick(devices, spec.min_devices)
+            entry = Entry(spec=spec, harness=harness, devices=there)
             self._entries[spec.id] = entry
             entry.job = self.spawn(self._load(entry), f"load {spec.id}")
             self._set(entry, "loading")
@@ -153,13 +164,23 @@ class Models:
                 raise entry.error.with_traceback(None)  # it would hold every request
         return entry
 
-    def _pick(self, index: int | None) -> int:
+    def _pick(self, indices: Sequence[int], count: int = 1) -> tuple[int, ...]:
+        """Return the devices to use: those that are asked for, or *count*."""
         known = {device.index: device for device in self.devices}
-        if index is not None and index not in known:
-            raise DeviceUnavailable(f"there is no device {index}; this node has {sorted(known)}")
-        if index is not None:
-            return index
-        return max(known.values(), key=lambda d: (d.vram_free_mb, -d.index)).index
+        for index in indices:
+            if index not in known:
+                raise DeviceUnavailable(
+                    f"there is no device {index}; this node has {sorted(known)}"
+                )
+        found = sorted(known.values(), key=lambda d: (-d.vram_free_mb, d.index))
+        picked = {*indices} or {device.index for device in found[:count]}
+        if len(picked) != count:
+            among = f"devices are {[*indices]}" if indices else f"this node has {len(known)}"
+            raise TensorParallelNotSupported(
+                f"a model cannot be split over {count} devices: {among}",
+                details={"tensor_parallel": count, "devices": len(picked)},
+            )
+        return tuple(sorted(picked))
 
     async def _load(self, entry: Entry) -> None:
         began = monotonic()
@@ -175,9 +196,13 @@ class Models:
                 entry.held = hold(checkpoint.path)
             await self.refresh()
             self._check_room(entry, checkpoint)
-            entry.running = await harness.load(
-                entry.spec, checkpoint, entry.device, self._reporter(entry)
-            )
+            report, devices = self._reporter(entry), entry.devices
+            if len(devices) > 1:
+                assert isinstance(harness, SplittingHarness)  # noqa: S101 - so it was asked for
+                running = await harness.split(entry.spec, checkpoint, devices, report)
+            else:
+                running = await harness.load(entry.spec, checkpoint, devices[0], report)
+            entry.running = running
             await self.refresh()
         except CortexError as error:
             entry.error = error
@@ -198,8 +223,10 @@ class Models:
                 self._set(entry, "failed" if entry.error else "loaded")
 
     def _check_room(self, entry: Entry, checkpoint: Checkpoint | None) -> None:
-        needed = max(checkpoint.size_bytes // MIB if checkpoint else 0, entry.spec.vram_mb or 0)
-        device = next(d for d in self.devices if d.index == entry.device)
+        whole = max(checkpoint.size_bytes // MIB if checkpoint else 0, entry.spec.vram_mb or 0)
+        needed = -(-whole // len(entry.devices))
+        there = [d for d in self.devices if d.index in entry.devices]
+        device = min(there, key=lambda d: d.vram_free_mb)
         if needed > device.vram_free_mb:
             raise InsufficientVram(
                 f"{entry.spec.id} needs {needed} MiB, device {device.index} has"
@@ -257,8 +284,8 @@ class Models:
             DeviceUnavailable: There is no such device, or a process does not start.
             DeviceBusy: It has models.
         """
-        self._pick(device)
-        there = [e.spec.id for e in self._entries.values() if e.device == device]
+        self._pick([device])
+        there = [e.spec.id for e in self._entries.values() if device in e.devices]
         if busy := [name for name in there if self._entries[name].status != "failed"]:
             raise device_busy(device, busy)
         for harness in self.harnesses.values():
@@ -339,7 +366,7 @@ class Models:
             id=entry.spec.id,
             status=entry.status,
             harness=entry.harness,
-            devices=(entry.device,),
+            devices=entry.devices,
             vram_used_mb=running.used_bytes // MIB if running else 0,
             capabilities=running.capabilities if running else (),
             limit=Limit(context=context, output=context),

@@ -12,9 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import socket
-import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
@@ -22,10 +20,10 @@ from time import monotonic
 from typing import Any, Protocol
 
 from cortex import errors
-from cortex.config.load import environment
 from cortex.errors import CortexError, DeviceBusy, DeviceUnavailable
 from cortex.fleet.node import DeviceState
 from cortex.neuron.engine import jobs
+from cortex.neuron.processes import start
 
 PING_S = 5.0
 START_TIMEOUT_S = 180.0
@@ -65,7 +63,10 @@ class DeviceWorker:
         self._writer: asyncio.StreamWriter | None = None
         self._cause = ""
         self._restarts = False
+        self.shares: dict[str, Callable[[], None]] = {}  # by model: who is told of a death
         self._deaths = 0  # in a row, without ever being ready
+        self._was_ready = False
+        self._process: asyncio.subprocess.Process | None = None
         self._kept: dict[str, jobs.Load] = {}
         self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
         self._unloads: dict[str, asyncio.Future[None]] = {}
@@ -85,12 +86,19 @@ class DeviceWorker:
         Raises:
             CortexError: What the worker says, or that it died.
         """
-        await self._started()
+        await self.started()
         loaded = await self._load(job, stage)
-        self._kept[job.model] = job
+        if job.place is None:  # else its group keeps it
+            self._kept[job.model] = job
         return loaded
 
-    async def _started(self) -> None:
+    async def started(self) -> None:
+        """
+        Wait until there is a process that takes jobs.
+
+        Raises:
+            DeviceUnavailable: None starts.
+        """
         deadline = monotonic() + START_TIMEOUT_S
         while not self._ready.is_set():
             if self._deaths >= HOPELESS_DEATHS or monotonic() > deadline:
@@ -128,7 +136,7 @@ class DeviceWorker:
         await self._look(jobs.Check(id=f"{next(self._numbers)}", path=path))
 
     async def _look(self, job: jobs.ReadText | jobs.Check) -> jobs.TextFiles | None:
-        await self._started()
+        await self.started()
         future: asyncio.Future[jobs.TextFiles | None] = asyncio.get_running_loop().create_future()
         self._texts[job.id] = future
         try:
@@ -158,7 +166,7 @@ class DeviceWorker:
             DeviceBusy: It has models.
             DeviceUnavailable: The new one does not start.
         """
-        if models := [*self._kept, *self._loads]:
+        if models := {*self._kept, *self.shares, *self._loads}:
             raise device_busy(self.index, models)
         if self._ready.is_set() and (writer := self._writer) is not None:
             self._restarts = True
@@ -167,7 +175,17 @@ class DeviceWorker:
             if self._texts:
                 await asyncio.wait(self._texts.values())  # they end with the worker at the latest
             writer.close()  # the worker leaves with its channel
-        await self._started()
+        await self.started()
+
+    def end(self, cause: str) -> None:
+        """End the process, if there is one; another takes its place."""
+        if self._process is None or not self._ready.is_set():
+            return  # it is on its way out, or in
+        self._cause = cause
+        self._ready.clear()  # what comes now waits for the new one
+        self._watcher.device_changed(self.index, "recovering")
+        with suppress(ProcessLookupError):
+            self._process.kill()
 
     async def ask(self, job: jobs.Generate | jobs.Embed) -> AsyncGenerator[Said, None]:
         """
@@ -223,15 +241,15 @@ class DeviceWorker:
         self._cause = "it ended"
         ours, theirs = socket.socketpair()
         try:
-            process = await self._spawn(theirs)
+            process = await start(self.index, self._kind, self._threads, theirs)
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
-        self.pid = process.pid
+        self.pid, self._process = process.pid, process
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        was_ready = False
+        self._was_ready = False
         try:
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read(reader))
@@ -239,36 +257,17 @@ class DeviceWorker:
                 recovering = tasks.create_task(self._recover())
                 await reading
                 watching.cancel()
-                was_ready = self._ready.is_set()
                 self._ready.clear()
                 self._writer.close()
                 await self._end(process)  # now we know how it ended
                 self._lose_everything()
-                if not was_ready:
+                if not self._was_ready:
                     recovering.cancel()
         finally:
             self._ready.clear()
             self._writer.close()
             await self._end(process)
-        return was_ready
-
-    async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
-        env = dict(environment())
-        env["TQDM_DISABLE"] = "1"  # progress goes through the channel
-        env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        device = "cpu"
-        if self._kind == "cuda":
-            device = "cuda:0"
-            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-            env["CUDA_VISIBLE_DEVICES"] = str(self.index)
-        arguments = [str(theirs.fileno()), device, str(self._threads)]
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "cortex.neuron.engine", *arguments),
-            env=env,
-            pass_fds=(theirs.fileno(),),
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the neuron; the worker leaves with its channel
-        )
+        return self._was_ready
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """End the process by its own id."""
@@ -281,7 +280,7 @@ class DeviceWorker:
             code = await process.wait()  # a killed process is gone at once
         if code < 0 and self._cause == "it ended":
             self._cause = f"it was ended by signal {-code}"
-        self.pid = None
+        self.pid = self._process = None
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -319,6 +318,7 @@ class DeviceWorker:
             case jobs.Ready():
                 log.info("device %s: torch %s on %s", self.index, event.torch, event.device)
                 self._pong = monotonic()
+                self._was_ready = True
                 self._ready.set()
             case jobs.Poisoned(message=message):
                 self._cause = message
@@ -373,6 +373,8 @@ class DeviceWorker:
             stream.put_nowait(jobs.Lost(id=request_id, message=message))
         for model in self._kept:
             self._watcher.model_lost(model)
+        for tell in [*self.shares.values()]:
+            tell()
 
 
 def device_busy(index: int, models: Iterable[str]) -> DeviceBusy:

@@ -21,6 +21,7 @@ import torch
 import torch.distributed
 
 from cortex.neuron.engine import jobs
+from cortex.neuron.engine.place import Place
 
 MEETING_S = 3600.0  # who waits so long for others was forgotten; the neuron ends who is stuck
 PARTING_S = 30.0  # so long others get to reach a meeting of which one knows that it fails
@@ -79,7 +80,7 @@ class Ranks:
 
     def __init__(
         self,
-        place: jobs.Place,
+        place: Place,
         device: torch.device,
         *,
         hear: Callable[[bytes], None],
@@ -210,7 +211,7 @@ class Ranks:
         self._collectives.shutdown()
 
 
-def _collectives(store: Any, place: jobs.Place, device: torch.device) -> Any:
+def _collectives(store: Any, place: Place, device: torch.device) -> Any:
     """Return what tensors meet through, which is nobody else's in this process."""
     c10d = _c10d()
     store = c10d.PrefixStore("collectives", store)

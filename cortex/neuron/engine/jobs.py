@@ -13,6 +13,7 @@ import struct
 import msgspec
 
 from cortex.neuron.engine.pictures import Picture, Sight
+from cortex.neuron.engine.place import Place
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 << 20
@@ -21,19 +22,6 @@ FAULTS = ("poison", "oom")
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What crosses the channel."""
-
-
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    A worker's place in a group, of which each has a share of a model.
-
-    Attributes:
-        folder: Where the ranks find each other; the neuron's, and of this group alone.
-    """
-
-    rank: int
-    ranks: int
-    folder: str
 
 
 class Load(Message, frozen=True, kw_only=True):

@@ -85,10 +85,9 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     group = None if shards is None else shards.group
     recurrent = recurrences(weights.module)
     weights, body, heads, why = _body(weights, recurrent, device)
-    if job.quant is not None and not isinstance(body, Stack):
-        raise UnsupportedArchitecture(f"{job.model} cannot be quantised: {why}")
-    if shards is not None and not isinstance(body, Stack):
-        raise UnsupportedArchitecture(f"{job.model} cannot be split over devices: {why}")
+    wanted = "quantised" if job.quant is not None else "split over devices"
+    if (job.quant is not None or shards is not None) and not isinstance(body, Stack):
+        raise UnsupportedArchitecture(f"{job.model} cannot be {wanted}: {why}")
     if body is None:
         return plain(weights=weights, body=f"plain: {why}")
     if isinstance(body, Stack) and job.quant is not None:
@@ -101,8 +100,8 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     (blocks,) = least(group, count_blocks(job, weights, heads, device, rows=rows, taken=taken))
     cache = Cache(heads, blocks, weights.module.dtype, device, recurrent=recurrent, slots=slots)
     context = min(weights.context, (blocks - 1) * BLOCK_TOKENS)
-    leads = group is not None and group.rank == 0
-    runner = (Leader if leads else Runner)(
+    kept = Snapshots(1 + rows, snapshots) if recurrent else None
+    runner = (Leader if group is not None and group.rank == 0 else Runner)(
         *(body, cache),
         rows=rows,
         blocks=blocks_for(context),
@@ -111,29 +110,39 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         tokens=None if shards is None else shards.tokens,
     )
     runner.warm_up()
-    running = partial(
-        Model,
+    return Model(
         weights=weights,
+        engine=_engine(job, weights, runner, Blocks(blocks), rows, kept),
         context=context,
         body=f"{body.name}: {why}",
         used_bytes=weights.used_bytes + cache.used_bytes + pictures,
         group=group,
     )
-    if isinstance(runner, Leader):
-        assert group is not None  # noqa: S101 - so it is made
+
+
+def _engine(  # noqa: PLR0917 - what it is made of
+    job: Load,
+    weights: Weights,
+    runner: Runner,
+    blocks: Blocks,
+    rows: int,
+    snapshots: Snapshots | None,
+) -> Batching | Follower:
+    """Return what steps: by itself, as the first of a group, or as that says."""
+    if weights.shards is not None:
+        group = weights.shards.group
+        if not isinstance(runner, Leader):
+            return Follower(runner, group)
         runner.lead(job.model, group)
-    elif group is not None:
-        return running(engine=Follower(runner, group))
-    batching = Batching(
+    return Batching(
         runner,
-        Blocks(blocks),
+        blocks,
         rows=rows,
         budget_tokens=job.max_batch_tokens,
         end_tokens=weights.end_tokens,
-        runs_ahead=device.type == "cuda",
-        snapshots=Snapshots(1 + rows, snapshots) if recurrent else None,
+        runs_ahead=weights.module.device.type == "cuda",
+        snapshots=snapshots,
     )
-    return running(engine=batching)
 
 
 def _body(

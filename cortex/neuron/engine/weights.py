@@ -87,8 +87,8 @@ def load(
         torch.OutOfMemoryError: The device has too little memory.
     """
     transformers.utils.logging.disable_progress_bar()
-    where, said = where_of(job.path)
-    more: dict[str, Any] = {**said}
+    where, file = where_of(job.path)
+    more: dict[str, Any] = {**file}
 
     def stage(number: int, done: int = 0, total: int = 0) -> None:
         report(STAGES[number], done, total)
@@ -102,17 +102,10 @@ def load(
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
             stage(2)
-            sees = None
-            if not (embeds or more or shards is not None):
-                sees = sight.read(Path(where), config)
+            sees = None if embeds or said or group is not None else sight.read(Path(where), config)
+            more |= {"dtype": _dtype(job.dtype, config, device), "config": config}
             kind = AutoModelForCausalLM if sees is None else AutoModelForImageTextToText
-            more["dtype"] = _dtype(job.dtype, config, device)
-            if shards is None:
-                module, found = (AutoModel if embeds else kind).from_pretrained(
-                    where, **more, config=config, output_loading_info=True
-                )
-            else:
-                module, found = _share(shards, where, more, config)
+            module, found = _module(AutoModel if embeds else kind, shards, where, more)
     except (CortexError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -144,16 +137,21 @@ def _shards(config: Any, group: Group, *, embeds: bool) -> Shards:
     return Shards(config, group)
 
 
-def _share(
-    shards: Shards, where: str, more: dict[str, Any], config: Any
-) -> tuple[Any, dict[str, Any]]:
-    """Return a rank's share; a GGUF file is read whole for that, into the host's memory."""
+def _module(kind: Any, shards: Shards | None, where: str, more: dict[str, Any]) -> tuple[Any, Any]:
+    """
+    Return a model, or a rank's share, and what its loading said.
+
+    For a share a GGUF file is read whole, into the host's memory.
+    """
+    if shards is None:
+        module, found = kind.from_pretrained(where, **more, output_loading_info=True)
+        return module, found
     if "gguf_file" not in more:
         module, found = shards.model(shards.read(Path(where)), dtype=more["dtype"])
         with suppress(OSError):  # there is none
             module.generation_config = GenerationConfig.from_pretrained(where)
         return module, found
-    whole = AutoModelForCausalLM.from_pretrained(where, **more, config=config)
+    whole = kind.from_pretrained(where, **more)
     module, found = shards.model(shards.of(whole.state_dict()), dtype=more["dtype"])
     module.generation_config = whole.generation_config
     return module, found

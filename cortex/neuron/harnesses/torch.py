@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +35,7 @@ from cortex.neuron.embedding import embed_job, vectors_of
 from cortex.neuron.engine import jobs
 from cortex.neuron.faults import fault_of
 from cortex.neuron.generation import finished, generate_job, whole
+from cortex.neuron.groups import Groups, WorkerGroup
 from cortex.neuron.images.gallery import Gallery
 from cortex.neuron.images.options import ImageOptions
 from cortex.neuron.running import Running, counter
@@ -92,6 +93,7 @@ class TorchHarness:
         self._models: dict[str, Running] = {}
         self._workers: dict[int, DeviceWorker] = {}
         self._gallery = gallery(options.images)
+        self._groups = Groups(self._workers, self, host.spawn)
         self._numbers = itertools.count()  # a client may give two requests one id
         if options.debug_faults:
             log.warning("harness.torch.debug_faults: any request may end a device worker")
@@ -116,8 +118,26 @@ class TorchHarness:
     async def load(
         self, spec: ModelSpec, checkpoint: Checkpoint | None, device: int, report: Report
     ) -> RunningModel:
-        assert checkpoint is not None  # noqa: S101 - needs_weights
         worker = self._workers.get(device) or next(iter(self._workers.values()))
+        return await self._load(spec, checkpoint, worker, report)
+
+    async def split(
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint | None,
+        devices: Sequence[int],
+        report: Report,
+    ) -> RunningModel:
+        return await self._load(spec, checkpoint, self._groups.of(devices), report)
+
+    async def _load(
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint | None,
+        on: DeviceWorker | WorkerGroup,
+        report: Report,
+    ) -> RunningModel:
+        assert checkpoint is not None  # noqa: S101 - needs_weights
         report(Progress(stage="starting"))
 
         def stage(name: str, done: int, total: int) -> None:
@@ -129,16 +149,18 @@ class TorchHarness:
             dtype=self._options.dtype,
             quant=spec.load_quant,
             context=spec.context,
-            memory_bytes=spec.vram_mb << 20 if spec.vram_mb else None,
+            memory_bytes=(spec.vram_mb << 20) // spec.min_devices if spec.vram_mb else None,
             cache_fraction=self._options.kv_cache_fraction,
             max_sequences=self._options.max_sequences,
             max_batch_tokens=self._options.max_batch_tokens,
         )
-        loaded = await worker.load(job, stage)
+        loaded = await on.load(job, stage)
+        worker = on.workers[0] if isinstance(on, WorkerGroup) else on
         log.info("%s on device %d runs %s", spec.id, worker.index, loaded.body)
         defaults = (checkpoint.sampling, loaded.text.sampling, spec.defaults)  # the last wins
         self._models[spec.id] = Running(
             worker=worker,
+            on=on,
             text=await asyncio.to_thread(Text, loaded.text),
             context=loaded.context,
             body=loaded.body,
@@ -156,7 +178,7 @@ class TorchHarness:
 
     async def unload(self, model_id: str) -> None:
         if (running := self._models.pop(model_id, None)) is not None:
-            await running.worker.unload(model_id)
+            await running.on.unload(model_id)
 
     async def count(self, request: ChatRequest) -> int:
         return await counter(self._speaking(request.model).text, self._gallery)(request)

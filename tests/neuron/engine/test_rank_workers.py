@@ -1,0 +1,130 @@
+"""A model split over two workers: asked by HTTP, refused, broken and healed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+
+import attrs
+import pytest
+import pytest_asyncio
+
+from cortex.fleet.model import ModelSpec
+from cortex.testing import until
+from tests.neuron.engine.conftest import CPU, running_neuron
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.xdist_group("torch"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+TWO = (*CPU, attrs.evolve(CPU[0], index=1))
+SAID = {"max_tokens": 24, "temperature": 0, "logit_bias": {"0": -100}}
+DRAWN = {"max_tokens": 24, "temperature": 0.9, "seed": 5, "top_p": 0.9}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node(tiny_llama):
+    """Two devices, `one` on the second of them and `both` on both."""
+    async with running_neuron(tiny_llama, TWO, max_sequences=8) as node:
+        await node.post("/models/load", model_id="one", devices=[1])
+        await node.post("/models/load", model_id="both", tensor_parallel=2)
+        yield node
+
+
+def workers_of(node):
+    return node.neuron.models.harnesses["torch"]._workers
+
+
+async def said(node, model, content="one two", **more):
+    [choice] = (await node.chat(model, content, **more))["choices"]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+async def test_it_says_what_it_says_on_one_device(node):
+    asked = [(f"question {n}" * n, more) for n in range(1, 5) for more in (SAID, DRAWN)]
+    both, one = [
+        await asyncio.gather(*(said(node, model, text, **more) for text, more in asked))
+        for model in ("both", "one")
+    ]
+    assert both == one
+    assert {reason for _, reason in both} <= {"length", "stop"}
+
+
+async def test_it_is_shown_on_both_devices_with_the_memory_of_both(node):
+    models = {model["id"]: model for model in await node.get("/models")}
+    assert models["both"]["devices"] == [0, 1]
+    assert models["one"]["devices"] == [1]
+    assert models["both"]["vram_used_mb"] >= models["one"]["vram_used_mb"] > 0
+    health = {model["id"]: model for model in (await node.get("/health"))["models"]}
+    assert health["both"]["body"].startswith("fused")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "message"),
+    [
+        ({"tensor_parallel": 3}, 422, "tp_not_supported", "over 3 devices: this node has 2"),
+        (
+            {"tensor_parallel": 2, "devices": [1]},
+            *(422, "tp_not_supported", "over 2 devices: devices are [1]"),
+        ),
+        ({"devices": [0, 7]}, 503, "device_unavailable", "no device 7"),
+        ({"tensor_parallel": 2, "vram_mb": 1 << 40}, 507, "insufficient_vram", "MiB"),
+    ],
+    ids=str,
+)
+async def test_what_there_are_no_devices_for_is_refused(node, body, status, code, message):
+    error = (await node.post("/models/load", status, model_id="wide", **body))["error"]
+    assert error["code"] == code
+    assert message in error["message"]
+
+
+async def test_a_model_that_cannot_be_split_is_refused_and_harms_nobody(node, tiny_llama, tmp_path):
+    before = [worker.pid for worker in workers_of(node).values()]
+    folder = tmp_path / "gelu"
+    shutil.copytree(tiny_llama.path, folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"silu"', '"gelu"'))
+    harness = node.neuron.models.harnesses["torch"]
+    checkpoint = attrs.evolve(tiny_llama, path=folder)
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"cannot be split over devices.*not silu") as caught:
+            await harness.split(
+                ModelSpec(id="gelu", min_devices=2), checkpoint, (0, 1), lambda _: None
+            )
+        assert caught.value.status == 422
+    assert await said(node, "both", **SAID) == await said(node, "one", **SAID)
+    assert [worker.pid for worker in workers_of(node).values()] == before
+
+
+async def test_an_unload_frees_every_rank_and_the_next_load_finds_them_well(node):
+    pids = [worker.pid for worker in workers_of(node).values()]
+    await node.post("/models/load", model_id="second", tensor_parallel=2)
+    answers = [asyncio.create_task(said(node, name, **SAID)) for name in ("both", "second")]
+    first, second = await asyncio.gather(*answers)
+    assert first == second
+    for model in ("second", "both"):
+        await node.post("/models/unload", model_id=model)
+    busy = (await node.post("/devices/1/restart", 409))["error"]
+    assert "device 1 has one" in busy["message"]
+    await node.post("/models/load", model_id="both", devices=[0, 1])
+    assert await said(node, "both", **SAID) == first
+    assert [worker.pid for worker in workers_of(node).values()] == pids
+
+
+async def test_a_rank_that_dies_takes_the_others_along_and_all_come_back(node):
+    workers = workers_of(node)
+    before = await said(node, "both", **SAID)
+    pids = [worker.pid for worker in workers.values()]
+    async with node.streaming("both", "a long one") as response:
+        await response.content.readany()
+        os.kill(pids[1], signal.SIGKILL)
+        rest = await response.content.read()
+    assert b"upstream_died" in rest
+    await until(lambda: node.neuron.models.entry("both").status == "loaded", 90)
+    assert await said(node, "both", **SAID) == before
+    await until(lambda: node.neuron.models.entry("one").status == "loaded", 60)
+    assert await said(node, "one", **SAID) == before
+    assert not {*pids} & {worker.pid for worker in workers.values()}
