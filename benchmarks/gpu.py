@@ -27,6 +27,7 @@ from engine import Continuous
 from cortex.neuron.engine.jobs import Generate, Load
 from cortex.neuron.engine.model import build
 from cortex.neuron.engine.modules import recurrences
+from cortex.neuron.engine.plan import Layout
 from cortex.neuron.engine.states import slot_bytes
 from cortex.neuron.engine.weights import Weights
 
@@ -181,7 +182,7 @@ def decode_step(runner: Any, batch: int) -> float:
 
     def step() -> None:
         rows.lengths[which] = CONTEXT - 1
-        runner._decode(numbers)  # noqa: SLF001
+        runner._decode(Layout(rows=numbers))  # noqa: SLF001
 
     return seconds(step, 20)
 

@@ -62,6 +62,25 @@ def test_a_soak_tells_memory_descriptors_and_what_went_wrong():
     assert found["descriptors"]["most"] >= found["descriptors"]["begin"] > 0
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.xdist_group("torch")
+def test_what_measures_split_models_finds_them_right_and_measures_all_there_is_to():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/gpu_tp.py", "--tiny"],
+        capture_output=True,
+        check=True,
+        timeout=170,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert sum("60 of 60 tokens are those of one device" in line for line in lines) == 2
+    assert sum(line.startswith("## tiny, TP ") for line in lines) == 2
+    assert sum(line.startswith("decode, ") for line in lines) == 6
+    assert sum(line.startswith("first token of ") for line in lines) == 2
+    assert sum(" eager " in line for line in lines) == 2
+    assert sum(line.startswith("unloaded: 0 MiB, 0 MiB") for line in lines) == 2
+
+
 def test_every_dialect_is_measured_alone_and_against_every_other():
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks/dialects.py", "--json", "--rounds=1", "--chunks=4"],

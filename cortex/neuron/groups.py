@@ -180,15 +180,27 @@ class WorkerGroup:
     async def _recover(self) -> None:
         """Load again what there was, on workers that are all new."""
         async with self._turn:
-            wanted, self.models = self.models, {}
+            left, self.models = self.models, {}
+            self._coming |= {*left}
             self._part()
-            for model, job in wanted.items():
+            while left:
+                job = left.pop(next(iter(left)))
                 try:
                     loaded = await self._load(job, _silent)
                 except CortexError as error:
-                    self._watcher.model_failed(model, str(error))
+                    self._watcher.model_failed(job.model, str(error))
+                    if isinstance(error, DeviceUnavailable):  # what is there went with a worker
+                        for worker in self.workers:
+                            worker.end("another rank of its group is gone")
+                        for model in self.models:
+                            self._watcher.model_lost(model)
+                        left |= self.models
+                        self._coming |= {*self.models}
+                        self.models.clear()
+                        self._part()
                 else:
-                    self._watcher.model_back(model, loaded)
+                    self._watcher.model_back(job.model, loaded)
+                self._coming.discard(job.model)
             self._recovers = False
 
 

@@ -1,12 +1,21 @@
-"""Which devices may be split over together."""
+"""Which devices may be split over together, and what becomes of loads where workers end."""
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from cortex.errors import DeviceBusy, TensorParallelNotSupported
-from cortex.neuron.engine.jobs import Load
-from cortex.neuron.groups import Groups
+from cortex.errors import (
+    CortexError,
+    DeviceBusy,
+    DeviceUnavailable,
+    InsufficientVram,
+    TensorParallelNotSupported,
+)
+from cortex.neuron import groups as groups_module
+from cortex.neuron.engine.jobs import Load, Loaded, TextFiles
+from cortex.neuron.groups import Groups, WorkerGroup
 
 
 def groups_of(devices, *used):
@@ -58,3 +67,107 @@ def test_devices_of_a_model_that_was_unloaded_are_free_again():
 def test_a_device_without_a_worker_is_named():
     with pytest.raises(TensorParallelNotSupported, match="no worker of device 4"):
         groups_of(4).of((3, 4))
+
+
+class Worker:
+    """A worker without a process: what comes of a load is taken from *outcomes*, by model."""
+
+    def __init__(self, **outcomes):
+        self.outcomes = outcomes
+        self.shares = {}
+        self.places = []
+        self.ended = asyncio.Event()
+
+    async def started(self):
+        pass
+
+    async def load(self, job, _):
+        self.places.append(job.place)
+        outcome = self.outcomes.get(job.model, [])
+        match outcome.pop(0) if outcome else None:
+            case CortexError() as error:
+                raise error
+            case "stuck":
+                await self.ended.wait()
+                raise DeviceUnavailable("it was ended")
+        text = TextFiles(tokenizer="", chat_template=None, special_tokens={}, sampling={})
+        return Loaded(model=job.model, used_bytes=7, context=9, text=text)
+
+    async def unload(self, model):
+        pass
+
+    def end(self, _):
+        self.ended.set()
+
+
+class Heard:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def model_lost(self, model):
+        self.told.append(("lost", model))
+
+    def model_back(self, model, loaded):
+        self.told.append(("back", model, loaded.used_bytes))
+
+    def model_failed(self, model, _):
+        self.told.append(("failed", model))
+
+
+def group_of(*workers):
+    heard, spawned = Heard(), []
+    return (
+        WorkerGroup(workers, heard, lambda work, _: spawned.append(asyncio.create_task(work))),
+        heard,
+        spawned,
+    )
+
+
+async def load(group, model):
+    return await group.load(Load(model=model, path=""), lambda *_: None)
+
+
+async def test_models_share_a_meeting_place_until_the_last_of_them_is_gone():
+    worker = Worker()
+    group, _, _ = group_of(Worker(), worker)
+    assert (await load(group, "a")).used_bytes == 14
+    await load(group, "b")
+    for model in "ab":
+        await group.unload(model)
+    await load(group, "c")
+    first, second, third = (place.folder for place in worker.places)
+    assert first == second != third
+    assert {(place.rank, place.ranks) for place in worker.places} == {(1, 2)}
+    await group.unload("c")
+
+
+async def test_a_rank_that_does_not_come_to_know_of_anothers_failure_is_ended(monkeypatch):
+    monkeypatch.setattr(groups_module, "GRACE_S", 0.01)
+    stuck = Worker(a=["stuck"])
+    group, _, _ = group_of(stuck, Worker(a=[InsufficientVram("no room")]))
+    with pytest.raises(InsufficientVram, match="no room"):
+        await load(group, "a")
+    assert stuck.ended.is_set()
+    assert not group.in_use
+    assert not stuck.shares
+
+
+async def test_a_model_whose_reload_ends_a_worker_is_given_up_and_the_others_come_back():
+    worker = Worker(b=[None, DeviceUnavailable("it died")])
+    group, heard, spawned = group_of(Worker(), worker)
+    await load(group, "a")
+    await load(group, "b")
+    worker.shares["a"]()
+    worker.shares["b"]()  # the second rank that ends tells nothing new
+    assert group.in_use == {"a", "b"}
+    await asyncio.gather(*spawned)
+
+    assert heard.told == [
+        *[("lost", "a"), ("lost", "b"), ("back", "a", 14)],
+        *[("failed", "b"), ("lost", "a"), ("back", "a", 14)],
+    ]
+    assert group.in_use == {"a"}
+    assert {*worker.shares} == {"a"}
+    await group.unload("a")

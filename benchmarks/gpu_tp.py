@@ -1,0 +1,450 @@
+"""
+Models split over several GPUs of a host: values first, then speed beside one GPU.
+
+    python benchmarks/gpu_tp.py                all of it on two GPUs, under eight minutes
+    python benchmarks/gpu_tp.py --models 8B    less of it
+    python benchmarks/gpu_tp.py --tiny         of itself: two CPU processes, models of no size
+
+Each rank is a process of its own, and all run this program side by side; rank 0 tells.  Models to
+be measured have random weights of the real shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed
+import transformers
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cortex.neuron.engine import plan, probe  # noqa: E402
+from cortex.neuron.engine.group import Ranks  # noqa: E402
+from cortex.neuron.engine.jobs import Done, Generate, Load  # noqa: E402
+from cortex.neuron.engine.leading import Follower  # noqa: E402
+from cortex.neuron.engine.model import Model, build  # noqa: E402
+from cortex.neuron.engine.place import Place  # noqa: E402
+from cortex.neuron.engine.runner import Runner  # noqa: E402
+from cortex.neuron.engine.shards import Shards  # noqa: E402
+from cortex.neuron.engine.weights import Weights  # noqa: E402
+
+LIMIT_S = 480
+QUIET = {
+    "NCCL_NVLS_ENABLE": "0",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "TQDM_DISABLE": "1",
+}
+QWEN3 = {
+    "vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
+    "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "8B": {
+        **QWEN3, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+    },
+    "32B": {
+        **QWEN3, "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64,
+        "num_attention_heads": 64,
+    },
+    "tiny": {
+        **QWEN3, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "head_dim": 16, "vocab_size": 300,
+    },
+}  # fmt: skip
+SMALL = {
+    "vocab_size": 301, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 1024,
+    "head_dim": 32, "initializer_range": 0.1, "pad_token_id": 0, "num_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 64, "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+}  # fmt: skip
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "qwen3_5_text")
+KINDS = {torch.float32: 1e-4, torch.bfloat16: 6e-2}  # how far logits may be off
+BATCHES = (1, 16, 64)
+CONTEXT = 1024
+DRAWN = {"temperature": 0.8, "seed": 3}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Here:
+    """
+    What a rank has.
+
+    Attributes:
+        heard: What rank 0 told.
+        is_tiny: Whether all is only to be seen working.
+    """
+
+    group: Ranks
+    device: torch.device
+    heard: queue.SimpleQueue[bytes]
+    is_tiny: bool
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that tells."""
+        return self.group.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line, once."""
+        if self.leads:
+            print(text, flush=True)
+
+
+def main() -> None:
+    """Check and measure; ends with 1 if a value is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--models", default="8B,32B")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--skip-values", action="store_true")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.rank is None:
+        sys.exit(start(asked.ranks))
+    run(asked)
+    os._exit(0)  # nothing is worth waiting for
+
+
+def start(ranks: int) -> int:
+    """Run a process for each rank; returns 1 if one fails, which ends the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *sys.argv, f"--folder={folder}"]
+        running = [
+            subprocess.Popen([*command, f"--rank={rank}"], env={**os.environ, **QUIET})  # noqa: S603
+            for rank in range(ranks)
+        ]
+        deadline = time.monotonic() + LIMIT_S
+        try:
+            codes = [process.wait(deadline - time.monotonic()) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+    return int(any(codes))
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Do what a rank does."""
+    device = torch.device("cpu" if asked.tiny else f"cuda:{asked.rank}")
+    if asked.tiny:
+        torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(device)
+    heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    place = Place(rank=asked.rank, ranks=asked.ranks, folder=asked.folder)
+    group = Ranks(place, device, hear=heard.put, lost=leave)
+    group.models.add("m")
+    here = Here(group=group, device=device, heard=heard, is_tiny=asked.tiny)
+    name = "CPU" if asked.tiny else torch.cuda.get_device_name()
+    here.say(f"# {asked.ranks} x {name}, torch {torch.__version__}")
+    with torch.inference_mode():
+        if not asked.skip_values:
+            values(here)
+        reductions(here, asked.folder)
+        for name in ["tiny"] if asked.tiny else asked.models.split(","):
+            for split in (False, True):
+                measure(here, name, split=split)
+    group.leave("m")
+
+
+def leave(why: str) -> None:
+    """End, since another rank is gone."""
+    print(why, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+# Values.
+
+
+def values(here: Here) -> None:
+    """Compare a split model with a whole one."""
+    for family in FAMILIES[::3] if here.is_tiny else FAMILIES:
+        for dtype, limit in KINDS.items():
+            if here.is_tiny and dtype != torch.float32:
+                continue
+            off, same, total = compared(here, family, dtype)
+            here.say(
+                f"{family} {dtype}: logits off by {off:.1e}, {same} of {total} tokens are those of"
+                f" one device"
+            )
+            is_wrong = off > limit or (dtype == torch.float32 and same < total)
+            if here.leads and is_wrong:
+                leave("they are wrong")
+            here.group.meet("")
+
+
+def compared(here: Here, family: str, dtype: torch.dtype) -> tuple[float, int, int]:
+    """Return how far logits are off, and how many tokens are the same, of how many; rank 0 does."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **SMALL)
+    whole = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    shards = Shards(config, here.group)
+    share, _ = shards.model(shards.of(whole.state_dict()), dtype=dtype)
+    share.eval().to(here.device)
+    shards.join(share)
+    tried = probe.sequences(config.vocab_size, here.device)
+    got = probe.truth(share, tried)
+    wanted, alone = got, []
+    if here.leads:
+        wanted = probe.truth(whole.to(here.device), tried)
+        alone = answers(here, model_of(here, weights_of(whole, config)))
+    model = model_of(here, weights_of(share, config, shards))
+    together = answers(here, model)
+    same = sum(a == b for ours, others in zip(together, alone, strict=False)
+               for a, b in zip(ours, others, strict=True))  # fmt: skip
+    return probe.distance(got, wanted), same, sum(map(len, alone))
+
+
+def answers(here: Here, model: Model) -> list[list[int]]:
+    """Return what is said to some prompts, greedily and not; nothing on other ranks."""
+    made = torch.Generator().manual_seed(1)
+    asked = [
+        ask(number, torch.randint(3, 300, (length,), generator=made).tolist(), 12, **more)
+        for number, (length, more) in enumerate(
+            [(5, {}), (40, {}), (17, DRAWN), (90, {}), (1, {**DRAWN, "top_k": 9, "top_p": 0.9})]
+        )
+    ]
+    said: list[list[int]] = [[] for _ in asked]
+    for token in tokens_of(here, model, asked):
+        said[int(token.request)].append(token.id)
+    return said
+
+
+def tokens_of(here: Here, model: Model, asked: list[Generate]) -> Iterator[Any]:
+    """Yield the tokens of requests, while the other ranks do as they are told."""
+    engine: Any = model.engine
+    if isinstance(engine, Follower):
+        while isinstance(told := plan.decode(here.heard.get()), plan.Plan):
+            engine.follow(told)
+        return
+    for job in asked:
+        engine.add(job)
+    while engine.has_work:
+        tokens, ended = engine.step()
+        for event in ended:
+            if not isinstance(event, Done):
+                leave(f"a request ended with {event}")
+        yield from tokens
+    if model.group is not None:
+        here.group.tell(plan.encode(plan.Over("m")))
+
+
+def ask(number: int, prompt: list[int], count: int, **more: Any) -> Generate:
+    """Return a request."""
+    more = {"temperature": 0.0, **more}
+    return Generate(id=str(number), model="m", prompt=prompt, max_tokens=count, **more)
+
+
+def weights_of(module: Any, config: Any, shards: Shards | None = None) -> Weights:
+    """Return a module as loaded weights."""
+    nobody: Any = None  # talks to it
+    return Weights(
+        module=module.requires_grad_(requires_grad=False),
+        context=min(config.max_position_embeddings, 4096),
+        vocabulary=config.vocab_size,
+        end_tokens=frozenset(),
+        used_bytes=sum(p.nbytes for p in module.parameters()),
+        text=nobody,
+        shards=shards,
+    )
+
+
+def model_of(here: Here, weights: Weights) -> Model:
+    """Return it ready to be asked."""
+    room = (1 << 28) if here.is_tiny else (24 << 30)
+    job = Load(
+        model="m", path="", max_sequences=max(BATCHES), memory_bytes=weights.used_bytes + room
+    )
+    return build(job, weights, here.device)
+
+
+# Speed.
+
+
+def seconds(here: Here, work: Callable[[], object], count: int) -> float:
+    """Return how long *work* takes on the device."""
+    work()
+    if here.device.type == "cpu":
+        clock = time.perf_counter()
+        for _ in range(count):
+            work()
+        return (time.perf_counter() - clock) / count
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    began.record()
+    for _ in range(count):
+        work()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3 / count
+
+
+def measure(here: Here, name: str, *, split: bool) -> None:
+    """Print a model's figures; of one that is not split rank 0 alone has some."""
+    before = taken(here)
+    if split or here.leads:
+        figures(here, name, split=split)
+    gc.collect()
+    if here.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    left = taken(here) - before
+    kept = here.group.meet(str(left))
+    here.say(f"unloaded: {', '.join(f'{int(k) >> 20} MiB' for k in kept)} more than before")
+    if max(map(int, kept)) > 64 << 20:
+        leave("memory is not free again")
+
+
+def taken(here: Here) -> int:
+    """Return the bytes of this rank's tensors."""
+    return torch.cuda.memory_allocated() if here.device.type == "cuda" else 0
+
+
+def figures(here: Here, name: str, *, split: bool) -> None:
+    """Print decode steps and the time to a first token."""
+    config = transformers.AutoConfig.for_model("qwen3", **SHAPES[name])
+    shards = Shards(config, here.group) if split else None
+    dtype = torch.float32 if here.is_tiny else torch.bfloat16
+    torch.manual_seed(here.group.rank)
+    with here.device:
+        module = transformers.AutoModelForCausalLM.from_config(
+            config if shards is None else shards.config, dtype=dtype
+        )
+    if shards is not None:
+        shards.join(module.eval())
+    began = time.perf_counter()
+    model = model_of(here, weights_of(module.eval(), config, shards))
+    ranks = here.group.ranks if split else 1
+    here.say(f"\n## {name}, TP {ranks}: built in {time.perf_counter() - began:.1f} s; {model.body}")
+    engine: Any = model.engine
+    runner: Runner = engine._runner  # noqa: SLF001
+    context, count = (64, 3) if here.is_tiny else (CONTEXT, 30)
+    for batch in BATCHES:
+        step_s = decode_s(here, runner, batch, context, count)
+        here.say(
+            f"decode, {batch:3} x {context}: {1e3 * step_s:6.2f} ms, {batch / step_s:7.0f} tok/s"
+        )
+    length = 256 if here.is_tiny else 2048
+    best = min(first_token_s(here, model, length, number) for number in range(4))
+    here.say(f"first token of {length}: {1e3 * best:.1f} ms")
+    for batch in BATCHES[1:]:
+        asked = [ask(n, [3 + n, *range(20, 147)], 8 if here.is_tiny else 64) for n in range(batch)]
+        clock = time.perf_counter()
+        tokens = sum(1 for _ in tokens_of(here, model, asked))
+        rate = tokens / (time.perf_counter() - clock)
+        here.say(f"128 in, {asked[0].max_tokens} out, {batch} at once: {rate:.0f} tok/s")
+
+
+def decode_s(here: Here, runner: Runner, batch: int, context: int, count: int) -> float:
+    """Return how long a step of so many sequences takes; all ranks run it, nobody is told."""
+    rows, blocks = runner.rows, context // 16 + 1
+    which = torch.arange(1, batch + 1, device=here.device)
+    there = len(next(iter(runner._cache.pages.values())).keys)  # noqa: SLF001
+    found = torch.arange(1, batch * blocks + 1, device=here.device) % there
+    rows.table[which, :blocks] = found.view(batch, blocks).int()
+    rows.knobs.zero_()
+    layout = plan.Layout(rows=which.tolist())
+
+    def step() -> None:
+        rows.lengths[which] = context - 1
+        Runner.run(runner, layout, [])
+
+    return seconds(here, step, count)
+
+
+def first_token_s(here: Here, model: Model, length: int, number: int) -> float:
+    """Return how long an idle engine takes to a first token, by the clock."""
+    prompt = [3 + (7 * n + 11 * number) % 250 for n in range(length)]
+    clock = time.perf_counter()
+    for _ in tokens_of(here, model, [ask(0, prompt, 1)]):
+        pass
+    return time.perf_counter() - clock
+
+
+# Sums.
+
+
+def reductions(here: Here, folder: str) -> None:
+    """Print how long the ranks take to add up tensors, by their size and by the way."""
+    here.say("\n## sums over the ranks, microseconds: bytes, what the engine does, alternatives")
+    ways = {"eager": here.group.sum, **(alternatives(here, folder) if not here.is_tiny else {})}
+    sizes = (8 << 10, 256 << 10) if here.is_tiny else tuple(1 << n for n in range(13, 26, 2))
+    for size in sizes:
+        told = [f"{size:9}"]
+        for name, way in ways.items():
+            try:
+                told.append(f"{name} {1e6 * sum_s(here, way, size):7.1f}")
+            except Exception as error:  # noqa: BLE001 - whatever it is: it is told
+                told.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0][:120])
+            here.group.meet("")
+        here.say("  ".join(told))
+
+
+def sum_s(here: Here, way: Callable[[torch.Tensor], object], size: int) -> float:
+    """Return how long a sum takes in a graph of some, which on a CPU there is none of."""
+    kind, count = (torch.float32, 4) if here.is_tiny else (torch.bfloat16, 20)
+    tensor = torch.ones(size // kind.itemsize, dtype=kind, device=here.device)
+    if here.device.type == "cpu":
+        return seconds(here, lambda: way(tensor), count)
+    way(tensor)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(count):
+            way(tensor)
+    return seconds(here, graph.replay, 20) / count
+
+
+def alternatives(here: Here, folder: str) -> dict[str, Callable[[torch.Tensor], object]]:
+    """Return ways that go through torch's symmetric memory, if that is to be had here."""
+    from torch.distributed import _symmetric_memory as symmetric
+
+    try:
+        store = torch.distributed.FileStore(f"{folder}/symmetric", here.group.ranks)  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(
+            "nccl",
+            store=store,
+            rank=here.group.rank,
+            world_size=here.group.ranks,
+            device_id=here.device,
+        )
+        name = torch.distributed.group.WORLD.group_name  # type: ignore[union-attr]
+        room = symmetric.empty(32 << 20, dtype=torch.bfloat16, device=here.device)
+        symmetric.rendezvous(room, name)
+    except Exception as error:  # noqa: BLE001 - whatever it is: it is told
+        here.say(f"no symmetric memory: {type(error).__name__}: {error}".splitlines()[0])
+        return {}
+    operations: Any = torch.ops.symm_mem
+
+    def one_shot(tensor: torch.Tensor) -> object:
+        part = room[: tensor.numel()]
+        part.copy_(tensor)
+        return operations.one_shot_all_reduce(part, "sum", name)
+
+    def two_shot(tensor: torch.Tensor) -> object:
+        part = room[: tensor.numel()]
+        part.copy_(tensor)
+        return operations.two_shot_all_reduce_(part, "sum", name)
+
+    return {"one shot": one_shot, "two shots": two_shot}
+
+
+if __name__ == "__main__":
+    main()
