@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import torch
 
@@ -46,7 +48,9 @@ class Leader(Runner):
         except Exception as error:
             raise GroupBroken(f"{type(error).__name__}: {error}") from error
 
-    def run(self, layout: plan.Layout, samplers: list[Sequence]) -> Drawn:
+    def run(
+        self, layout: plan.Layout, samplers: list[Sequence], shown: dict[str, Any] | None = None
+    ) -> Drawn:
         layout = msgspec.structs.replace(
             layout,
             is_whole=any(map(needs_whole, samplers)),
@@ -56,7 +60,7 @@ class Leader(Runner):
         told = plan.Plan(model=self._model, number=self._number, changes=changes, layout=layout)
         self._number += 1
         self._peers.tell(plan.encode(told))
-        return super().run(layout, samplers)
+        return super().run(layout, samplers, shown)
 
     def chosen(self, picked: torch.Tensor) -> torch.Tensor:
         self._peers.spread(picked)

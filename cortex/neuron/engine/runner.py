@@ -297,7 +297,8 @@ class Runner:
 
         Args:
             batch: What to compute.
-            known: Of its step, what only the host knows.
+            is_whole: Whether tokens are drawn from whole rows of logits; see `Layout`.
+            known: Attributes of `Step` that the host knows.
 
         Returns:
             Logits and picked tokens.  # [sequences, vocabulary], [sequences] int64

@@ -27,6 +27,7 @@ from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
 from cortex.neuron.engine import architecture, grammar, pooling, sight
 from cortex.neuron.engine.group import Group
 from cortex.neuron.engine.jobs import Load, TextFiles
+from cortex.neuron.engine.pictures import Sight
 from cortex.neuron.engine.pooling import Pooling
 from cortex.neuron.engine.reading import watched
 from cortex.neuron.engine.shards import Shards
@@ -102,17 +103,14 @@ def load(
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
             stage(2)
-            sees = None if embeds or said or group is not None else sight.read(Path(where), config)
+            sees = None if embeds or file or group is not None else sight.read(Path(where), config)
             more |= {"dtype": _dtype(job.dtype, config, device), "config": config}
-            kind = AutoModelForCausalLM if sees is None else AutoModelForImageTextToText
-            module, found = _module(AutoModel if embeds else kind, shards, where, more)
+            module, found = _module(_kind(sees, embeds=embeds), shards, where, more)
     except (CortexError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         raise RepoFetchFailed(f"cannot load {job.path}: {error}") from error
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise RepoFetchFailed(f"{job.path} lacks weights: {', '.join(missing[:3])} ...")
+    _refuse_gaps(found, job.path)
     stage(3)
     module.eval().requires_grad_(False).to(device)
     if shards is not None:
@@ -135,6 +133,18 @@ def _shards(config: Any, group: Group, *, embeds: bool) -> Shards:
     if embeds:
         raise UnsupportedArchitecture("a model for embeddings cannot be split over devices")
     return Shards(config, group)
+
+
+def _refuse_gaps(found: dict[str, Any], path: str) -> None:
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise RepoFetchFailed(f"{path} lacks weights: {', '.join(missing[:3])} ...")
+
+
+def _kind(sees: Sight | None, *, embeds: bool) -> Any:
+    if embeds:
+        return AutoModel
+    return AutoModelForCausalLM if sees is None else AutoModelForImageTextToText
 
 
 def _module(kind: Any, shards: Shards | None, where: str, more: dict[str, Any]) -> tuple[Any, Any]:
