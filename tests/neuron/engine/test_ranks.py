@@ -211,7 +211,7 @@ def test_what_goes_wrong_in_a_step_of_several_ranks_ends_the_worker(monkeypatch)
     with split_engine(model_of("llama"), 2) as engine:
         engine.add(ask("r", [5, 6, 7], 4))
 
-        def fails(_):
+        def fails(*_):
             raise torch.OutOfMemoryError("no room")
 
         monkeypatch.setattr(engine._runner, "_mixed", fails)
