@@ -158,10 +158,10 @@ def run(asked: argparse.Namespace) -> None:
     with torch.inference_mode():
         if not asked.skip_values:
             values(here)
-        reductions(here, asked.folder)
         for name in ["tiny"] if asked.tiny else asked.models.split(","):
             for split in (False, True):
                 measure(here, name, split=split)
+        reductions(here, asked.folder)
     group.leave("m")
 
 

@@ -239,7 +239,7 @@ class Cuttings:
         lacking = sum(map(len, self._spans)) - piece.shape[dim]
         if lacking:  # tokens the vocabulary does not have
             piece = functional.pad(piece.transpose(dim, -1), (0, lacking)).transpose(dim, -1)
-        return piece
+        return piece.contiguous()  # as kernels read it
 
 
 class Tokens:

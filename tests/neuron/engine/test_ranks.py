@@ -79,6 +79,8 @@ def test_a_vocabulary_that_is_no_multiple_is_split_as_well(ranks, tied):
 
     assert said["plain"] == greedy(module, prompt, 8)
     assert said["r"] == run(engine_of(module), [job])[0]["r"]
+    shares = Together(ranks).run(lambda rank: share_of(module, rank)[0])
+    assert all(weight.is_contiguous() for share in shares for weight in share.parameters())
 
 
 ASKED = prompts(6, shared=50)
