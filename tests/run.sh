@@ -30,7 +30,7 @@ step "install"
 "$python" -m pip install --quiet "${CORTEX_TORCH:-torch==2.13.0}"
 "$python" -m pip install --quiet --group dev \
   --editable '.[torch]' --editable './plugins/cortex-dialect-ollama[test]' \
-  --editable './plugins/cortex-eviction-cost[test]'
+  --editable './plugins/cortex-eviction-cost[test]' --editable './plugins/cortex-harness-vllm[test]'
 mkdir -p "$venv/node"
 cp tests/clients/node/package.json "$venv/node"
 npm install --prefix "$venv/node" --no-audit --no-fund --ignore-scripts --loglevel error
