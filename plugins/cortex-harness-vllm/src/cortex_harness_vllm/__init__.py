@@ -20,7 +20,7 @@ from cortex_harness_vllm.options import (
 __all__ = ["cortex_register_harnesses"]
 
 
-def vllm(options: ServerOptions, host: HarnessHost) -> Harness:
+def make_vllm(options: ServerOptions, host: HarnessHost) -> Harness:
     """Build the harness of vLLM."""
     from cortex_harness_vllm.harness import ServerHarness
     from cortex_harness_vllm.vllm import Vllm
@@ -28,7 +28,7 @@ def vllm(options: ServerOptions, host: HarnessHost) -> Harness:
     return ServerHarness(Vllm(), options, host)
 
 
-def sglang(options: ServerOptions, host: HarnessHost) -> Harness:
+def make_sglang(options: ServerOptions, host: HarnessHost) -> Harness:
     """Build the harness of SGLang."""
     from cortex_harness_vllm.harness import ServerHarness
     from cortex_harness_vllm.sglang import Sglang
@@ -36,7 +36,7 @@ def sglang(options: ServerOptions, host: HarnessHost) -> Harness:
     return ServerHarness(Sglang(), options, host)
 
 
-def llama_server(options: ServerOptions, host: HarnessHost) -> Harness:
+def make_llama_server(options: ServerOptions, host: HarnessHost) -> Harness:
     """Build the harness of llama.cpp's own server."""
     from cortex_harness_vllm.harness import ServerHarness
     from cortex_harness_vllm.llama import LlamaServer
@@ -44,7 +44,7 @@ def llama_server(options: ServerOptions, host: HarnessHost) -> Harness:
     return ServerHarness(LlamaServer(), options, host)
 
 
-def llama_cpp_python(options: ServerOptions, host: HarnessHost) -> Harness:
+def make_llama_cpp_python(options: ServerOptions, host: HarnessHost) -> Harness:
     """Build the harness of llama-cpp-python's server."""
     from cortex_harness_vllm.harness import ServerHarness
     from cortex_harness_vllm.llama import LlamaCppPython
@@ -54,17 +54,19 @@ def llama_cpp_python(options: ServerOptions, host: HarnessHost) -> Harness:
 
 @hookimpl
 def cortex_register_harnesses(register: Register[Harness]) -> None:
-    register("vllm", vllm, options=VllmOptions, summary="a vllm serve for each model")
-    register("sglang", sglang, options=SglangOptions, summary="an SGLang server for each model")
+    register("vllm", make_vllm, options=VllmOptions, summary="a vllm serve for each model")
+    register(
+        "sglang", make_sglang, options=SglangOptions, summary="an SGLang server for each model"
+    )
     register(
         "llama-server",
-        llama_server,
+        make_llama_server,
         options=LlamaServerOptions,
         summary="a llama-server for each model, a .gguf file",
     )
     register(
         "llama-cpp-python",
-        llama_cpp_python,
+        make_llama_cpp_python,
         options=LlamaCppPythonOptions,
         summary="llama-cpp-python's server for each model, a .gguf file",
     )

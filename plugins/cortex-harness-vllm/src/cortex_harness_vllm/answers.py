@@ -123,6 +123,8 @@ class Answer:
                     for _, event in decoder.feed(piece):
                         self._take(event)
                         yield event
+                        if isinstance(event, Finished | Failed):
+                            return  # whatever becomes of the connection
         except UpstreamDied as error:
             yield Failed(error)
             return

@@ -1,4 +1,9 @@
-"""Asks one server over HTTP, on this host."""
+"""
+Asks one server over HTTP, on this host.
+
+Each request has a connection of its own: some servers close kept ones at any moment, and on this
+host a new one costs next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,7 @@ class Asking:
         self.url = url
         self.model = model
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
         )
 
@@ -100,7 +105,7 @@ class Asking:
                 raise client.read_error(answer.status, await answer.read())
             yield _pieces(answer)
         finally:
-            answer.close()  # of an answer that is whole its connection is kept
+            answer.close()
 
     async def close(self) -> None:
         """Close every connection."""

@@ -34,7 +34,7 @@ MEMORY = (
 )
 IN_USE = re.compile(r"address already in use|couldn't bind", re.IGNORECASE)
 LOUD = re.compile(r"error|exception|failed|unable|cannot|could not", re.IGNORECASE)
-DULL = re.compile(r"^\S*\s*File \"|Traceback|^\W*$|^~+\^*~*$|ERROR [-\d]+ [:\d]+ \[[^\]]+\]\s*$")
+DULL = re.compile(r"^\s*File \"|^Traceback|^\W*$")  # of a traceback all but its last line
 
 
 def cause_of(what: str, tail: Sequence[str], code: int) -> CortexError:
@@ -81,9 +81,9 @@ def ending(code: int) -> str:
 
 def last_words(tail: Sequence[str]) -> str:
     """Return the lines that say most of why it ended, else the last ones."""
-    lines = [line for line in tail if not DULL.search(line)]
+    lines = [line for line in map(spoken, tail) if not DULL.search(line)]
     loud = [line for line in lines if LOUD.search(line)]
-    return " | ".join(map(spoken, (loud or lines)[-SHOWN_LINES:])) or "it said nothing"
+    return " | ".join((loud or lines)[-SHOWN_LINES:]) or "it said nothing"
 
 
 def spoken(line: str) -> str:

@@ -28,7 +28,9 @@ class Gguf(Engine):
         Stage(pattern=re.compile(r"warming up|n_ctx_slot"), name="warming up"),
         Stage(pattern=re.compile(r"listening on|Uvicorn running"), name="starting"),
     )
-    sizes = (re.compile(r"(?!.*CPU)(?:model|KV|RS|compute) buffer size = +([\d.]+) (MiB)"),)
+    sizes = (
+        re.compile(r"^(?!.*(?:CPU|Host)).*(?:model|KV|RS|compute) buffer size = +([\d.]+) (MiB)"),
+    )
 
     def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
         if checkpoint.format != "gguf":

@@ -39,9 +39,17 @@ class Process:
         code: How it ended: 128 and more is by a signal; None while it runs.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, stop_s: float) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        log: asyncio.StreamReader,
+        pipe: asyncio.ReadTransport,
+        stop_s: float,
+    ) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._process = process
+        self._log = log
+        self._pipe = pipe
         self._stop_s = stop_s
         self._ended = asyncio.Event()
 
@@ -50,17 +58,28 @@ class Process:
         cls, command: Sequence[str], env: Mapping[str, str], *, stop_s: float
     ) -> Process:
         """Start *command*, with *env* added to our own variables."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(GUARD)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
+        ours, theirs = os.pipe()  # a log may stay open behind the end of its process
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(GUARD)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=theirs,
+                stderr=theirs,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
         assert process.stdin is not None  # noqa: S101 - a pipe
         job = {"command": list(command), "env": dict(env), "stop_s": stop_s}
         process.stdin.write(encode(job) + b"\n")
-        return cls(process, stop_s)
+        log = asyncio.StreamReader(limit=READ_BYTES)
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(log), os.fdopen(ours, "rb", 0)
+        )
+        return cls(process, log, pipe, stop_s)
 
     @property
     def pid(self) -> int:
@@ -71,21 +90,28 @@ class Process:
     def code(self) -> int | None:
         return self._process.returncode if self._ended.is_set() else None
 
-    async def read(self, on_line: Callable[[str], None]) -> None:
-        """Read the log to its end; returns once the program has ended, too."""
-        assert self._process.stdout is not None  # noqa: S101 - a pipe
-        rest = b""
+    async def run(self, on_line: Callable[[str], None]) -> None:
+        """Read the log; returns once the program has ended, and after it has said its last."""
+        reading = asyncio.ensure_future(self._read(on_line))
         try:
-            while data := await self._process.stdout.read(READ_BYTES):  # ends with the guard
-                *lines, rest = ENDS.split(rest + data)
-                rest = rest[-LINE_CHARS:]
-                for line in lines:
-                    self._take(line, on_line)
-            self._take(rest, on_line)
-            await self._process.wait()  # its pipe is closed
+            if await self._process.wait() < 0:  # whoever killed the guard left the others
+                self._kill()
+            await asyncio.wait({reading}, timeout=EOF_S)
         finally:
+            reading.cancel()
+            await asyncio.wait({reading})  # ends at once
+            self._pipe.close()
             self.stop()
             self._ended.set()
+
+    async def _read(self, on_line: Callable[[str], None]) -> None:
+        rest = b""
+        while data := await self._log.read(READ_BYTES):
+            *lines, rest = ENDS.split(rest + data)
+            rest = rest[-LINE_CHARS:]
+            for line in lines:
+                self._take(line, on_line)
+        self._take(rest, on_line)
 
     def _take(self, line: bytes, on_line: Callable[[str], None]) -> None:
         text = COLOURS.sub("", line.decode("utf-8", "replace")).strip()[:LINE_CHARS]
@@ -109,6 +135,9 @@ class Process:
         """End it, and whatever it started; returns once all of that is gone."""
         self.stop()
         if not await self.ended(self._stop_s + EOF_S):
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            await self.ended(EOF_S)
+            self._kill()
+            await self.ended(2 * EOF_S)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)

@@ -123,7 +123,7 @@ class Served:
         command = [*self._options.command, *engine.arguments(job, port), *job.args]
         log.info("%s on port %d", self._what, port)
         process = await Process.start(command, env, stop_s=self._options.stop_s)
-        self._host.spawn(process.read(self._take), f"log of {self._what}")
+        self._host.spawn(process.run(self._take), f"log of {self._what}")
         return process
 
     async def _come_up(self, process: Process, port: int) -> RunningModel:
