@@ -26,6 +26,7 @@ from cortex.api.harness import (
     RestartableHarness,
     Source,
     SplittingHarness,
+    SpreadingHarness,
 )
 from cortex.api.register import (
     Register,
@@ -61,5 +62,6 @@ __all__ = [
     "Shape",
     "Source",
     "SplittingHarness",
+    "SpreadingHarness",
     "VersionDialect",
 ]

@@ -144,6 +144,15 @@ class SplittingHarness(Harness, Protocol):
 
 
 @runtime_checkable
+class SpreadingHarness(Harness, Protocol):
+    """A harness that can spread a model over several hosts, of which this is one."""
+
+    def local_bytes(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> int:
+        """Return the memory a model needs here; without it, that is the model's size."""
+        ...
+
+
+@runtime_checkable
 class RestartableHarness(Harness, Protocol):
     """A harness that runs each device in a process of its own."""
 

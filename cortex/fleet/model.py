@@ -114,7 +114,7 @@ class Checkpoint:
 @attrs.frozen(kw_only=True)
 class Progress:
     """
-    How far a long job is; `total` 0 means unknown.  Units are bytes.
+    How far a long job is; `total` 0 means unknown.  Units are bytes, where it is about bytes.
 
     Attributes:
         text: All of a checkpoint but its weights, told once and while those have yet to come.

@@ -24,6 +24,7 @@ from cortex.api import (
     RestartableHarness,
     Source,
     SplittingHarness,
+    SpreadingHarness,
 )
 from cortex.errors import (
     CortexError,
@@ -224,6 +225,8 @@ class Models:
 
     def _check_room(self, entry: Entry, checkpoint: Checkpoint | None) -> None:
         whole = max(checkpoint.size_bytes // MIB if checkpoint else 0, entry.spec.vram_mb or 0)
+        if isinstance(harness := self.harnesses[entry.harness], SpreadingHarness):
+            whole = harness.local_bytes(entry.spec, checkpoint) // MIB
         needed = -(-whole // len(entry.devices))
         there = [d for d in self.devices if d.index in entry.devices]
         device = min(there, key=lambda d: d.vram_free_mb)

@@ -9,9 +9,9 @@ the variable FAKE, a JSON object, and in the last message it gets.  A token is a
     silent      never serves
     stubborn    does not end on SIGTERM
     orphan      starts a process in a session of its own
-    sick        path: while that file is there, nothing but /health and /sick is answered, not at all
-    short_lived path: once that file is there, `exit`, `log` and `silent` hold, and before they do not
-    record      path: a line of JSON for its start, each request, and each client that left
+    sick        a path: while that file is there, no GET is answered
+    short_lived a path: `exit`, `log` and `silent` hold from the second start on
+    record      a path: a line of JSON for its start, each request, and each client that left
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ VLLM = """\
 Loading safetensors checkpoint shards:   0% Completed | 0/5 [00:00<?, ?it/s]\r\
 Loading safetensors checkpoint shards:  40% Completed | 2/5 [00:01<00:01,  1.45it/s]\r\
 Loading safetensors checkpoint shards: 100% Completed | 5/5 [00:02<00:00,  2.45it/s]
-(EngineCore_DP0 pid=9) INFO 11-24 11:43:54 [gpu_model_runner.py:3341] Model loading took 2.0 GiB memory and 27.2 seconds
+(EngineCore_DP0 pid=9) INFO 11-24 11:43:54 [runner.py:3341] Model loading took 2.0 GiB memory
 (EngineCore_DP0 pid=9) INFO 11-24 11:44:06 [backends.py:255] Dynamo bytecode transform time: 6.07 s
 (EngineCore_DP0 pid=9) INFO 11-24 11:44:17 [gpu_worker.py:348] Available KV cache memory: 3.5 GiB
-Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  50%|#####     | 25/50 [00:01<00:01, 33.4it/s]
+Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  50%|###   | 25/50 [00:01<00:01, 33.4it/s]
 (APIServer pid=7) INFO 11-24 11:44:21 [api_server.py:1966] Starting vLLM API server 0 on http://x
 """
 SGLANG = """\
 [2026-03-24 16:25:19 TP0] Load weight begin. avail mem=79.11 GB
 Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:01<00:00,  1.94s/it]
-[2026-03-24 16:25:25 TP0] Load weight end. elapsed=5.4 s, type=Q, avail mem=77.9 GB, mem usage=1.5 GB.
+[2026-03-24 16:25:25 TP0] Load weight end. type=Q, avail mem=77.9 GB, mem usage=1.5 GB.
 [2026-03-24 16:25:25 TP0] KV Cache is allocated. #tokens: 567146, K size: 2.0 GB, V size: 2.0 GB
 [2026-03-24 16:25:25 TP0] Capture cuda graph begin. This can take up to several minutes.
 Capturing batches (bs=1 avail_mem=38.07 GB): 100%|#########| 52/52 [00:04<00:00, 10.83it/s]

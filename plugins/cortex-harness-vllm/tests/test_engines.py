@@ -123,43 +123,38 @@ def test_what_a_server_would_ignore_is_refused(engine, more, param):
     assert raised.value.param == param
 
 
+WHOLE = (
+    "ERROR 06-30 13:53:19 [core.py:5] ValueError: Free memory on device cuda:0 (19.5/22.05 GiB) on"
+    " startup is less than desired GPU memory utilization (0.9, 19.75 GiB). Decrease GPU memory"
+)
+CACHE = (
+    "ValueError: To serve at least one request with the models's max seq len (131072), (16.0 GiB KV"
+    " cache is needed, which is larger than the available KV cache memory (5.5 GiB). Based on"
+)
+TORCH = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB. GPU 0 has a total"
+    " capacity of 23.68 GiB of which 512.00 MiB is free. Including non-PyTorch memory, this"
+)
+GGML = "alloc_buffer: allocating 826.00 MiB on device 0: cudaMalloc failed: out of memory"
+
+
 @pytest.mark.parametrize(
     ("line", "needed_mb", "free_mb"),
     [
-        (
-            "ERROR 06-30 13:53:19 [core.py:5] ValueError: Free memory on device cuda:0 (19.5/22.05"
-            " GiB) on startup is less than desired GPU memory utilization (0.9, 19.75 GiB). Decre",
-            20224,
-            19968,
-        ),
-        (
-            "ValueError: To serve at least one request with the models's max seq len (131072), (16.0"
-            " GiB KV cache is needed, which is larger than the available KV cache memory (5.5 GiB).",
-            16384,
-            5632,
-        ),
-        (
-            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB. GPU 0 has a"
-            " total capacity of 23.68 GiB of which 512.00 MiB is free. Including non-PyTorch",
-            896,
-            512,
-        ),
-        (
-            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 826.00 MiB on device 0:"
-            " cudaMalloc failed: out of memory",
-            826,
-            None,
-        ),
-        ("ValueError: No available memory for the cache blocks. Try increasing", None, None),
-        ("Not enough memory. Please try to increase --mem-fraction-static.", None, None),
-        ("Loaded weights leave no GPU memory for the KV cache under --mem", None, None),
+        (WHOLE, 2 * 20224, 2 * 19968),
+        (CACHE, 2 * (1000 + 10752), 2000),
+        (TORCH, 2 * (1000 + 384), 2000),
+        (GGML, 2 * (1000 + 826), 2000),
+        ("ValueError: No available memory for the cache blocks. Try increasing", 2002, 2000),
+        ("Not enough memory. Please try to increase --mem-fraction-static.", 2002, 2000),
+        ("Loaded weights leave no GPU memory for the KV cache under --mem", 2002, 2000),
     ],
 )
-def test_a_log_that_speaks_of_memory_is_read_with_its_figures(line, needed_mb, free_mb):
-    error = cause_of("x", ["INFO before", line, "RuntimeError: Engine core init failed"], 1)
+def test_a_log_that_speaks_of_memory_says_how_much_is_needed_at_least(line, needed_mb, free_mb):
+    tail = ["INFO before", line, "RuntimeError: Engine core init failed"]
+    error = cause_of("x", tail, 1, had_mb=1000, devices=2)
     assert isinstance(error, InsufficientVram)
-    assert error.details.get("needed_mb") == needed_mb
-    assert error.details.get("free_mb") == free_mb
+    assert error.details == {"needed_mb": needed_mb, "free_mb": free_mb}
 
 
 @pytest.mark.parametrize(

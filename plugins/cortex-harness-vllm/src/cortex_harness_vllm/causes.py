@@ -17,11 +17,11 @@ ARCHITECTURE = (
 )
 SIZE = r"(?P<{}>[\d.]+) ?(?P<{}_unit>[GM]i?B)"
 NEEDED, FREE = SIZE.format("needed", "needed"), SIZE.format("free", "free")
-MEMORY = (
-    re.compile(
-        r"Free memory on device[^(]*\((?P<free>[\d.]+)/[\d.]+ (?P<free_unit>GiB)\) on startup is less"
-        r" than desired GPU memory utilization \([\d.]+, " + NEEDED
-    ),
+WHOLE = re.compile(  # what it wants of a device in all
+    r"Free memory on device[^(]*\((?P<free>[\d.]+)/[\d.]+ (?P<free_unit>GiB)\) on startup is less"
+    r" than desired GPU memory utilization \([\d.]+, " + NEEDED
+)
+MORE = (  # what it wants behind what it has
     re.compile(NEEDED + r" KV cache is needed.*available KV cache memory \(" + FREE),
     re.compile(
         r"out of memory\. Tried to allocate " + NEEDED + r".*? of which " + FREE + " is free"
@@ -37,7 +37,9 @@ LOUD = re.compile(r"error|exception|failed|unable|cannot|could not", re.IGNORECA
 DULL = re.compile(r"^\s*File \"|^Traceback|^\W*$")  # of a traceback all but its last line
 
 
-def cause_of(what: str, tail: Sequence[str], code: int) -> CortexError:
+def cause_of(
+    what: str, tail: Sequence[str], code: int, *, had_mb: int = 0, devices: int = 1
+) -> CortexError:
     """
     Return why a server could not be started.
 
@@ -45,6 +47,8 @@ def cause_of(what: str, tail: Sequence[str], code: int) -> CortexError:
         what: Its harness and model, for the message.
         tail: The last lines of its log.
         code: What it ended with.
+        had_mb: What it could take of each device; 0 is unknown.
+        devices: Over how many it was spread.
     """
     for line in reversed(tail):  # the last word is nearest to the truth
         if found := first(ARCHITECTURE, line):
@@ -52,22 +56,35 @@ def cause_of(what: str, tail: Sequence[str], code: int) -> CortexError:
                 f"{what}: it does not run models of type {found['type']!r}",
                 details={"model_type": found["type"]},
             )
-    for pattern in MEMORY:  # those with figures say more
+    for pattern in (WHOLE, *MORE):  # those with figures say more
         for line in reversed(tail):
             if found := pattern.search(line):
-                return out_of_memory(what, line, found)
+                return out_of_memory(f"{what}: {spoken(line)}", found, had_mb, devices)
     return LoadFailed(f"{what}: the server ended with {ending(code)}: {last_words(tail)}")
 
 
-def out_of_memory(what: str, line: str, found: re.Match[str]) -> InsufficientVram:
-    """Return that with what the line says of sizes."""
+def out_of_memory(
+    message: str, found: re.Match[str], had_mb: int, devices: int
+) -> InsufficientVram:
+    """
+    Return that, with how much it needs of all its devices, at least, and had.
+
+    So whoever places models looks for more room than there was, and does not try the same again.
+    """
+    needed_mb, free_mb = in_mb(found, "needed"), in_mb(found, "free")
+    if found.re is not WHOLE:
+        needed_mb, free_mb = had_mb + max(needed_mb - free_mb, 1), had_mb
+    if not free_mb:
+        return InsufficientVram(message)
+    return InsufficientVram(
+        message, details={"needed_mb": needed_mb * devices, "free_mb": free_mb * devices}
+    )
+
+
+def in_mb(found: re.Match[str], name: str) -> int:
+    """Return a size of a line in MiB; 0 if it does not say it."""
     groups = found.groupdict()
-    details = {
-        f"{name}_mb": round(float(groups[name]) * UNITS[groups[f"{name}_unit"]])
-        for name in ("needed", "free")
-        if groups.get(name)
-    }
-    return InsufficientVram(f"{what}: {spoken(line)}", details=details)
+    return round(float(groups[name]) * UNITS[groups[f"{name}_unit"]]) if groups.get(name) else 0
 
 
 def ending(code: int) -> str:

@@ -46,6 +46,11 @@ class Job:
     args: Arguments = attrs.field(factory=Arguments)
     memory_fraction: float = 0.9
 
+    @property
+    def share_mb(self) -> int:
+        """What models.toml grants it of each device; 0 if it does not say."""
+        return (self.spec.vram_mb or 0) // len(self.devices)
+
 
 @attrs.frozen(kw_only=True)
 class Stage:

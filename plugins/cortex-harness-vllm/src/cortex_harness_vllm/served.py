@@ -135,7 +135,7 @@ class Served:
         except UpstreamDied:
             await asking.close()
             if await process.ended(WELL_S):
-                raise cause_of(self._what, process.tail, process.code or 0) from None
+                raise self._cause(process) from None
             raise
         except BaseException:
             await asking.close()
@@ -147,10 +147,21 @@ class Served:
     async def _until_well(self, process: Process, asking: Asking) -> None:
         while not await asking.is_well(self.engine.health, WELL_S):
             if await process.ended(POLL_S):
-                raise cause_of(self._what, process.tail, process.code or 0)
+                raise self._cause(process)
             if self._fatal:
                 await process.end()
                 raise LoadFailed(f"{self._what}: {last_words(process.tail)}")
+
+    def _cause(self, process: Process) -> CortexError:
+        job = self.job
+        had_mb = job.share_mb or job.free_mb
+        return cause_of(
+            self._what,
+            process.tail,
+            process.code or 0,
+            had_mb=min(had_mb, job.free_mb),
+            devices=len(job.devices),
+        )
 
     async def _learn(self, process: Process, asking: Asking) -> RunningModel:
         """Return what it serves."""

@@ -49,9 +49,9 @@ class Sglang(PythonEngine):
     @staticmethod
     def _memory(job: Job) -> list[str]:
         """Return the share of what is free that weights and cache may take; its own, if any."""
-        if job.kind != "cuda" or not job.spec.vram_mb or not job.free_mb:
+        if job.kind != "cuda" or not job.share_mb or not job.free_mb:
             return []
-        share = int(100 * job.spec.vram_mb / len(job.devices) / job.free_mb) / 100
+        share = int(100 * job.share_mb / job.free_mb) / 100
         return job.args.unless(("--mem-fraction-static",), min(share, 0.95))
 
     def hosts(self, args: Arguments) -> int:

@@ -79,9 +79,7 @@ class Vllm(PythonEngine):
         """
         if job.kind != "cuda" or not job.total_mb or job.args.has("--kv-cache-memory-bytes"):
             return []
-        wanted_mb = job.free_mb * job.memory_fraction
-        if job.spec.vram_mb:
-            wanted_mb = min(job.spec.vram_mb / len(job.devices), job.free_mb)
+        wanted_mb = min(job.share_mb or job.free_mb * job.memory_fraction, job.free_mb)
         share = int(1000 * wanted_mb / job.total_mb) / 1000
         return job.args.unless(("--gpu-memory-utilization",), share)
 
