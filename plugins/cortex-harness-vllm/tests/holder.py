@@ -6,6 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+import uvloop
 from harness_bench import bench
 
 
@@ -17,4 +18,4 @@ async def main() -> None:
         await asyncio.sleep(600)
 
 
-asyncio.run(main())
+uvloop.run(main())  # as a neuron does

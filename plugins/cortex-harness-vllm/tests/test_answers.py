@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import AsyncIterator
 
 import attrs
@@ -157,7 +157,7 @@ class TestServed:
         assert [type(await anext(saying)) for _ in range(2)] == [Started, TextDelta]
         assert served.harness.stats(MODEL).in_flight == 1
         await saying.aclose()
-        await until(lambda: {"left": True} in served.records)
+        await until(lambda: {"left": True} in served.records, 15)
         assert served.harness.stats(MODEL).in_flight == 0
 
     async def test_tokens_are_counted_as_they_would_be_fed(self, served):
@@ -194,11 +194,9 @@ async def test_more_requests_than_places_wait(tmp_path):
         first = made.harness.generate(request("hang"))
         await anext(first)
         second = made.harness.generate(request())
-        import asyncio
-
         waiting = asyncio.ensure_future(anext(second))
         await until(lambda: made.harness.stats(MODEL).queue_depth == 1)
         await first.aclose()
         assert isinstance(await waiting, Started)
         await second.aclose()
-        assert json.dumps(made.harness.stats(MODEL).in_flight) == "0"
+        assert made.harness.stats(MODEL).in_flight == 0

@@ -162,7 +162,7 @@ async def test_unloading_leaves_nothing(tmp_path):
 async def test_unloading_in_the_middle_of_a_load_leaves_nothing(tmp_path):
     async with bench(tmp_path, fake={"silent": True}) as made:
         load = asyncio.create_task(made.load())
-        await until(lambda: made.starts)
+        await until(lambda: made.starts, 15)
         load.cancel()
         await asyncio.wait({load}, timeout=1)
         assert load.cancelled()
@@ -186,10 +186,12 @@ async def test_a_server_that_dies_in_an_answer_is_replaced(tmp_path):
 
 async def test_a_server_that_falls_silent_is_replaced_and_its_requests_end(tmp_path):
     sick = tmp_path / "sick"
-    async with bench(tmp_path, fake={"sick": str(sick)}, watchdog_s=0.5) as made:
+    async with bench(tmp_path, fake={"sick": str(sick)}, watchdog_s=1.0) as made:
         await made.load()
+        served = made.harness._models[MODEL].served
         sick.touch()
-        await until(lambda: (MODEL, "recovering", None) in made.host.changes, 15)
+        await until(lambda: served.asking is None, 15)
+        assert made.host.changes[-1] == (MODEL, "recovering", None)
         with pytest.raises(DeviceUnavailable, match="started again"):
             await made.say()
         sick.unlink()

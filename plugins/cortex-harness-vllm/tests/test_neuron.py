@@ -29,7 +29,7 @@ class Weights:
 def neuron(folder: Path, monkeypatch, source: Weights, **models: object):
     fake = json.dumps({"record": str(folder / "record")})
     options = {"command": [*FAKE_COMMAND], "env": {"FAKE": fake}, "models": models, "stop_s": 2.0}
-    monkeypatch.setattr("cortex.neuron.discovery.read", lambda devices: tuple(devices))
+    monkeypatch.setattr("cortex.neuron.discovery.read", tuple)
     return serving(
         plugins=[cortex_harness_vllm],
         harnesses=["vllm"],

@@ -72,26 +72,22 @@ class Answer:
     def decode_s(self) -> float:
         return monotonic() - self._first
 
-    def body(self) -> dict[str, Any]:
-        """Return what the server is asked."""
-        self._engine.refuse(self._request)
-        return msgspec.json.decode(self._client.render_request(self._request), type=dict[str, Any])
-
     async def count(self) -> int:
         """Return the tokens of its prompt."""
-        return await self._engine.count(self._asking, self._request, self.body())
+        self._engine.refuse(self._request)
+        body = msgspec.json.decode(self._client.render_request(self._request), type=dict[str, Any])
+        return await self._engine.count(self._asking, self._request, body)
 
     async def events(self) -> AsyncGenerator[ChatEvent, None]:
         """Yield them; raises what goes wrong before `Started`."""
-        request, engine, asking = self._request, self._engine, self._asking
-        if request.resumes:
+        if self._request.resumes:
             await self._go_on()
-            request = self._request
-        body = self.body()
-        said = await self._said(request)
-        if engine.counts_first or request.sampling.max_tokens == 0:
-            self._prompt_tokens = await engine.count(asking, request, body)
-        if request.sampling.max_tokens == 0:  # all was said but that it was cut off
+        self._engine.refuse(self._request)
+        said = await self._said(self._request)
+        is_cut = self._request.sampling.max_tokens == 0  # all was said but that
+        if self._engine.counts_first or is_cut:
+            self._prompt_tokens = await self.count()
+        if is_cut:
             yield Started(prompt_tokens=self._prompt_tokens, prompt_text=said)
             yield self._finished(Finished(reason="length", usage=Usage()))
             return

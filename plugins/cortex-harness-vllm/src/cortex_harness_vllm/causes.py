@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from cortex.errors import CortexError, InsufficientVram, LoadFailed, UnsupportedArchitecture
 
@@ -112,5 +112,4 @@ def spoken(line: str) -> str:
 
 def first(patterns: Iterable[re.Pattern[str]], line: str) -> re.Match[str] | None:
     """Return the first match there is."""
-    search: Callable[[re.Pattern[str]], re.Match[str] | None] = lambda p: p.search(line)  # noqa: E731
-    return next(filter(None, map(search, patterns)), None)
+    return next((found for pattern in patterns if (found := pattern.search(line))), None)

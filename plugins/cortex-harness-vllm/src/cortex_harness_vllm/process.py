@@ -59,26 +59,27 @@ class Process:
     ) -> Process:
         """Start *command*, with *env* added to our own variables."""
         ours, theirs = os.pipe()  # a log may stay open behind the end of its process
+        log = asyncio.StreamReader(limit=READ_BYTES)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(GUARD)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=theirs,
-                stderr=theirs,
-                start_new_session=True,
+            pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(log), os.fdopen(ours, "rb", 0)
             )
-        except BaseException:
-            os.close(ours)
-            raise
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-S", str(GUARD)),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=theirs,
+                    stderr=theirs,
+                    start_new_session=True,
+                )
+            except BaseException:
+                pipe.close()
+                raise
         finally:
             os.close(theirs)
         assert process.stdin is not None  # noqa: S101 - a pipe
         job = {"command": list(command), "env": dict(env), "stop_s": stop_s}
         process.stdin.write(encode(job) + b"\n")
-        log = asyncio.StreamReader(limit=READ_BYTES)
-        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(log), os.fdopen(ours, "rb", 0)
-        )
         return cls(process, log, pipe, stop_s)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import shutil
 import socket
 from contextlib import suppress
@@ -26,7 +27,7 @@ from cortex_harness_vllm.memory import used_bytes
 from cortex_harness_vllm.options import ServerOptions
 from cortex_harness_vllm.process import Process
 
-PORTS_TO_TRY = 3
+PORTS, PORTS_TO_TRY = range(20_000, 32_000), 3
 POLL_S = 0.2
 WELL_EVERY_S = 5.0
 WELL_S = 5.0
@@ -168,6 +169,8 @@ class Served:
         rows = (await asking.get("/v1/models")).get("data") or []
         row: dict[str, Any] = next((r for r in rows if r.get("id") == asking.model), {})
         if not row:
+            if await process.ended(WELL_S):
+                raise self._cause(process)
             raise LoadFailed(f"{self._what}: another server answers at {asking.url}")
         return RunningModel(
             used_bytes=await self._used(process),
@@ -257,11 +260,16 @@ class Served:
 
 
 def free_port() -> int:
-    """Return a port of this host that nobody listens on now."""
-    with socket.socket() as listening:
-        listening.bind((HOST, 0))
-        port: int = listening.getsockname()[1]
-        return port
+    """
+    Return a port of this host that nobody listens on now.
+
+    A server takes it up to a minute later, so it is none that the system gives to connections.
+    """
+    while True:
+        port = random.choice(PORTS)  # noqa: S311 - nobody is to be surprised
+        with socket.socket() as listening, suppress(OSError):
+            listening.bind((HOST, port))
+            return port
 
 
 @attrs.define(kw_only=True)
