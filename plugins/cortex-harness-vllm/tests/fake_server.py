@@ -49,6 +49,18 @@ Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:01<00:00,  1.94s
 Capturing batches (bs=1 avail_mem=38.07 GB): 100%|#########| 52/52 [00:04<00:00, 10.83it/s]
 [2026-03-24 16:25:33] INFO:     Uvicorn running on http://x (Press CTRL+C to quit)
 """
+METRICS = """\
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m} x"} 2.0
+vllm:num_requests_running{engine="1",model_name="m} x"} 1.0
+vllm:num_requests_waiting{engine="0",model_name="m} x"} 4.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m} x"} 0.25
+vllm:prefix_cache_queries_total{engine="0",model_name="m} x"} 200.0
+vllm:prefix_cache_hits_total{engine="0",model_name="m} x"} 150.0
+vllm:num_preemptions_total nonsense
+sglang:num_running_reqs{model_name="m"} 7.0
+sglang:cache_hit_rate{model_name="m"} 0.5
+"""
 THOUGHTS, CALL = ["Hm", " well"], ('{"where":', ' "Rome"}')
 LOGPROB = {"token": "one", "logprob": -0.5, "bytes": [111, 110, 101], "top_logprobs": []}
 
@@ -109,6 +121,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(60)
         if self.path == "/health":
             self.reply({} if IS_VLLM else "", 200)
+        elif self.path == "/metrics":
+            self.reply(METRICS, raw=True)
         elif self.path == "/v1/models":
             self.reply({"data": [{"id": MODEL, "max_model_len": 512}]})
         else:
@@ -187,8 +201,8 @@ class Handler(BaseHTTPRequestHandler):
     def write(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
-    def reply(self, value: object, status: int = 200) -> None:
-        data = json.dumps(value).encode()
+    def reply(self, value: object, status: int = 200, *, raw: bool = False) -> None:
+        data = (value if raw else json.dumps(value)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

@@ -60,7 +60,7 @@ def test_a_server_is_called_with_what_the_model_needs_unless_it_is_configured(
     said = " ".join(engine.arguments(job, 9))
     assert "/weights" in said
     assert WHERE in said
-    assert said.partition(f" {MODEL}")[2].strip() == expected
+    assert said.partition(f" {MODEL}")[2].replace("--enable-metrics", "").strip() == expected
 
 
 @pytest.mark.parametrize(

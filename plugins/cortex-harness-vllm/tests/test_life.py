@@ -78,6 +78,17 @@ async def test_sglang_says_so_too(tmp_path):
         assert ("capturing graphs", 52, 52) in [(p.stage, p.done, p.total) for p in seen]
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("vllm", (3, 4, 25.0, 75.0)), ("sglang", (7, None, None, 50.0))]
+)
+async def test_what_its_metrics_say_is_what_the_model_does(tmp_path, kind, expected):
+    async with bench(tmp_path, kind, watchdog_s=4.0) as made:
+        await made.load()
+        await until(lambda: made.harness.stats(MODEL).running, 15)
+        stats = made.harness.stats(MODEL)
+        assert (stats.running, stats.waiting, stats.kv_used_pct, stats.prefix_hit_pct) == expected
+
+
 async def test_a_server_is_told_its_model_its_devices_and_its_share(tmp_path):
     more = {"args": ("--tool-call-parser", "hermes"), "env": {"COLOUR": "red"}}
     async with bench(tmp_path, **more) as made:

@@ -52,6 +52,15 @@ class Asking:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
+    async def text(self, path: str, timeout_s: float) -> str:
+        """Return what it answers; nothing if it does not, or does with an error."""
+        limit = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.get(self.url + path, timeout=limit) as answer:
+                return await answer.text() if answer.status == HTTPStatus.OK else ""
+        except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError):
+            return ""
+
     async def get(self, path: str) -> dict[str, Any]:
         """Return what it answers, a JSON object."""
         return await self._json("GET", path, None)

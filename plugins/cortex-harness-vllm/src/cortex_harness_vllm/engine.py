@@ -72,6 +72,7 @@ class Engine:
         fatal: A line after which it will not come to life, though its process lives on.
         counts_first: Whether a stream says its prompt's tokens too late.
         environment: Variables it gets.
+        figures: Fields of `ModelStats`, by the metric of ``/metrics`` that says them.
     """
 
     name: ClassVar[str]
@@ -81,6 +82,7 @@ class Engine:
     fatal: ClassVar[re.Pattern[str] | None] = None
     counts_first: ClassVar[bool] = False
     environment: ClassVar[Mapping[str, str]] = {"PYTHONUNBUFFERED": "1"}
+    figures: ClassVar[Mapping[str, str]] = {}
 
     def arguments(self, job: Job, port: int) -> list[str]:
         """Return what follows the command, but for the configuration's arguments."""

@@ -24,6 +24,7 @@ from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, RunningModel
 from cortex.fleet.node import Device
 from cortex_harness_vllm.answers import Answer, filled
 from cortex_harness_vllm.engine import Engine, Job
+from cortex_harness_vllm.figures import with_figures
 from cortex_harness_vllm.options import ServerOptions
 from cortex_harness_vllm.served import Rates, Served
 
@@ -187,7 +188,7 @@ class ServerHarness:
     def stats(self, model_id: str) -> ModelStats:
         if (model := self._models.get(model_id)) is None:
             return ModelStats()
-        return ModelStats(
+        stats = ModelStats(
             in_flight=model.in_flight,
             queue_depth=model.waiting,
             max_in_flight=self._options.max_in_flight,
@@ -196,6 +197,7 @@ class ServerHarness:
             tokens_total=model.tokens_total,
             body=model.served.body,
         )
+        return with_figures(stats, model.served.figures)
 
 
 def shortened(vector: Sequence[float], dimensions: int | None) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from cortex.chat.request import ChatRequest, Image
 from cortex.errors import UnsupportedArchitecture
@@ -51,6 +51,10 @@ class LlamaServer(Gguf):
 
     name = "llama-server"
     counts_first = True
+    figures: ClassVar[Mapping[str, str]] = {  # with --metrics
+        "llamacpp:requests_processing": "running",
+        "llamacpp:requests_deferred": "waiting",
+    }
 
     def arguments(self, job: Job, port: int) -> list[str]:
         spec, args = job.spec, job.args

@@ -23,6 +23,7 @@ from cortex.fleet.model import Progress, RunningModel
 from cortex_harness_vllm.asking import Asking
 from cortex_harness_vllm.causes import IN_USE, cause_of, last_words
 from cortex_harness_vllm.engine import HOST, Engine, Job
+from cortex_harness_vllm.figures import read_figures
 from cortex_harness_vllm.memory import used_bytes
 from cortex_harness_vllm.options import ServerOptions
 from cortex_harness_vllm.process import Process
@@ -42,6 +43,7 @@ class Served:
     Attributes:
         asking: How to ask it; None while it is not there.
         heard: When it last gave a sign of life, monotonic.
+        figures: What its metrics said last; see `with_figures`.
     """
 
     def __init__(self, engine: Engine, job: Job, options: ServerOptions, host: HarnessHost) -> None:
@@ -49,6 +51,7 @@ class Served:
         self.job = job
         self.asking: Asking | None = None
         self.heard = 0.0
+        self.figures: dict[str, float] = {}
         self._options = options
         self._host = host
         self._process: Process | None = None
@@ -194,6 +197,7 @@ class Served:
 
     async def _let_go(self) -> None:
         asking, self.asking = self.asking, None
+        self.figures = {}
         if self._process is not None:
             await self._process.end()
         if asking is not None:
@@ -254,6 +258,8 @@ class Served:
         while not await self._process.ended(every_s):
             if await asking.is_well(self.engine.health, min(WELL_S, limit_s)):
                 self.heard = monotonic()
+                if names := self.engine.figures:
+                    self.figures = read_figures(await asking.text("/metrics", WELL_S), names)
             if monotonic() - self.heard > limit_s:
                 return f"no sign of life for {limit_s:g} s"
         return str(cause_of("the server died", self._process.tail, self._process.code or 0))

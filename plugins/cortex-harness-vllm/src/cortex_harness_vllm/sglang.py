@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from cortex.chat.request import ChatRequest
 from cortex_harness_vllm.asking import Asking
@@ -34,11 +35,18 @@ class Sglang(PythonEngine):
     )
     fatal = re.compile(r"Scheduler hit an exception")  # its HTTP server may live on without it
 
+    figures: ClassVar[Mapping[str, str]] = {
+        "sglang:num_running_reqs": "running",
+        "sglang:num_queue_reqs": "waiting",
+        "sglang:token_usage": "kv_used_pct",
+        "sglang:cache_hit_rate": "prefix_hit_pct",
+    }
+
     def arguments(self, job: Job, port: int) -> list[str]:
         spec, args = job.spec, job.args
         return [
             *("--model-path", str(job.checkpoint.path), "--host", HOST, "--port", str(port)),
-            *("--served-model-name", spec.id),
+            *("--served-model-name", spec.id, "--enable-metrics"),
             *args.unless(("--tp-size", "--tensor-parallel-size", "--tp"), len(job.devices)),
             *(args.unless(("--context-length",), spec.context) if spec.context else ()),
             *(args.unless(("--quantization",), spec.load_quant) if spec.load_quant else ()),

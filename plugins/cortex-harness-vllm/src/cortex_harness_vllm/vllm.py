@@ -55,6 +55,16 @@ class Vllm(PythonEngine):
         "VLLM_NO_USAGE_STATS": "1",
     }
 
+    figures: ClassVar[Mapping[str, str]] = {
+        "vllm:num_requests_running": "running",
+        "vllm:num_requests_waiting": "waiting",
+        "vllm:kv_cache_usage_perc": "kv_used_pct",
+        "vllm:gpu_cache_usage_perc": "kv_used_pct",  # before 0.10
+        "vllm:prefix_cache_queries_total": "prompt_tokens_total",
+        "vllm:prefix_cache_hits_total": "cached_tokens_total",
+        "vllm:num_preemptions_total": "preemptions_total",
+    }
+
     def arguments(self, job: Job, port: int) -> list[str]:
         spec = job.spec
         return [
