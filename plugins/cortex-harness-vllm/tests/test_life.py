@@ -138,13 +138,14 @@ async def test_a_program_that_is_not_there_is_named(tmp_path):
     async with bench(tmp_path, command=("no-such-program",)) as made:
         with pytest.raises(LoadFailed, match=r"no program 'no-such-program' here \(install it"):
             await made.load()
+        with pytest.raises(LoadFailed, match="no program"):  # before its weights are fetched
+            await made.harness.check(ModelSpec(id=MODEL), WEIGHTS)
 
 
 async def test_a_server_that_never_answers_is_ended(tmp_path):
     async with bench(tmp_path, fake={"silent": True}, start_s=1.0) as made:
         with pytest.raises(LoadFailed, match="no answer in 1 s: "):
             await made.load()
-        await made.harness.unload(MODEL)
         assert all(map(is_gone, made.pids))
 
 

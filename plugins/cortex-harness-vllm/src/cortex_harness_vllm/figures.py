@@ -1,4 +1,4 @@
-"""What a server says of itself in its Prometheus metrics, as the figures of a model."""
+"""The figures of a model: what its server's Prometheus metrics say, and how fast it answers."""
 
 from __future__ import annotations
 
@@ -44,3 +44,23 @@ def with_figures(stats: ModelStats, found: Mapping[str, float]) -> ModelStats:
     if asked and cached is not None:
         more["prefix_hit_pct"] = round(100 * cached / asked, 1)
     return attrs.evolve(stats, **more)
+
+
+@attrs.define(kw_only=True)
+class Rates:
+    """How fast a server is, smoothed over its last answers, in tokens per second."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
+
+    def take(self, prompt_tokens: int, tokens: int, prefill_s: float, decode_s: float) -> None:
+        """Take in an answer."""
+        if prefill_s > 0 and prompt_tokens:
+            self.prefill = smooth(self.prefill, prompt_tokens / prefill_s)
+        if decode_s > 0 and tokens > 1:
+            self.decode = smooth(self.decode, (tokens - 1) / decode_s)
+
+
+def smooth(old: float, new: float) -> float:
+    """Return the running mean of a rate."""
+    return new if not old else 0.8 * old + 0.2 * new

@@ -19,14 +19,14 @@ import attrs
 from cortex.api import Count, HarnessHost, Report
 from cortex.chat.events import ChatEvent
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
-from cortex.errors import ModelNotFound, OperationUnsupported
+from cortex.errors import CortexError, ModelNotFound, OperationUnsupported
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, RunningModel
 from cortex.fleet.node import Device
 from cortex_harness_vllm.answers import Answer, filled
 from cortex_harness_vllm.engine import Engine, Job
-from cortex_harness_vllm.figures import with_figures
+from cortex_harness_vllm.figures import Rates, with_figures
 from cortex_harness_vllm.options import ServerOptions
-from cortex_harness_vllm.served import Rates, Served
+from cortex_harness_vllm.served import Served, require_program
 
 
 @attrs.define(kw_only=True)
@@ -74,6 +74,7 @@ class ServerHarness:
         self._models: dict[str, Model] = {}
 
     async def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+        require_program(self._engine, self._options)
         self._engine.check(spec, checkpoint)
 
     def local_bytes(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> int:
@@ -108,7 +109,11 @@ class ServerHarness:
             slots=asyncio.Semaphore(self._options.max_in_flight),
             defaults=dict(chain(checkpoint.sampling.items(), spec.defaults.items())),
         )
-        model.running = await served.start(report)
+        try:
+            model.running = await served.start(report)
+        except CortexError:
+            await self.unload(spec.id)  # its memory is free again when we say that it failed
+            raise
         return model.running
 
     def _job(self, spec: ModelSpec, checkpoint: Checkpoint, devices: Sequence[int]) -> Job:

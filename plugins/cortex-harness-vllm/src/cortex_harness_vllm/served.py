@@ -15,8 +15,6 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-import attrs
-
 from cortex.api import HarnessHost, Report
 from cortex.errors import CortexError, DeviceUnavailable, LoadFailed, UpstreamDied
 from cortex.fleet.model import Progress, RunningModel
@@ -88,12 +86,7 @@ class Served:
         Raises:
             CortexError: Why it does not, as far as its log says.
         """
-        command = self._options.command
-        if shutil.which(command[0]) is None:
-            raise LoadFailed(
-                f"harness {self.engine.name!r}: there is no program {command[0]!r} here",
-                hint=f"install it, or name it in [harness.{self.engine.name}] command",
-            )
+        require_program(self.engine, self._options)
         self._report = report
         for tries_left in reversed(range(PORTS_TO_TRY)):
             process = self._process = await self._spawn(port := free_port())
@@ -265,6 +258,16 @@ class Served:
         return str(cause_of("the server died", self._process.tail, self._process.code or 0))
 
 
+def require_program(engine: Engine, options: ServerOptions) -> None:
+    """Raise `LoadFailed` if the server's program is not here."""
+    program = next(iter(options.command), "")
+    if shutil.which(program) is None:
+        raise LoadFailed(
+            f"harness {engine.name!r}: there is no program {program!r} here",
+            hint=f"install it, or name it in [harness.{engine.name}] command",
+        )
+
+
 def free_port() -> int:
     """
     Return a port of this host that nobody listens on now.
@@ -276,23 +279,3 @@ def free_port() -> int:
         with socket.socket() as listening, suppress(OSError):
             listening.bind((HOST, port))
             return port
-
-
-@attrs.define(kw_only=True)
-class Rates:
-    """How fast a server is, smoothed over its last answers, in tokens per second."""
-
-    prefill: float = 0.0
-    decode: float = 0.0
-
-    def take(self, prompt_tokens: int, tokens: int, prefill_s: float, decode_s: float) -> None:
-        """Take in an answer."""
-        if prefill_s > 0 and prompt_tokens:
-            self.prefill = smooth(self.prefill, prompt_tokens / prefill_s)
-        if decode_s > 0 and tokens > 1:
-            self.decode = smooth(self.decode, (tokens - 1) / decode_s)
-
-
-def smooth(old: float, new: float) -> float:
-    """Return the running mean of a rate."""
-    return new if not old else 0.8 * old + 0.2 * new
