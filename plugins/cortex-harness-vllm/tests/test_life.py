@@ -210,9 +210,8 @@ async def test_a_server_that_falls_silent_is_replaced_and_its_requests_end(tmp_p
         await until(lambda: (MODEL, "loaded", None) in made.host.changes, 15)
 
 
-async def test_a_server_that_is_busy_is_not_silent(tmp_path):
-    sick = tmp_path / "sick"
-    async with bench(tmp_path, fake={"sick": str(sick)}) as made:
+async def test_a_server_that_says_tokens_is_not_silent(tmp_path):
+    async with bench(tmp_path) as made:
         await made.load()
         saying = made.harness.generate(request("one two"))
         await anext(saying)

@@ -139,6 +139,7 @@ class LlamaCppPython(Gguf):
             "ignore_eos": request.sampling.ignore_eos,
             "response_format": request.format is not None and request.format.schema is not None,
             "chat_template_kwargs": request.template_args or request.reasoning.enabled is False,
+            "prompt": any(not isinstance(prompt, str) for prompt in request.prompts),
             "messages": any(isinstance(part, Image) for part in parts)
             or (last and last[0].role == "assistant"),
         }
@@ -147,9 +148,7 @@ class LlamaCppPython(Gguf):
                 raise unsupported(self, f"knows no {name} of this kind", name)
 
     async def count(self, asking: Asking, request: ChatRequest, body: dict[str, Any]) -> int:
-        if request.prompts and not isinstance(request.prompts[0], str):
-            return len(request.prompts[0])
-        if request.prompts:
+        if request.prompts:  # of text, as `refuse` sees to it
             return await self.tokens(asking, str(request.prompts[0]))
         asked = {**body, "stream": False, "max_tokens": 1}
         del asked["stream_options"]

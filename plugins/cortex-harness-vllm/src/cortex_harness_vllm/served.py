@@ -182,6 +182,7 @@ class Served:
 
     async def end(self) -> None:
         """End it for good; returns once nothing of it is left."""
+        self._report = lambda _: None
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
