@@ -47,9 +47,7 @@ class Answer:
 
     Attributes:
         tokens: Generated so far; of a stream under way, its pieces.
-        usage: What it took; None until it has ended well.
-        prefill_s: From the request to the first piece.
-        decode_s: From there to the end.
+        usage: What it took, with times as seen from here; None until it has ended well.
     """
 
     def __init__(self, engine: Engine, asking: Asking, request: ChatRequest) -> None:
@@ -63,14 +61,6 @@ class Answer:
         self._asked = self._first = monotonic()
         self.tokens = 0
         self.usage: Usage | None = None
-
-    @property
-    def prefill_s(self) -> float:
-        return self._first - self._asked
-
-    @property
-    def decode_s(self) -> float:
-        return monotonic() - self._first
 
     async def count(self) -> int:
         """Return the tokens of its prompt."""
@@ -152,8 +142,9 @@ class Answer:
             usage,
             prompt_tokens=max(prompt - self._begun, 0),
             completion_tokens=usage.completion_tokens + self._begun,
-            prefill_ms=1e3 * self.prefill_s,
-            decode_ms=1e3 * self.decode_s if self._text else 0.0,
+            # One that does not say its prompt's tokens had it computed when they were counted.
+            prefill_ms=1e3 * (self._first - self._asked) if usage.prompt_tokens else 0.0,
+            decode_ms=1e3 * (monotonic() - self._first) if self._text else 0.0,
         )
         return attrs.evolve(event, usage=self.usage)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from cortex.chat.events import Usage
 from cortex.fleet.model import ModelStats
 
 SAMPLE = re.compile(r"^([a-zA-Z_][\w:]*)(?:\{[^\n]*\})? (\S+)", re.MULTILINE)
@@ -53,12 +54,13 @@ class Rates:
     prefill: float = 0.0
     decode: float = 0.0
 
-    def take(self, prompt_tokens: int, tokens: int, prefill_s: float, decode_s: float) -> None:
-        """Take in an answer."""
-        if prefill_s > 0 and prompt_tokens:
-            self.prefill = smooth(self.prefill, prompt_tokens / prefill_s)
-        if decode_s > 0 and tokens > 1:
-            self.decode = smooth(self.decode, (tokens - 1) / decode_s)
+    def take(self, usage: Usage, tokens: int) -> None:
+        """Take in an answer, of which *tokens* were generated here."""
+        computed = usage.prompt_tokens - usage.cached_tokens
+        if usage.prefill_ms > 0 and computed > 0:
+            self.prefill = smooth(self.prefill, 1e3 * computed / usage.prefill_ms)
+        if usage.decode_ms > 0 and tokens > 1:
+            self.decode = smooth(self.decode, 1e3 * (tokens - 1) / usage.decode_ms)
 
 
 def smooth(old: float, new: float) -> float:

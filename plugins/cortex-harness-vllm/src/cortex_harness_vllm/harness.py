@@ -160,8 +160,7 @@ class ServerHarness:
             finally:
                 model.tokens_total += answer.tokens
                 if (usage := answer.usage) is not None:
-                    computed = usage.prompt_tokens - usage.cached_tokens
-                    model.rates.take(computed, answer.tokens, answer.prefill_s, answer.decode_s)
+                    model.rates.take(usage, answer.tokens)
 
     async def count(self, request: ChatRequest) -> int:
         model = self._model(request.model, embeds=False)
