@@ -3,15 +3,18 @@ A GPU host over HTTP: a neuron, a gateway before it, random weights, and ``corte
 
     python benchmarks/gpu_http.py                    Qwen3-8B's shape, bf16, about two minutes
     python benchmarks/gpu_http.py --model 0.6B
+    python benchmarks/gpu_http.py --devices 2 --drill
 
 Prints throughput and first tokens, how long ``/health`` took meanwhile, and what unloading gives
-back.
+back; with a drill also how long the model is gone when a worker dies, and when it hangs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,6 +40,8 @@ CORTEX = [sys.executable, "-m", "cortex"]
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>"]
 POLL_S = 0.05
+WATCHDOG_S = 20
+PATIENCE_S = 90
 TEMPLATE_TOKENS = 9  # that a prompt gets on top of its own
 LOADS = (  # clients, tokens in and out
     (1, 128 - TEMPLATE_TOKENS, 128),
@@ -52,11 +57,13 @@ def main() -> None:
     parser.add_argument("--model", default="8B", help="a shape of benchmarks/gpu.py")
     parser.add_argument("--quant", help="fp8 or int8")
     parser.add_argument("--memory-mb", type=int, default=80_000, help="for weights and cache")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs the model is split over")
+    parser.add_argument("--drill", action="store_true", help="kill a worker, and stop one")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(asked.model, folder / asked.model)
-        with fleet(folder, asked.memory_mb) as neuron:
+        with fleet(folder, asked.memory_mb, asked.devices) as neuron:
             measure(asked, f"file:{folder / asked.model}", neuron.pid)
 
 
@@ -83,12 +90,13 @@ def save(shape: str, folder: Path) -> None:
 
 
 @contextmanager
-def fleet(folder: Path, memory_mb: int) -> Iterator[subprocess.Popen[bytes]]:
+def fleet(folder: Path, memory_mb: int, devices: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a neuron, which is yielded, and a gateway that knows the folder's model."""
     model = next(path for path in folder.iterdir() if path.is_dir())
-    (folder / "neuron.toml").write_text("", "utf-8")
+    (folder / "neuron.toml").write_text(f"[harness.torch]\nwatchdog_s = {WATCHDOG_S}\n", "utf-8")
     (folder / "models.toml").write_text(
-        f'[[models]]\nid = "{model.name}"\nsource = "file:{model}"\nvram_mb = {memory_mb}\n',
+        f'[[models]]\nid = "{model.name}"\nsource = "file:{model}"\nvram_mb = {memory_mb}\n'
+        f"min_devices = {devices}\n",
         "utf-8",
     )
     (folder / "cortex.toml").write_text(
@@ -147,10 +155,13 @@ def measure(asked: argparse.Namespace, source: str, pid: int) -> None:
         "/models/load",
         {
             "model_id": asked.model, "source": source, "harness": "torch",
-            "quant": asked.quant, "vram_mb": asked.memory_mb,
+            "quant": asked.quant, "vram_mb": asked.memory_mb, "tensor_parallel": asked.devices,
         },
     )  # fmt: skip
     print(f"loaded in {loaded['load_s']:.1f} s; {used_mb()} MB in use, {before} before")
+    if asked.drill:
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            drill(asked.model, pid, number)
     polls = Polls()
     for place, name in ((NEURON, "neuron"), (GATEWAY, "gateway")):
         for many, given, wanted in LOADS:
@@ -162,6 +173,39 @@ def measure(asked: argparse.Namespace, source: str, pid: int) -> None:
     print(f"/health of the neuron meanwhile: {polls.told()}")
     call(NEURON, "/models/unload", {"model_id": asked.model})
     print(f"unloaded: {used_mb()} MB in use", flush=True)
+
+
+def drill(model: str, pid: int, number: signal.Signals) -> None:
+    """Send a worker of the neuron a signal in the middle of an answer, and wait for the next."""
+    answer = threading.Thread(target=told, args=(model, 4000), daemon=True)
+    answer.start()
+    time.sleep(2)
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = sorted(child for each in threads for child in each.read_text("ascii").split())
+    worker = next(
+        int(child)
+        for child in reversed(children)
+        if "cortex.neuron.engine" in Path(f"/proc/{child}/cmdline").read_text("utf-8")
+    )
+    os.kill(worker, number)
+    began = time.perf_counter()
+    while (said := told(model, 8)) != "answered":
+        if time.perf_counter() - began > PATIENCE_S:
+            raise SystemExit(f"no answer {PATIENCE_S} s after {number.name}: {said}")
+        time.sleep(0.2)
+    answer.join(10)
+    took = time.perf_counter() - began
+    print(f"{number.name} to a worker: the next answer after {took:.1f} s; {used_mb()} MB in use")
+
+
+def told(model: str, tokens: int) -> str:
+    """Return whether the neuron answered, or what it said instead."""
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens}
+    try:
+        call(NEURON, "/v1/chat/completions", {**body, "temperature": 0, "ignore_eos": True})
+    except OSError as error:
+        return str(error)
+    return "answered"
 
 
 def bench(model: str, place: str, many: int, given: int, wanted: int) -> str:
