@@ -213,7 +213,7 @@ def test_who_comes_to_the_row_of_a_picture_is_not_offset_by_it(dense):
 
 def test_places_that_are_equal_on_all_axes_turn_as_positions_do(dense):
     rotary = rotary_of(dense.model.language_model.rotary_emb)
-    positions = torch.cat([torch.arange(500), torch.randint(0, 1 << 18, (500,))])
+    positions = torch.cat([torch.arange(500), torch.randint(0, 1 << 18, (500,))]).to(DEVICE)
     assert rotary.axes.tolist() == [0, 1, 2, 0]
     assert torch.equal(rotary.turns(positions.expand(3, -1)), rotary.turns(positions))
 
@@ -232,7 +232,7 @@ def checkpoint(dense, tmp_path_factory):
 
 
 def built(folder, **more):
-    job = Load(model="m", path=str(folder), max_sequences=4, **more)
+    job = Load(model="m", path=str(folder), dtype="float32", max_sequences=4, **more)
     return model.build(job, weights.load(job, DEVICE, lambda *_: None), DEVICE)
 
 
@@ -446,7 +446,7 @@ def test_pictures_that_do_not_fit_their_prompt_are_refused():
 def test_patches_are_cut_as_towers_want_them(dense):
     shown = picture(5, 2, 3)
     got, grid = tower_of(dense).patches(shown)
-    shades = transformers.image_utils
+    got, shades = got.cpu(), transformers.image_utils
     pixels = torch.frombuffer(bytearray(shown.rgb), dtype=torch.uint8).view(2 * SIDE, 3 * SIDE, 3)
 
     assert grid.tolist() == [[1, 4, 6]]
