@@ -181,7 +181,7 @@ def _proven(
 ) -> tuple[probe.Body | None, dict[int, Heads], str]:
     """Return the same of a model as it is, for pictures if there is a tower."""
     module = weights.module
-    tried = probe.sequences(weights.vocabulary, device)
+    tried = probe.sequences(weights.known, device)
     shown = None if tower is None else probe.exhibit(tried, tower)
     wanted = probe.truth(module, tried, shown)
     try:

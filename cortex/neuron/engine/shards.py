@@ -250,10 +250,11 @@ class Tokens:
         first: Id of the first.
         count: How many there are.
         most: How many any rank has.
+        size: Of the vocabulary.
     """
 
     def __init__(self, group: Group, size: int) -> None:
-        self._group, self._size = group, size
+        self._group, self.size = group, size
         self.most = -(-size // group.ranks)
         self.first = group.rank * self.most
         self.count = min(self.most, size - self.first)
@@ -275,7 +276,7 @@ class Tokens:
         """Return the logits of all tokens, [..., vocabulary], from this rank's, [..., count]."""
         padded = functional.pad(logits, (0, self.most - self.count))
         every = self._group.gather(padded).movedim(0, -2).flatten(-2)
-        return every[..., : self._size].contiguous()
+        return every[..., : self.size].contiguous()
 
     def picked(self, best: torch.Tensor) -> torch.Tensor:
         """

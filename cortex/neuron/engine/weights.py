@@ -63,6 +63,13 @@ class Weights:
     shards: Shards | None = None
 
     @functools.cached_property
+    def known(self) -> int:
+        """How many token ids it has states for; its tokenizer may have more."""
+        if self.shards is not None:
+            return self.shards.tokens.size
+        return len(self.module.get_input_embeddings().weight)
+
+    @functools.cached_property
     def grammar_tokens(self) -> LLTokenizer:
         """What grammars are followed with; the first time it takes up to a second."""
         return grammar.tokenizer(self.text.tokenizer, self.vocabulary, self.end_tokens)

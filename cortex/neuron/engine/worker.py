@@ -156,6 +156,8 @@ class Worker:
         embeds = isinstance(job, jobs.Embed)
         if model is None or embeds != (model.weights.pooling is not None):
             self._send(jobs.Lost(id=job.id, message=f"model {job.model!r} is not loaded"))
+        elif (most := _largest(job)) >= model.weights.known:
+            self._send(jobs.Lost(id=job.id, message=f"the model has no token {most}"))
         elif isinstance(job, jobs.Generate) and job.tokens > model.context:
             # its reload found less memory than its load, and the neuron did not know yet
             said = f"it takes {job.tokens} tokens, the cache holds {model.context}"
@@ -281,6 +283,11 @@ class Worker:
                 self._channel.sendall(jobs.frame(event))
         except OSError:
             os._exit(0)  # the neuron is gone
+
+
+def _largest(job: jobs.Generate | jobs.Embed) -> int:
+    """Return the largest token id a request has."""
+    return max(map(max, [job.prompt] if isinstance(job, jobs.Generate) else job.inputs))
 
 
 def _details(error: CortexError) -> dict[str, str | int | list[str]]:

@@ -168,7 +168,8 @@ class Wayward:
 def worker_of(engine, channel):
     """Return a worker with this engine as model `m`, whose threads do not run."""
     worker = Worker(channel, torch.device("cpu"))
-    weights = SimpleNamespace(pooling=None, text=SimpleNamespace(sight=None))
+    text = SimpleNamespace(sight=None)
+    weights = SimpleNamespace(pooling=None, known=VOCABULARY, text=text)
     worker._models["m"] = Model(
         weights=weights, engine=engine, context=256, body="noise", used_bytes=0
     )

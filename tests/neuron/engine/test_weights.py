@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+from types import SimpleNamespace
+
 import torch
 import transformers
 
-from cortex.neuron.engine import weights
-from cortex.neuron.engine.jobs import Load
+from cortex.neuron.engine import jobs, weights
+from cortex.neuron.engine.jobs import Generate, Load
+from cortex.neuron.engine.model import build
 from cortex.neuron.engine.reading import STEPS, counted, shares, sizes_in
+from cortex.neuron.engine.worker import Worker
 
 CPU = torch.device("cpu")
 
@@ -57,3 +63,26 @@ def test_the_bars_of_others_are_as_they_were_afterwards(tiny_llama):
     loaded(tiny_llama.path)
     assert transformers.modeling_gguf_pytorch_utils.tqdm is before
     assert transformers.utils.logging.set_tqdm_hook(None) is None
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama.path, tmp_path / "m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    tokenizer.add_tokens([f"<{number}>" for number in range(2000)])
+    tokenizer.save_pretrained(tmp_path / "m")
+    found, _ = loaded(tmp_path / "m")
+
+    assert found.known == found.module.config.vocab_size < len(tokenizer) == found.vocabulary
+    with torch.inference_mode():
+        assert build(Load(model="m", path="", max_sequences=2), found, CPU).body.startswith("fused")
+
+
+def test_a_token_the_model_does_not_have_ends_its_request_alone():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = Worker(ours, CPU)
+        worker._models["m"] = SimpleNamespace(weights=SimpleNamespace(pooling=None, known=300))
+        worker._begin(Generate(id="r", model="m", prompt=[5, 300, 7], max_tokens=1), None)
+        lost = jobs.decode_event(jobs.receive(theirs))
+
+    assert lost == jobs.Lost(id="r", message="the model has no token 300")
