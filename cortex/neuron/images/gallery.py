@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 READERS = 4
 KEPT_BYTES = 128 << 20
-MOST_BYTES = (
-    192 << 20
-)  # of a request's pictures: they have to fit into one frame of the job channel
+MOST_BYTES = 192 << 20  # of a request's pictures: they are one frame of the job channel
 Pictures = Mapping[Image, Picture]
 T = TypeVar("T")
 
