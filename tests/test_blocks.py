@@ -47,7 +47,9 @@ SHOWN = {
 }
 # Commands that are not run, by their first word, and why; all others are in `COMMANDS_RUN`.
 NOT_RUN = {
-    **dict.fromkeys(("aider", "claude", "ollama", "qwen"), "somebody else's, and not here"),
+    **dict.fromkeys(
+        ("aider", "claude", "ollama", "open-webui", "qwen"), "somebody else's, and not here"
+    ),
     **dict.fromkeys(("apt", "pip", "systemctl"), "changes the machine"),
     **dict.fromkeys(("lint-imports", "mypy", "pytest", "ruff"), "tests/run.sh runs it"),
     **dict.fromkeys((".", "export"), "is for the shell alone"),
