@@ -207,7 +207,8 @@ def feasible_on(
         has = f"the largest here has {largest} MiB"
         if largest >= per_device_mb:
             has = f"there are {len(large)} here"
-        return f"it needs {count} of {per_device_mb} MiB, {has}"
+        size = f" of {per_device_mb} MiB" if per_device_mb else ""
+        return f"it needs {count}{size}, {has}"
     return None
 
 

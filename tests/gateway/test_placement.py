@@ -228,6 +228,10 @@ LARGEST = "the largest here has 100 MiB"
             "it needs 2 devices of 25 MiB, there are 1 here",
         ),
         (
+            *(spec(vram_mb=0, min_devices=2), node(), (), False, False),
+            "it needs 2 devices, there are 1 here",
+        ),
+        (
             *(spec(vram_mb=0, min_device_vram_mb=90, min_devices=2), (), (), False, False),
             "it needs 2 devices of 90 MiB, the largest here has 50 MiB",
         ),
