@@ -24,13 +24,13 @@ CHATML = (
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 
 
-def tokenizer_json():
+def tokenizer_json(special=SPECIAL):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {piece: number for number, piece in enumerate([*SPECIAL, *alphabet])}
+    vocab = {piece: number for number, piece in enumerate([*special, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(SPECIAL)
+    backend.add_special_tokens([*special])
     return backend.to_str()
 
 

@@ -10,7 +10,7 @@ import transformers
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.cache import Cache
-from cortex.neuron.engine.jobs import Generate
+from cortex.neuron.engine.jobs import Done, Generate
 from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.snapshots import Snapshots
@@ -136,3 +136,34 @@ def prompts(count, seed=0, shared=0):
     beginning = [made.randrange(3, 300) for _ in range(shared)]
     lengths = [made.choice([1, 5, 16, 17, 40, 90]) for _ in range(count)]
     return [beginning + [made.randrange(3, 300) for _ in range(n)] for n in lengths]
+
+
+def check_schedule(engine, arrivals, asked, wanted, steps):
+    """
+    Run requests that come and go, and compare what they are told.
+
+    Args:
+        engine: That is asked.
+        arrivals: Which prompt, tokens of its answer, when it comes, and how many steps later its
+            client leaves, if it does.
+        asked: The prompts.
+        wanted: Their answers, at least as long as any that is asked for.
+        steps: How many there are at least.
+    """
+    said, left, step = {}, set(), 0
+    while engine.has_work or step <= steps:
+        for number, (prompt, count, comes, goes) in enumerate(arrivals):
+            if step == comes:
+                engine.add(ask(str(number), asked[prompt], count))
+            elif goes is not None and step == comes + goes and engine.cancel(str(number)):
+                left.add(str(number))
+        tokens, ended = engine.step()
+        assert all(isinstance(event, Done) for event in ended)
+        for token in tokens:
+            said.setdefault(token.request, []).append(token.id)
+        engine.scheduler.check()
+        step += 1
+    for number, (prompt, count, *_) in enumerate(arrivals):
+        answer = said.get(str(number), [])
+        assert answer == wanted[prompt][:count][: len(answer)]
+        assert len(answer) == count or str(number) in left

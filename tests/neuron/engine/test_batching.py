@@ -23,6 +23,7 @@ from tests.neuron.engine.engines import (
     FAMILIES,
     STACKS,
     ask,
+    check_schedule,
     engine_of,
     greedy,
     model_of,
@@ -106,25 +107,7 @@ def wanted(model):
 @pytest.mark.timeout(120)
 def test_no_schedule_changes_an_answer(model, wanted, arrivals, tier, **limits):
     body = Stack(model, kernels_for(DEVICE)) if tier == "fused" else None
-    engine = engine_of(model, body=body, **limits)
-    said, left, step = {}, set(), 0
-    while engine.has_work or step <= 12:
-        for number, (asked, count, comes, goes) in enumerate(arrivals):
-            if step == comes:
-                engine.add(ask(str(number), ASKED[asked], count))
-            elif goes is not None and step == comes + goes and engine.cancel(str(number)):
-                left.add(str(number))
-        tokens, ended = engine.step()
-        assert all(isinstance(event, Done) for event in ended)
-        for token in tokens:
-            said.setdefault(token.request, []).append(token.id)
-        engine.scheduler.check()
-        step += 1
-
-    for number, (asked, count, *_) in enumerate(arrivals):
-        answer = said.get(str(number), [])
-        assert answer == wanted[asked][:count][: len(answer)]
-        assert len(answer) == count or str(number) in left
+    check_schedule(engine_of(model, body=body, **limits), arrivals, ASKED, wanted, 12)
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])

@@ -10,7 +10,7 @@ import torch
 from cortex.errors import UnsupportedArchitecture
 from cortex.neuron.engine import plan, probe, weights
 from cortex.neuron.engine.cache import Cache
-from cortex.neuron.engine.jobs import Done, Load
+from cortex.neuron.engine.jobs import Load
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.layers import LARGEST
 from cortex.neuron.engine.leading import Follower
@@ -23,6 +23,7 @@ from tests.neuron.engine.engines import (
     DEVICE,
     HYBRIDS,
     ask,
+    check_schedule,
     engine_of,
     greedy,
     model_of,
@@ -116,27 +117,10 @@ def test_no_schedule_changes_an_answer(model, wanted, ranks, limits):
         (made.randrange(len(ASKED)), made.randrange(8, 40), made.randrange(4), leaves)
         for leaves in (None, 3, None, 9, None, 1, None)
     ]
-    said, left, step = {}, set(), 0
     with split_engine(model, ranks, **limits) as engine:
-        while engine.has_work or step <= 8:
-            for number, (asked, count, comes, goes) in enumerate(arrivals):
-                if step == comes:
-                    engine.add(ask(str(number), ASKED[asked], count))
-                elif goes is not None and step == comes + goes and engine.cancel(str(number)):
-                    left.add(str(number))
-            tokens, ended = engine.step()
-            assert all(isinstance(event, Done) for event in ended)
-            for token in tokens:
-                said.setdefault(token.request, []).append(token.id)
-            engine.scheduler.check()
-            step += 1
+        check_schedule(engine, arrivals, ASKED, wanted, 8)
         assert engine.scheduler.preemptions or limits["blocks"] > 12
         assert engine.scheduler.hit_tokens
-
-    for number, (asked, count, *_) in enumerate(arrivals):
-        answer = said.get(str(number), [])
-        assert answer == wanted[asked][:count][: len(answer)]
-        assert len(answer) == count or str(number) in left
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

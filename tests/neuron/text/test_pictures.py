@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from cortex.chat.request import ChatRequest, Image, Reasoning, Tool, ToolCall, ToolResult
 from cortex.chat.request import Text as Words
@@ -12,6 +12,7 @@ from cortex.neuron.engine.jobs import TextFiles
 from cortex.neuron.engine.pictures import Picture, Sight
 from cortex.neuron.text.side import Text
 from tests.chat.test_turns import assistant, system, turn, user
+from tests.neuron.test_text import tokenizer_json
 
 PAD = "<|image_pad|>"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", PAD]
@@ -42,17 +43,7 @@ BLIND = "{%- for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_en
 CALL = ToolCall(id="1", name="look", arguments='{"at": "sky"}')
 
 
-def tokenizer_json():
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {piece: number for number, piece in enumerate([*SPECIAL, *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(SPECIAL)
-    return backend.to_str()
-
-
-TOKENIZER = tokenizer_json()
+TOKENIZER = tokenizer_json(SPECIAL)
 BACKEND = Tokenizer.from_str(TOKENIZER)
 
 
