@@ -71,6 +71,11 @@ class Groups:
             self._found[key] = WorkerGroup(workers, self._watcher, self._spawn)
         return self._found[key]
 
+    def close(self) -> None:
+        """Leave nothing of any group on the disk; their workers are about to end."""
+        for group in self._found.values():
+            group.part()
+
 
 class WorkerGroup:
     """
@@ -159,9 +164,10 @@ class WorkerGroup:
         for worker in self.workers:
             worker.shares.pop(model, None)
         if not self.models:
-            self._part()
+            self.part()
 
-    def _part(self) -> None:
+    def part(self) -> None:
+        """Remove what the workers met by."""
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -182,7 +188,7 @@ class WorkerGroup:
         async with self._turn:
             left, self.models = self.models, {}
             self._coming |= {*left}
-            self._part()
+            self.part()
             while left:
                 job = left.pop(next(iter(left)))
                 try:
@@ -197,7 +203,7 @@ class WorkerGroup:
                         left |= self.models
                         self._coming |= {*self.models}
                         self.models.clear()
-                        self._part()
+                        self.part()
                 else:
                     self._watcher.model_back(job.model, loaded)
                 self._coming.discard(job.model)

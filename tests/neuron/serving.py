@@ -166,6 +166,8 @@ async def serving(
         finally:
             for task in background:
                 task.cancel()
+            for harness in models.harnesses.values():
+                await harness.aclose()
             models.stop()
 
 

@@ -229,6 +229,7 @@ class TorchHarness:
 
     async def aclose(self) -> None:
         self._models.clear()
+        self._groups.close()
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         running = self._speaking(request.model)

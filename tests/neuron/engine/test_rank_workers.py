@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
+from pathlib import Path
+from tempfile import gettempdir
 
 import attrs
 import pytest
@@ -131,3 +134,49 @@ async def test_a_rank_that_hangs_is_ended_the_others_with_it_and_all_come_back(n
     await until(lambda: node.neuron.models.entry("one").status == "loaded", 150)
     assert await said(node, "one", **SAID) == before
     assert not {*pids} & {worker.pid for worker in workers.values()}
+
+
+FAULTS = int(os.environ.get("CORTEX_TEST_FAULTS", "2"))
+THREE = (*TWO, attrs.evolve(CPU[0], index=2))
+
+
+def traces():
+    """Return what a process leaves behind: children, what they listen on, shared memory, files."""
+    children = {
+        child
+        for each in Path("/proc/self/task").glob("*/children")
+        for child in each.read_text().split()
+    }
+    sockets = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    listening = {line.split()[1] for line in sockets if line.split()[3] == "0A"}
+    groups = {path.name for path in Path(gettempdir()).glob("cortex-group-*")}
+    return children, listening, {path.name for path in Path("/dev/shm").iterdir()}, groups
+
+
+@pytest.mark.timeout(120 + 40 * FAULTS)
+async def test_faults_in_a_row_leave_nothing_behind_and_others_alone(tiny_llama, monkeypatch):
+    monkeypatch.setattr("cortex.neuron.workers.PING_S", 0.5)
+    made = random.Random(5)
+    before = traces()
+    async with running_neuron(tiny_llama, THREE, max_sequences=8, watchdog_s=3.0) as node:
+        await node.post("/models/load", model_id="apart", devices=[2])
+        await node.post("/models/load", model_id="both", devices=[0, 1])
+        workers, wanted = workers_of(node), await said(node, "apart", **SAID)
+        alone = workers[2].pid
+        for number in range(FAULTS):
+            hit = workers[made.randrange(2)].pid
+            async with node.streaming("both", f"a long one {number}") as response:
+                await response.content.readany()
+                os.kill(hit, made.choice((signal.SIGKILL, signal.SIGSTOP)))
+                assert await said(node, "apart", **SAID) == wanted
+                assert b"upstream_died" in await response.content.read()
+            await until(lambda: node.neuron.models.entry("both").status == "loaded", 60)
+            assert await said(node, "both", **SAID) == wanted
+            assert workers[2].pid == alone
+        children = {str(worker.pid) for worker in workers.values()}
+        now = traces()
+        assert now[0] - before[0] == children
+        assert len(now[3] - before[3]) == 1
+    after = traces()
+    for kind, was in zip(after, before, strict=True):
+        assert kind <= was
