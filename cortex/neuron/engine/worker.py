@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from time import perf_counter
 
 import msgspec
@@ -287,7 +288,8 @@ class Worker:
 
 def _largest(job: jobs.Generate | jobs.Embed) -> int:
     """Return the largest token id a request has."""
-    return max(map(max, [job.prompt] if isinstance(job, jobs.Generate) else job.inputs))
+    inputs = [job.prompt] if isinstance(job, jobs.Generate) else job.inputs
+    return max(chain.from_iterable(inputs), default=-1)
 
 
 def _details(error: CortexError) -> dict[str, str | int | list[str]]:

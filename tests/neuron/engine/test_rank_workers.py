@@ -136,7 +136,7 @@ async def test_a_rank_that_hangs_is_ended_the_others_with_it_and_all_come_back(n
     assert not {*pids} & {worker.pid for worker in workers.values()}
 
 
-FAULTS = int(os.environ.get("CORTEX_TEST_FAULTS", "2"))
+FAULTS = int(os.environ.get("CORTEX_TEST_FAULTS", "3"))
 THREE = (*TWO, attrs.evolve(CPU[0], index=2))
 
 
@@ -158,7 +158,8 @@ async def test_faults_in_a_row_leave_nothing_behind_and_others_alone(tiny_llama,
     monkeypatch.setattr("cortex.neuron.workers.PING_S", 0.5)
     made = random.Random(5)
     before = traces()
-    async with running_neuron(tiny_llama, THREE, max_sequences=8, watchdog_s=3.0) as node:
+    options = {"max_sequences": 8, "watchdog_s": 3.0, "debug_faults": True}
+    async with running_neuron(tiny_llama, THREE, **options) as node:
         await node.post("/models/load", model_id="apart", devices=[2])
         await node.post("/models/load", model_id="both", devices=[0, 1])
         workers, wanted = workers_of(node), await said(node, "apart", **SAID)
@@ -167,7 +168,10 @@ async def test_faults_in_a_row_leave_nothing_behind_and_others_alone(tiny_llama,
             hit = workers[made.randrange(2)].pid
             async with node.streaming("both", f"a long one {number}") as response:
                 await response.content.readany()
-                os.kill(hit, made.choice((signal.SIGKILL, signal.SIGSTOP)))
+                if number % 3 == 2:  # in rank 0's step, beside the long one
+                    await node.chat("both", "!fault poison", 502)
+                else:
+                    os.kill(hit, made.choice((signal.SIGKILL, signal.SIGSTOP)))
                 assert await said(node, "apart", **SAID) == wanted
                 assert b"upstream_died" in await response.content.read()
             await until(lambda: node.neuron.models.entry("both").status == "loaded", 60)
