@@ -166,7 +166,7 @@ async def test_faults_in_a_row_leave_nothing_behind_and_others_alone(tiny_llama,
         alone = workers[2].pid
         for number in range(FAULTS):
             hit = workers[made.randrange(2)].pid
-            async with node.streaming("both", f"a long one {number}") as response:
+            async with node.streaming("both", "a long one") as response:
                 await response.content.readany()
                 if number % 3 == 2:  # in rank 0's step, beside the long one
                     await node.chat("both", "!fault poison", 502)
