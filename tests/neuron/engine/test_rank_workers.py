@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -44,6 +45,16 @@ def workers_of(node):
 async def said(node, model, content="one two", **more):
     [choice] = (await node.chat(model, content, **more))["choices"]
     return choice["message"]["content"], choice["finish_reason"]
+
+
+@asynccontextmanager
+async def long_answer(node):
+    """Yield a stream of `both` that has begun, and does not end by itself for a while."""
+    messages = [{"role": "user", "content": "a long one"}]
+    body = {**SAID, "model": "both", "messages": messages, "stream": True, "max_tokens": 1900}
+    async with node.client.post(node.url + "/v1/chat/completions", json=body) as response:
+        await response.content.readany()
+        yield response
 
 
 async def test_it_says_what_it_says_on_one_device(node):
@@ -121,8 +132,7 @@ async def test_a_rank_that_hangs_is_ended_the_others_with_it_and_all_come_back(n
     workers = workers_of(node)
     before = await said(node, "both", **SAID)
     pids = [worker.pid for worker in workers.values()]
-    async with node.streaming("both", "a long one") as response:
-        await response.content.readany()
+    async with long_answer(node) as response:
         os.kill(pids[1], signal.SIGSTOP)  # rank 0 waits for it in a collective
         with monkeypatch.context() as patch:
             patch.setattr("cortex.neuron.workers.PING_S", 0.5)
@@ -166,8 +176,7 @@ async def test_faults_in_a_row_leave_nothing_behind_and_others_alone(tiny_llama,
         alone = workers[2].pid
         for number in range(FAULTS):
             hit = workers[made.randrange(2)].pid
-            async with node.streaming("both", "a long one") as response:
-                await response.content.readany()
+            async with long_answer(node) as response:
                 if number % 3 == 2:  # in rank 0's step, beside the long one
                     await node.chat("both", "!fault poison", 502)
                 else:
