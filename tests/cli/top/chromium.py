@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
 import shutil
+import signal
 import struct
 import zlib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 
-from tests.e2e.programs import running, until
+from tests.e2e.programs import descendants, running, until
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 FOUND = next(filter(None, map(shutil.which, NAMES)), None)
@@ -127,8 +129,13 @@ async def chromium(folder):
     line = [FOUND, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
     with running(line, log, HOME=str(folder)) as program:
         found = await asyncio.to_thread(until, lambda: LISTENS.search(log.read_text()), 60, program)
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(found[1], max_msg_size=0) as socket:
-                page = Page(socket)
-                await page.attach()
-                yield page
+        try:
+            async with aiohttp.ClientSession() as session:
+                async with session.ws_connect(found[1], max_msg_size=0) as socket:
+                    page = Page(socket)
+                    await page.attach()
+                    yield page
+        finally:
+            for pid in descendants(program.process.pid):  # Debian's command is a script around it
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
