@@ -274,12 +274,19 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
 class Stream(web.StreamResponse):
     """An answer that goes out as it comes."""
 
-    def end(self, request: web.Request, usage: Usage) -> None:
-        """End the answer with its usage in a trailer, which only who asked for it reads."""
+    async def end(self, request: web.Request, last: bytes, usage: Usage) -> None:
+        """
+        End the answer with *last* and its usage in a trailer, which only who asked for it reads.
+
+        Both go out at once: a client that leaves at the last event takes no usage with it.
+        """
+        if request.transport is None or request.version < HttpVersion11:
+            await self.write(last)
+            return
+        chunk = b"%x\r\n%b\r\n" % (len(last), last) if last else b""
         trailer = b"0\r\nx-cortex-usage: %b\r\n\r\n" % encode(usage)
-        if request.transport is not None and request.version >= HttpVersion11:
-            request.transport.write(trailer)
-            self._eof_sent = True
+        request.transport.write(chunk + trailer)
+        self._eof_sent = True
 
 
 def sse(event: str, data: object) -> bytes:

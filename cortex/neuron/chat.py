@@ -150,12 +150,14 @@ async def answer_chat(
             async for choice, event in ended(events, len(choices)):
                 if isinstance(event, Finished):
                     usages[choice] = event.usage
-                await saying.say(encoder.feed(event, choice))
+                said = encoder.feed(event, choice)
+                if len(usages) == len(choices) and "x-cortex-usage" in request.headers:
+                    await saying.end(request, said, total_usage(usages, chat.n))
+                else:
+                    await saying.say(said)
         finally:
             alive.cancel()
             await asyncio.wait({alive})  # ends at once when cancelled
-        if len(usages) == len(choices) and "x-cortex-usage" in request.headers:
-            response.end(request, total_usage(usages, chat.n))
         return response
     finally:
         await events.aclose()
@@ -236,6 +238,11 @@ class Saying:
             self._waiting = b""
             self._said = monotonic()
             await self._response.write(data)
+
+    async def end(self, request: web.Request, data: bytes, usage: Usage) -> None:
+        """Say *data* as the last of it, with its usage."""
+        data, self._waiting = self._waiting + data, b""
+        await self._response.end(request, data, usage)
 
     async def keep_alive(self) -> None:
         """Do that until the client is gone, or cancelled."""

@@ -341,10 +341,12 @@ class FakeNeuron:
                 await response.write(data[: len(data) // 2])
             if at_end and self.ending in ("midway", "torn", "stall"):
                 await self._break(request, self.ending != "stall")
-            await response.write(data)
+            tells = self.tells_usage and "x-cortex-usage" in request.headers
+            if tells and isinstance(event, Finished):
+                await response.end(request, data, self._usage())
+            else:
+                await response.write(data)
             number += 1
-        if self.tells_usage and "x-cortex-usage" in request.headers:
-            response.end(request, self._usage())
         return response
 
     def _usage(self) -> Usage:

@@ -26,6 +26,19 @@ async def test_a_stream_is_recorded_with_its_tokens_and_times():
         assert record.duration_s >= 0.08
 
 
+async def test_who_leaves_at_the_last_event_is_recorded_as_answered_with_its_tokens():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        node.answer = "a b c d"
+        for _ in range(20):
+            async with await Wire.to(gateway.address) as client:
+                client.post(chat("m", stream=True))
+                await client.until(b"data: [DONE]\n\n")
+
+        await until(lambda: len(gateway.records) == 20)
+        said = {(record.outcome, record.completion_tokens) for record in gateway.records}
+        assert said == {("ok", 4)}
+
+
 async def test_counters_add_up():
     async with FakeNeuron(["m"]) as node, running(node) as gateway:
         for _ in range(3):

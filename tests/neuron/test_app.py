@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from aiohttp import web
 
 import cortex
 from cortex.chat.events import ChatEvent, Started, TextDelta
@@ -17,6 +18,7 @@ from cortex.fleet.model import Checkpoint, ModelStats, RunningModel
 from cortex.neuron.harnesses.echo import Echo, EchoOptions
 from cortex.sources.hold import Hold
 from cortex.testing import until
+from cortex.web import Stream
 from tests.gateway.running import Wire, chat
 from tests.neuron.serving import program, serving
 
@@ -446,7 +448,14 @@ async def test_a_client_that_leaves_ends_its_generation():
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_the_usage_of_a_stream_is_a_trailer_for_who_asks_for_it(asks):
+async def test_the_usage_of_a_stream_is_a_trailer_for_who_asks_for_it(asks, monkeypatch):
+    before_the_end = []
+
+    async def write(self, data):
+        before_the_end.append(data)
+        await web.StreamResponse.write(self, data)
+
+    monkeypatch.setattr(Stream, "write", write)
     body = chat("m", content="a b c", stream=True)
     async with serving() as node, await Wire.to(node.address) as wire:
         await node.load("m")
@@ -462,6 +471,8 @@ async def test_the_usage_of_a_stream_is_a_trailer_for_who_asks_for_it(asks):
     assert (status, again, headers["transfer-encoding"]) == (200, 200, "chunked")
     assert said.endswith(b"data: [DONE]\n\n\r\n0\r\n")
     assert b"cortex-usage" not in said
+    # a client that leaves at the last event leaves no usage behind: both go out at once
+    assert (b"[DONE]" in b"".join(before_the_end)) is not asks
     if not asks:
         assert trailer == b""
         return
