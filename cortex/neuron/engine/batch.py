@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import attrs
 import torch
 
 from cortex.neuron.engine.scheduler import Chunk
 
-DECODES = (0, 8, 16, 32, 64, 128, 256)
-TOKENS = (32, 64, 128, 256, 512, 1024, 2048)
+DECODES = (0, 2, 4, 8, 16, 32, 64, 128, 256)
+TOKENS = (0, 32, 64, 128, 256, 512, 1024, 2048)
 CHUNKS = 16
 
 
@@ -21,42 +22,62 @@ class Shape:
     How much a batch has room for; what is not needed is padding, of row 0.
 
     Attributes:
-        decodes: Sequences of one token, which come first.
-        tokens: Of all others together.
-        chunks: Other sequences.
+        tokens: Of the sequences that come last, several each, together.
+        chunks: Those sequences.
         tiles: Of them.
         tile_tokens: Of a tile, at most.
+        waves: How many decode, one token each, and come first; then how many of those try a second
+            token, a third, and so on.
     """
 
-    decodes: int
     tokens: int
     chunks: int
     tiles: int
     tile_tokens: int
+    waves: tuple[int, ...]
 
     @classmethod
-    def of(cls, chunks: list[Chunk], tile_tokens: int) -> Shape:
-        """Return the shape *chunks* fill."""
-        counts = [chunk.count for chunk in chunks if chunk.count > 1]
+    def of(cls, waves: list[list[Chunk]], others: list[Chunk], tile_tokens: int) -> Shape:
+        """Return the shape that is filled by *waves* of one token each, and *others*."""
         return cls(
-            decodes=len(chunks) - len(counts),
-            tokens=sum(counts),
-            chunks=len(counts),
-            tiles=sum(-(-count // tile_tokens) for count in counts),
+            tokens=sum(chunk.count for chunk in others),
+            chunks=len(others),
+            tiles=sum(-(-chunk.count // tile_tokens) for chunk in others),
             tile_tokens=tile_tokens,
+            waves=tuple(map(len, waves)),
         )
+
+    @classmethod
+    def told(cls, numbers: Sequence[int]) -> Shape:
+        """Return the shape whose `numbers` these are."""
+        tokens, chunks, tiles, tile_tokens, *waves = numbers
+        return cls(tokens, chunks, tiles, tile_tokens, tuple(waves))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return (self.tokens, self.chunks, self.tiles, self.tile_tokens, *self.waves)
+
+    @property
+    def decodes(self) -> int:
+        """Tokens that come alone."""
+        return sum(self.waves)
 
     def padded(self) -> Shape | None:
         """Return one of few shapes that has room for it, if there is one."""
-        if self.decodes > DECODES[-1] or self.tokens > TOKENS[-1] or self.chunks > CHUNKS:
+        first, *later = self.waves or (0,)
+        if first > DECODES[-1] or self.tokens > TOKENS[-1] or self.chunks > CHUNKS:
             return None
         tokens = TOKENS[bisect_left(TOKENS, self.tokens)]
+        chunks = CHUNKS if tokens else 0
+        waves = [DECODES[bisect_left(DECODES, first)]]
+        if later:  # as if all tried as many tokens as any
+            waves += [_power(max(later))] * _power(len(later))
         return Shape(
-            decodes=DECODES[bisect_left(DECODES, self.decodes)],
             tokens=tokens,
-            chunks=CHUNKS,
-            tiles=tokens // self.tile_tokens + CHUNKS,
+            chunks=chunks,
+            tiles=tokens // self.tile_tokens + chunks,
             tile_tokens=self.tile_tokens,
+            waves=tuple(waves),
         )
 
     @property
@@ -64,6 +85,11 @@ class Shape:
         """How long each field of a batch is."""
         tokens, sequences = self.decodes + self.tokens, self.decodes + self.chunks
         return [*[tokens] * 3, *[sequences] * 4, self.tiles * 4]
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """From where to where waves are."""
+        return tuple(pairwise((0, *accumulate(self.waves))))
 
 
 class Batch:
@@ -92,8 +118,29 @@ class Batch:
         self.tiles = fields[7].view(-1, 4)
 
 
-def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
-    """Return all fields of a batch of chunks of one token, and others, padded to *shape*."""
+def waves_of(chunks: list[Chunk], *, is_waved: bool) -> tuple[list[list[Chunk]], list[Chunk]]:
+    """
+    Return what comes alone, token by token, and what does not.
+
+    Args:
+        chunks: Of a step.
+        is_waved: Whether no sequence may be twice in a wave; there is one at most if not.
+    """
+    waves: list[list[Chunk]] = []
+    others: list[Chunk] = []
+    for chunk in chunks:
+        if chunk.count > 1 and not chunk.draft:
+            others.append(chunk)
+            continue
+        for depth, single in enumerate(chunk.singly() if chunk.draft else (chunk,)):
+            if len(waves) <= depth * is_waved:
+                waves.append([])
+            waves[depth * is_waved].append(single)
+    return waves, others
+
+
+def pack(waves: list[list[Chunk]], others: list[Chunk], shape: Shape) -> list[int]:
+    """Return all fields of a batch of what comes alone, and others, padded to *shape*."""
     said: list[int] = []
     positions: list[int] = []
     owners: list[int] = []
@@ -102,14 +149,13 @@ def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
     lasts: list[int] = []
     keepers: list[int] = []
     tiles: list[int] = []
-    ends = (
-        (shape.decodes, shape.decodes),
-        (shape.decodes + shape.tokens, shape.decodes + shape.chunks),
-    )
-    for chunks, (tokens, sequences) in zip((ones, others), ends, strict=True):
+    ends = [(end, end) for _, end in shape.spans]
+    ends.append((shape.decodes + shape.tokens, shape.decodes + shape.chunks))
+    waves = [*waves, *[[]] * (len(shape.waves) - len(waves))]
+    for chunks, (tokens, sequences) in zip((*waves, others), ends, strict=True):
         for chunk in chunks:
             row, start = chunk.sequence.row, len(said)
-            known = chunk.sequence.tokens[chunk.start : chunk.end]
+            known = chunk.known
             said += known
             said += [-1] * (chunk.count - len(known))
             positions += range(chunk.start, chunk.end)
@@ -117,7 +163,7 @@ def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
             rows.append(row)
             lengths.append(chunk.end)
             lasts.append(len(said) - 1)
-            keepers.append(row if chunk.samples else 0)
+            keepers.append(row if chunk.samples and not chunk.draft else 0)
             if chunk.count > 1:
                 tiles += tiled(row, start, chunk.start, chunk.count, shape.tile_tokens)
         for field in (said, positions, owners):
@@ -126,6 +172,11 @@ def pack(ones: list[Chunk], others: list[Chunk], shape: Shape) -> list[int]:
             field.extend([0] * (sequences - len(field)))
     tiles += [0] * (4 * shape.tiles - len(tiles))
     return [*said, *positions, *owners, *rows, *lengths, *lasts, *keepers, *tiles]
+
+
+def _power(count: int) -> int:
+    """Return the least power of two that is no less."""
+    return 1 << (count - 1).bit_length()
 
 
 def tiled(row: int, place: int, start: int, count: int, most: int) -> Iterator[int]:

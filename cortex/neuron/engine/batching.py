@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
 
 from cortex.neuron.engine.blocks import Blocks
+from cortex.neuron.engine.drafts import Guesser
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Lost, Token
 from cortex.neuron.engine.poison import is_poison
@@ -22,7 +24,7 @@ class Batching:
     Continuous batching over a paged cache.
 
     On a GPU a step is launched before the one before it is looked at, so that the device never
-    waits for the host; on a CPU that would only be a step of delay.
+    waits for the host, unless there is a draft to try; on a CPU that would only be a step of delay.
     """
 
     def __init__(
@@ -35,10 +37,12 @@ class Batching:
         end_tokens: frozenset[int],
         runs_ahead: bool,
         snapshots: Snapshots | None = None,
+        guesser: Callable[[], Guesser] | None = None,
     ) -> None:
         self._runner = runner
         self._end_tokens = end_tokens
         self._runs_ahead = runs_ahead
+        self._guesser = guesser
         self._launched: deque[Launched] = deque()
         self._found: dict[str, Sequence] = {}
         self.scheduler = Scheduler(
@@ -66,6 +70,8 @@ class Batching:
             asked_tokens=plan.asked_tokens,
             hit_tokens=plan.hit_tokens,
             preemptions=plan.preemptions,
+            drafted_tokens=plan.drafted_tokens,
+            accepted_tokens=plan.accepted_tokens,
             tok_s=tok_s,
         )
 
@@ -75,6 +81,8 @@ class Batching:
         sequence = self._found[job.id] = Sequence(job, grammar, self._runner.places(job))
         if self.scheduler.snapshots is not None:
             sequence.opening = opening_of(job.prompt, self._end_tokens)
+        if self._guesser is not None and not sequence.is_adjusted:
+            sequence.guesser = self._guesser()
         self.scheduler.add(sequence)
 
     def cancel(self, request: str) -> End | None:
@@ -89,6 +97,8 @@ class Batching:
         """Launch what is next, take in what is through; returns tokens, and ends of requests."""
         tokens: list[Token] = []
         ended: list[End] = []
+        while self._launched and self.scheduler.is_drafting:
+            self._take(self._launched.popleft(), tokens, ended)
         if chunks := self._able(self.scheduler.plan(perf_counter()), ended):
             self._launch(chunks, ended)
         if self._launched and (len(self._launched) > self._runs_ahead or not chunks):
@@ -142,11 +152,13 @@ class Batching:
             self._launched.append(launched)
 
     def _take(self, launched: Launched, tokens: list[Token], ended: list[End]) -> None:
+        going: dict[str, Sequence] = {}
         for number, token in enumerate(launched.tokens()):
-            sequence, epoch = launched.samplers[number]
-            if sequence.reason is not None or sequence.epoch != epoch:
-                continue  # it ended, or computes this anew
-            sequence.in_flight -= 1
+            pick = launched.picks[number]
+            if not pick.is_good:
+                continue
+            sequence = going[pick.sequence.id] = pick.sequence
+            sequence.in_flight -= pick.follows is None
             try:
                 is_said = sequence.take(token, self._end_tokens)
             except ValueError as error:  # its grammar has no way on
@@ -156,8 +168,13 @@ class Batching:
                 tokens.append(self._token(sequence, launched, number, token))
             if sequence.reason is not None:
                 self._end(sequence, sequence.done(sequence.reason), ended)
-            else:
+        for chunk, epoch in launched.drafted:
+            if chunk.sequence.reason is None and chunk.sequence.epoch == epoch:
+                self.scheduler.settle(chunk)
+        for sequence in going.values():
+            if sequence.reason is None:
                 self.scheduler.keep(sequence)
+                sequence.guess()
 
     def _token(self, sequence: Sequence, launched: Launched, number: int, token: int) -> Token:
         if sequence.job.logprobs is None:

@@ -37,6 +37,7 @@ class Load(Message, frozen=True, kw_only=True):
             the share of what is free once the weights are there.
         max_sequences: Requests that run at once.
         max_batch_tokens: Tokens of one step.
+        draft_tokens: How many are guessed ahead, at most; 0 is none.
         place: In the group that is to run it; None is this worker by itself.
     """
 
@@ -49,6 +50,7 @@ class Load(Message, frozen=True, kw_only=True):
     cache_fraction: float = 0.9
     max_sequences: int = 256
     max_batch_tokens: int = 2048
+    draft_tokens: int = 0
     place: Place | None = None
 
 
@@ -311,6 +313,7 @@ class Figures(Message, frozen=True, kw_only=True):
         asked_tokens: Prompt tokens of all requests since its load; *hit_tokens* of them were found
             in the cache.
         preemptions: How often a request gave its part of the cache back, since its load.
+        drafted_tokens: Tokens that were guessed and tried; *accepted_tokens* of them came true.
         tok_s: Tokens generated a second since it told last.
     """
 
@@ -321,6 +324,8 @@ class Figures(Message, frozen=True, kw_only=True):
     asked_tokens: int = 0
     hit_tokens: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     tok_s: float = 0.0
 
 

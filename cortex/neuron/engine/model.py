@@ -16,6 +16,7 @@ from cortex.neuron.engine import probe
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for
 from cortex.neuron.engine.cache import Cache, Heads
+from cortex.neuron.engine.drafts import Ngrams
 from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.group import Group, least
@@ -94,7 +95,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
     rows, snapshots = least(group, *count_states(job, weights, recurrent, device))
-    slots = 1 + rows + snapshots
+    slots = 1 + rows * (2 if job.draft_tokens else 1) + snapshots
     pictures = _picture_bytes(job, weights, device)
     taken = pictures + slots * slot_bytes(recurrent, weights.module.dtype)
     (blocks,) = least(group, count_blocks(job, weights, heads, device, rows=rows, taken=taken))
@@ -142,6 +143,7 @@ def _engine(  # noqa: PLR0917 - what it is made of
         end_tokens=weights.end_tokens,
         runs_ahead=weights.module.device.type == "cuda",
         snapshots=snapshots,
+        guesser=partial(Ngrams, job.draft_tokens) if job.draft_tokens else None,
     )
 
 
@@ -236,6 +238,7 @@ def count_states(
         return job.max_sequences, 0
     room = _room(job, weights, device) * STATE_SHARE
     fit = int(room / slot_bytes(recurrent, weights.module.dtype))
+    fit = fit // 2 if job.draft_tokens else fit  # a draft that fails needs the one of before
     rows = max(1, min(job.max_sequences, fit))
     return rows, max(1, min(SNAPSHOTS * rows, fit))
 

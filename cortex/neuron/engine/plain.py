@@ -67,8 +67,8 @@ class Plain:
         scores = logits
         if sequence.is_adjusted:
             scores = sampler.adjusted(logits, [sequence], tallies)
-        self._rows.lengths[0] = sequence.planned
-        picked = sampler.pick(scores, self._rows, self._rows.lengths.new_zeros(1))
+        which = self._rows.lengths.new_zeros(1)
+        picked = sampler.pick(scores, self._rows, which, which + sequence.planned)
         self._tallies.add([sequence], picked)
         token = int(picked)
         if not sequence.take(token, self._weights.end_tokens):

@@ -10,14 +10,16 @@ graph, of one of some sizes.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import attrs
 import torch
 
 from cortex.neuron.engine import sampler
-from cortex.neuron.engine.batch import Batch, Shape, pack
+from cortex.neuron.engine.batch import Batch, Shape, pack, waves_of
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.graphs import Graphs
@@ -28,7 +30,7 @@ from cortex.neuron.engine.plan import Layout
 from cortex.neuron.engine.probe import Body
 from cortex.neuron.engine.rows import Rows
 from cortex.neuron.engine.scheduler import Chunk
-from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.sequence import Sequence as Running
 from cortex.neuron.engine.shards import Tokens
 from cortex.neuron.engine.step import Step
 from cortex.neuron.engine.tallies import Tallies
@@ -37,18 +39,50 @@ from cortex.neuron.engine.tower import Tower
 SIZES = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 257, 16))
 
 
+class Pick(NamedTuple):
+    """
+    A token that is picked for a sequence.
+
+    Attributes:
+        epoch: Of the sequence, at the launch.
+        place: Of the token, in the sequence.
+        follows: The guess it was picked after, which has to come true; None is no guess.
+    """
+
+    sequence: Running
+    epoch: int
+    place: int
+    follows: int | None
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> Pick:
+        return cls(chunk.sequence, chunk.sequence.epoch, chunk.end, chunk.follows)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it is what comes next, now that all before it is known."""
+        sequence = self.sequence
+        if sequence.reason is not None or sequence.epoch != self.epoch:
+            return False  # it ended, or computes this anew
+        if len(sequence.tokens) != self.place:
+            return False
+        return self.follows is None or self.follows == sequence.tokens[-1]
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Launched:
     """
     A step that is on its way.
 
     Attributes:
-        samplers: Sequences that get a token, with their epoch at the launch.
-        picked: Their tokens.  # [samplers] int64, on the host once *arrived*
+        picks: What is picked.
+        drafted: Whose drafts are tried, with the epoch at the launch.
+        picked: Their tokens.  # [picks] int64, on the host once *arrived*
         logits: What they were picked from, where log probabilities are wanted.
     """
 
-    samplers: tuple[tuple[Sequence, int], ...]
+    picks: Sequence[Pick] = ()
+    drafted: Sequence[tuple[Chunk, int]] = ()
     picked: torch.Tensor | None = None
     arrived: torch.cuda.Event | None = None
     logits: torch.Tensor | None = None
@@ -68,17 +102,19 @@ class Launched:
 
 class Drawn(NamedTuple):
     """
-    What a step gave, by sequence.
+    What a step gave, by what was picked.
 
     Attributes:
         logits: # [sequences, vocabulary], or this rank's tokens of it
         picked: # [sequences] int64
         which: Their rows.  # [sequences] int64
+        ends: Tokens before each, in its sequence; None is `Rows.lengths`.  # [sequences] int64
     """
 
     logits: torch.Tensor
     picked: torch.Tensor
     which: torch.Tensor
+    ends: torch.Tensor | None = None
 
 
 class Runner:
@@ -120,9 +156,9 @@ class Runner:
         for size in (*reversed(self._sizes), *reversed(self._sizes)):
             self._graphs.run((size, False), partial(self.decode, self._which[:size]))
         for count in (1, 2):
-            shape = Shape(0, 32 * count, 1, 1, self._cache.tile_tokens).padded()
+            shape = Shape(32 * count, 1, 1, self._cache.tile_tokens, waves=()).padded()
             assert shape is not None  # noqa: S101 - there is one of so few
-            self._mixed(Layout(shape=attrs.astuple(shape), packed=[0] * sum(shape.fields)))
+            self._mixed(Layout(shape=shape.numbers, packed=[0] * sum(shape.fields)))
 
     def places(self, job: Generate) -> Places | None:
         """Return where the tokens of a prompt are, if there are pictures in it."""
@@ -137,7 +173,7 @@ class Runner:
     def change(
         self,
         moved: dict[tuple[int, int], int],
-        entered: dict[int, Sequence],
+        entered: dict[int, Running],
         copies: list[tuple[int, int]],
     ) -> None:
         """Take in what changed before a step; see `Scheduler`.  Empties all of them."""
@@ -148,50 +184,56 @@ class Runner:
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Queue a step; nothing of *chunks* has been noted as launched yet."""
-        layout, samplers = self._laid_out(chunks)
-        logits, picked, which = self.run(layout, samplers, self._shown(chunks))
-        if not samplers:
-            return Launched(samplers=())
+        layout, picks = self._laid_out(chunks)
+        samplers = [pick.sequence for pick in picks]
+        logits, picked, which, ends = self.run(layout, samplers, self._shown(chunks))
+        if not picks:
+            return Launched()
         if any(sequence.is_adjusted for sequence in samplers):
             tallies = self._tallies.of(samplers, logits.shape[1])
             scores = sampler.adjusted(logits, samplers, tallies)
-            picked = self.chosen(self._kernels.pick(scores, self.rows, which))
+            ends = self.rows.lengths[which] if ends is None else ends
+            picked = self.chosen(self._kernels.pick(scores, self.rows, which, ends))
             self._tallies.add(samplers, picked)
             self.rows.last[which] = picked
-        return self._launched(samplers, picked, logits)
+        drafted = [(chunk, chunk.sequence.epoch) for chunk in chunks if chunk.draft]
+        return self._launched(picks, drafted, picked, logits)
 
-    def _laid_out(self, chunks: list[Chunk]) -> tuple[Layout, list[Sequence]]:
-        """Return a step of *chunks*, and who gets a token."""
+    def _laid_out(self, chunks: list[Chunk]) -> tuple[Layout, list[Pick]]:
+        """Return a step of *chunks*, and what is picked."""
         is_pictured = any(chunk.is_pictured for chunk in chunks)
-        if not is_pictured and all(chunk.samples and chunk.count == 1 for chunk in chunks):
-            samplers = [chunk.sequence for chunk in chunks]
-            return Layout(rows=[sequence.row for sequence in samplers]), samplers
-        ones = [chunk for chunk in chunks if chunk.count == 1]
-        others = [chunk for chunk in chunks if chunk.count > 1]
-        shape = filled = Shape.of(chunks, self._cache.tile_tokens)
+        if not is_pictured and all(chunk.is_decode for chunk in chunks):
+            rows = [chunk.sequence.row for chunk in chunks]
+            return Layout(rows=rows), [Pick.of(chunk) for chunk in chunks]
+        waves, others = waves_of(chunks, is_waved=bool(self._cache.states.layers))
+        shape = filled = Shape.of(waves, others, self._cache.tile_tokens)
         if self._graphs is not None and not is_pictured:
             shape = filled.padded() or filled
-        places = [*range(len(ones)), *range(shape.decodes, shape.decodes + len(others))]
-        sampling = [
-            (place, chunk.sequence)
-            for place, chunk in zip(places, (*ones, *others), strict=True)
-            if chunk.samples
+        pieces = [*chain(*waves), *others]
+        places = [
+            start + number
+            for (start, _), wave in zip(shape.spans, waves, strict=False)
+            for number in range(len(wave))
         ]
-        is_all = len(sampling) == shape.decodes + shape.chunks
+        places += range(shape.decodes, shape.decodes + len(others))
+        picks = [
+            (place, piece) for place, piece in zip(places, pieces, strict=True) if piece.samples
+        ]
+        is_all = len(picks) == shape.decodes + shape.chunks
         layout = Layout(
-            shape=attrs.astuple(shape),
-            packed=pack(ones, others, shape),
-            counts=tuple(chunk.count for chunk in (*ones, *others)),
-            ends=tuple(chunk.end for chunk in (*ones, *others)),
+            shape=shape.numbers,
+            packed=pack(waves, others, shape),
+            counts=tuple(piece.count for piece in pieces),
+            ends=tuple(piece.end for piece in pieces),
             is_padded=shape is not filled,
-            places=None if is_all else [place for place, _ in sampling],
+            places=None if is_all else [place for place, _ in picks],
         )
-        return layout, [sequence for _, sequence in sampling]
+        return layout, [Pick.of(piece) for _, piece in picks]
 
     def run(
         self,
         layout: Layout,
-        samplers: list[Sequence],  # noqa: ARG002
+        samplers: list[Running],  # noqa: ARG002
         shown: dict[str, Any] | None = None,
     ) -> Drawn:
         """
@@ -208,14 +250,18 @@ class Runner:
         if layout.places is None:
             return drawn
         at = torch.tensor(layout.places, dtype=torch.int64, device=self._device)
-        return Drawn(*(tensor[at] for tensor in drawn))
+        return Drawn(*(tensor[at] for tensor in drawn if tensor is not None))
 
     def chosen(self, picked: torch.Tensor) -> torch.Tensor:
         """Return tokens that were picked from logits adjusted here."""
         return picked
 
     def _launched(
-        self, samplers: list[Sequence], picked: torch.Tensor, logits: torch.Tensor
+        self,
+        picks: list[Pick],
+        drafted: list[tuple[Chunk, int]],
+        picked: torch.Tensor,
+        logits: torch.Tensor,
     ) -> Launched:
         arrived = None
         if picked.is_cuda:
@@ -223,9 +269,10 @@ class Runner:
             picked = there.copy_(picked, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        wants = any(sequence.job.logprobs is not None for sequence in samplers)
+        wants = any(pick.sequence.job.logprobs is not None for pick in picks)
         return Launched(
-            samplers=tuple((sequence, sequence.epoch) for sequence in samplers),
+            picks=picks,
+            drafted=drafted,
             picked=picked,
             arrived=arrived,
             logits=logits.clone() if wants else None,
@@ -272,22 +319,22 @@ class Runner:
         )
         logits = self._logits(step, is_whole)
         rows.lengths[which] = ends * (which > 0)  # padding stays where it is
-        picked = self._picked(logits, which, is_whole)
+        picked = self._picked(logits, which, ends, is_whole)
         rows.last[which] = picked
         return logits, picked
 
     def _mixed(self, layout: Layout, shown: dict[str, Any] | None = None) -> Drawn:
-        shape, told = Shape(*layout.shape), torch.tensor(layout.packed)
+        shape, told = Shape.told(layout.shape), torch.tensor(layout.packed)
         if not layout.is_padded or self._graphs is None:
             batch = Batch(told.to(self._device, non_blocking=True), shape)
             known = {"counts": layout.counts, "ends": layout.ends, **(shown or {})}
-            return Drawn(*self.mixed(batch, layout.is_whole, **known), batch.rows)
+            return Drawn(*self.mixed(batch, layout.is_whole, **known), batch.rows, batch.lengths)
         if shape not in self._batches:
             self._batches[shape] = Batch(torch.empty_like(told, device=self._device), shape)
         batch = self._batches[shape]
         batch.told.copy_(told, non_blocking=True)
         run = partial(self.mixed, batch, layout.is_whole)
-        return Drawn(*self._graphs.run((shape, layout.is_whole), run), batch.rows)
+        return Drawn(*self._graphs.run((shape, layout.is_whole), run), batch.rows, batch.lengths)
 
     def mixed(
         self, batch: Batch, is_whole: bool = False, **known: Any
@@ -312,6 +359,7 @@ class Runner:
             lengths=batch.lengths.int(),
             table=rows.table,
             decodes=batch.shape.decodes,
+            waves=batch.shape.spans,
             lasts=batch.lasts,
             wanted=batch.lasts,
             tiles=batch.tiles if len(batch.tiles) else None,
@@ -320,7 +368,7 @@ class Runner:
         )
         logits = self._logits(step, is_whole)
         rows.lengths[batch.rows] = batch.lengths
-        picked = self._picked(logits, batch.rows, is_whole)
+        picked = self._picked(logits, batch.rows, batch.lengths, is_whole)
         rows.last[batch.keepers] = picked
         return logits, picked
 
@@ -328,7 +376,8 @@ class Runner:
         """Return what a step has to know of pictures in it, if there are any."""
         if self._tower is None or not any(chunk.is_pictured for chunk in chunks):
             return None
-        in_order = sorted(chunks, key=lambda chunk: chunk.count > 1)  # as they are laid out
+        waves, others = waves_of(chunks, is_waved=bool(self._cache.states.layers))
+        in_order = [*chain(*waves), *others]
         pieces = [(chunk.sequence.places, chunk.start, chunk.end) for chunk in in_order]
         places, shown = self._tower.show(pieces)
         return {"places": places, "shown": shown}
@@ -344,10 +393,13 @@ class Runner:
         part: torch.Tensor = self._body.part(step, self._cache)
         return self._tokens.whole(part) if is_whole else part
 
-    def _picked(self, logits: torch.Tensor, which: torch.Tensor, is_whole: bool) -> torch.Tensor:
+    def _picked(
+        self, logits: torch.Tensor, which: torch.Tensor, ends: torch.Tensor, is_whole: bool
+    ) -> torch.Tensor:
         if self._tokens is None or is_whole:
-            return self._kernels.pick(logits, self.rows, which)
-        return self._tokens.picked(self._kernels.best(logits, self.rows, which, self._tokens.first))
+            return self._kernels.pick(logits, self.rows, which, ends)
+        first = self._tokens.first
+        return self._tokens.picked(self._kernels.best(logits, self.rows, which, ends, first))
 
     def _slots(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return where in the cache tokens go, of rows at positions: [tokens] int64."""

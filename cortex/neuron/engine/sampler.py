@@ -24,7 +24,7 @@ LIKELIEST = 1024  # of a row, sorted for top-p; the rest only where those have t
 MASK = (1 << 32) - 1
 
 
-def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
+def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Draw a token for each of *which* rows: [rows] int64; see `kernels.Kernels.pick`."""
     knobs = rows.knobs[which]
     temperatures = knobs[:, :1]
@@ -33,18 +33,19 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
     greedy = temperatures == 0
     scores = logits.float() / temperatures.masked_fill(greedy, 1.0)
     scores = filtered(scores, rows.top_k[which], knobs[:, 1], knobs[:, 2])
-    noise = gumbel(keys(rows.seeds[which], rows.lengths[which]), logits.shape[1])
+    noise = gumbel(keys(rows.seeds[which], ends), logits.shape[1])
     return torch.where(greedy, scores, scores + noise).argmax(-1)
 
 
-def best(logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int) -> torch.Tensor:
+def best(
+    logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor, first: int
+) -> torch.Tensor:
     """Return the best of some tokens for each of *which* rows; see `kernels.Kernels.best`."""
     temperatures = rows.knobs[which][:, :1]
     greedy = temperatures == 0
     scores = logits.float() / temperatures.masked_fill(greedy, 1.0)
     if not greedy.all():
-        words = keys(rows.seeds[which], rows.lengths[which])
-        noise = gumbel(words, logits.shape[1], first)
+        noise = gumbel(keys(rows.seeds[which], ends), logits.shape[1], first)
         scores = torch.where(greedy, scores, scores + noise)
     highest = scores.max(-1)
     return torch.stack([highest.values.double(), (highest.indices + first).double()], -1)

@@ -23,14 +23,23 @@ from cortex.neuron.engine.sequence import Sequence
 from cortex.neuron.engine.snapshots import EVERY_TOKENS, Snapshots
 from cortex.neuron.engine.waiting import Waiting, aged
 
+MOST_DRAFTED = 64  # tokens of drafts in a step: so few cost it little
+MOST_REDONE = 4  # tokens, before a sequence goes on without a draft for once
+
 
 @attrs.frozen
 class Chunk:
-    """The tokens ``start .. start + count`` of a sequence, to be computed in one step."""
+    """
+    The tokens ``start .. start + count`` of a sequence, to be computed in one step.
+
+    Attributes:
+        draft: What may follow what is known; it is tried in the same step.
+    """
 
     sequence: Sequence
     start: int
     count: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -39,7 +48,32 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether a token comes of it: it reaches the end of what is known."""
-        return self.end == self.sequence.total
+        return self.end >= self.sequence.total
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is a sequence's last token, and no more."""
+        return self.count == 1 and self.samples and not self.draft
+
+    @property
+    def known(self) -> list[int]:
+        """Its ids, as far as the host knows them, or guesses."""
+        tokens = self.sequence.tokens
+        guessed = self.draft[max(self.start - len(tokens), 0) : max(self.end - len(tokens), 0)]
+        return [*tokens[self.start : self.end], *guessed]
+
+    @property
+    def follows(self) -> int | None:
+        """The guess its last token is, if it is one."""
+        place = self.end - 1 - len(self.sequence.tokens)
+        return self.draft[place] if self.draft and place >= 0 else None
+
+    def singly(self) -> list[Chunk]:
+        """Return it token by token, those of its draft included."""
+        return [
+            attrs.evolve(self, start=place, count=1)
+            for place in range(self.start, self.end + len(self.draft))
+        ]
 
     @property
     def is_pictured(self) -> bool:
@@ -60,6 +94,7 @@ class Scheduler:
         copies: Of states, from slot to slot, to be made in this order before the next step.
         preemptions: How often a sequence gave its blocks back.
         hit_tokens: Prompt tokens found in the cache; *asked_tokens* of all.
+        drafted_tokens: Tokens of drafts that were tried; *accepted_tokens* of them came true.
     """
 
     def __init__(
@@ -80,6 +115,8 @@ class Scheduler:
         self.preemptions = 0
         self.hit_tokens = 0
         self.asked_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self._budget_tokens = budget_tokens
         self._rows = list(range(rows, 0, -1))  # row 0 is padding's
 
@@ -104,9 +141,18 @@ class Scheduler:
         left = self._budget_tokens
         wanting = [s for s in self.running.values() if s.wants_step]
         wanting.sort(key=_turn)
+        drafts = MOST_DRAFTED
         for sequence in wanting:
-            if left and sequence.row >= 0:
-                left -= self._continue(sequence, left, chunks, now)
+            if (
+                left
+                and sequence.row >= 0
+                and (chunk := self._continue(sequence, left, chunks, now))
+            ):
+                if chunk.samples and len(sequence.draft) < min(left - chunk.count, drafts) + 1:
+                    chunk = self._drafting(chunk)
+                chunks.append(chunk)
+                left -= chunk.count + len(chunk.draft)
+                drafts -= len(chunk.draft)
         while left and self.waiting and self._rows:
             sequence = self.waiting.next(now)
             if not (count := self._admit(sequence, left)):
@@ -114,6 +160,11 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.planned, count))
             left -= count
         return chunks
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether a sequence has a draft to try, for which all it said has to be known."""
+        return any(sequence.draft for sequence in self.running.values())
 
     def launched(self, chunks: list[Chunk]) -> None:
         """Take note that *chunks* are on their way: their keys will be there for what follows."""
@@ -124,6 +175,26 @@ class Scheduler:
             self.keep(sequence)
             if sequence.marks and sequence.marks[0] == chunk.end:
                 self._snap(sequence, sequence.marks.pop(0))
+
+    def settle(self, chunk: Chunk) -> None:
+        """
+        Take note of what became of a draft that was tried.
+
+        Its sequence goes on behind what came true.  A state that tokens got into which did not is
+        that of before, and so what the step computed is computed again, with what comes next.
+        """
+        sequence = chunk.sequence
+        accepted = len(sequence.tokens) - chunk.end - 1
+        self.drafted_tokens += len(chunk.draft)
+        self.accepted_tokens += accepted
+        sequence.planned = chunk.end + accepted
+        if self.snapshots is not None and accepted < len(chunk.draft):
+            self.copies.append((self._spare(sequence), sequence.row))
+            sequence.planned = chunk.start
+        sequence.redone = len(sequence.tokens) - 1 - sequence.planned
+        self.entered[sequence.row] = sequence
+        if sequence.guesser is not None:
+            sequence.guesser.settle(len(chunk.draft), accepted)
 
     def broken(self, chunks: list[Chunk]) -> None:
         """Take note that a step of *chunks* broke off: states are anything now, blocks are not."""
@@ -148,7 +219,10 @@ class Scheduler:
             self.snapshots.check()
         assert self.running or not self.blocks.used, "blocks are lost"  # noqa: S101
 
-    def _continue(self, sequence: Sequence, left: int, chunks: list[Chunk], now: float) -> int:
+    def _continue(
+        self, sequence: Sequence, left: int, chunks: list[Chunk], now: float
+    ) -> Chunk | None:
+        """Return what a sequence goes on with, of *left* tokens at most; others may have to go."""
         start = sequence.planned
         count = _count(sequence, left)
         while not self._grow(sequence, start + count):
@@ -157,9 +231,23 @@ class Scheduler:
             victim = min(others, key=lambda s: (aged(s, now), -s.received))
             self._preempt(victim)
             if victim is sequence:
-                return 0
-        chunks.append(Chunk(sequence, start, count))
-        return count
+                return None
+        return Chunk(sequence, start, count)
+
+    def _drafting(self, chunk: Chunk) -> Chunk:
+        """Let a sequence try its draft, if there is room and it has not much to do again."""
+        sequence, draft = chunk.sequence, chunk.sequence.draft
+        is_long = chunk.count > 1 + MOST_REDONE
+        if not draft or is_long or not self._grow(sequence, chunk.end + len(draft)):
+            return chunk
+        if self.snapshots is not None:
+            self.copies.append((sequence.row, self._spare(sequence)))
+        return attrs.evolve(chunk, draft=tuple(draft))
+
+    def _spare(self, sequence: Sequence) -> int:
+        """Return the slot where its state is kept while a draft is tried."""
+        assert self.snapshots is not None  # noqa: S101 - there are states
+        return self.snapshots.end + sequence.row - 1
 
     def _admit(self, sequence: Sequence, left: int) -> int:
         """Give a sequence a row and blocks for what it can compute now; 0 if there is no room."""
@@ -252,7 +340,7 @@ class Scheduler:
         self._rows.append(sequence.row)
         self.entered.pop(sequence.row, None)
         sequence.blocks, sequence.kept, sequence.marks = [], 0, []
-        sequence.row, sequence.planned = -1, 0
+        sequence.row, sequence.planned, sequence.redone = -1, 0, 0
 
 
 def _turn(sequence: Sequence) -> float:

@@ -8,6 +8,7 @@ from time import perf_counter
 import attrs
 import torch
 
+from cortex.neuron.engine.drafts import Guesser
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Done, Generate
 from cortex.neuron.engine.places import Places
@@ -33,6 +34,9 @@ class Sequence:
         cached: Prompt tokens that were found in the cache.
         epoch: How often it was preempted; what was launched before the last time is void.
         begins: When its turn begins, in the virtual time of those that wait.
+        guesser: What guesses at its answer.
+        draft: What may come next; only a guess.
+        redone: Tokens to be computed once more, since a draft spoilt the state behind them.
         tallied: The epoch its row's tally is of; -1 is none.
         allowed: Which tokens its grammar lets come next.  # [vocabulary] bool, cpu
         reason: Why it ended: ``stop``, ``length`` or ``cancelled``.
@@ -55,6 +59,9 @@ class Sequence:
     cached: int = 0
     epoch: int = 0
     begins: float = 0.0
+    guesser: Guesser | None = None
+    draft: list[int] = attrs.field(factory=list)
+    redone: int = 0
     tallied: int = -1
     allowed: torch.Tensor | None = None
     reason: str | None = None
@@ -89,7 +96,7 @@ class Sequence:
     @property
     def is_prefilling(self) -> bool:
         """Whether more than its last token is to be computed."""
-        return self.planned + 1 < self.total
+        return self.planned + self.redone + 1 < self.total
 
     @property
     def wants_step(self) -> bool:
@@ -135,6 +142,12 @@ class Sequence:
         elif self.completion_tokens >= self.job.max_tokens:
             self.reason = "length"
         return True
+
+    def guess(self) -> None:
+        """Guess what comes next, as far as it would still be of use."""
+        left = self.job.max_tokens - self.completion_tokens - 1
+        if self.guesser is not None:
+            self.draft = self.guesser.drafts(self.tokens)[: max(left, 0)]
 
     def done(self, reason: str) -> Done:
         """Return the closing event."""

@@ -29,10 +29,16 @@ def opening_of(prompt: Sequence[int], end_tokens: Container[int]) -> int:
 
 
 class Snapshots:
-    """Those of one model, in *count* slots from *first* on."""
+    """
+    Those of one model, in *count* slots from *first* on.
+
+    Attributes:
+        end: The first slot behind theirs.
+    """
 
     def __init__(self, first: int, count: int) -> None:
-        self._slots = range(first, first + count)
+        self.end = first + count
+        self._slots = range(first, self.end)
         self._free = list(reversed(self._slots))
         self._by_digest: OrderedDict[bytes, int] = OrderedDict()
 

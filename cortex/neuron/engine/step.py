@@ -26,7 +26,8 @@ class Step:
     """
     What a forward pass needs besides weights; tensors are on the device.
 
-    Sequences that decode, with one new token each, come first: *decodes* of them.
+    Sequences that decode, with one new token each, come first: *decodes* of them.  One that tries
+    a draft is there as often as it tries tokens, in their order, each as if it were alone.
 
     Attributes:
         ids: Token ids.  # [tokens] int64
@@ -45,6 +46,7 @@ class Step:
         places: What tokens are turned by, if it is not their positions; on three axes, time, height
             and width, where there are pictures.  # [tokens] or [3, tokens] int64
         shown: Those of pictures.
+        waves: From where to where in what decodes no sequence is there twice, in order.
         seen: What layers of a window look at, found by the first of them.
     """
 
@@ -63,6 +65,11 @@ class Step:
     ends: tuple[int, ...] = ()
     places: torch.Tensor | None = None
     shown: Shown | None = None
+    waves: tuple[tuple[int, int], ...] = attrs.field()
     seen: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = attrs.field(
         factory=dict, init=False
     )
+
+    @waves.default
+    def _wave(self) -> tuple[tuple[int, int], ...]:
+        return ((0, self.decodes),) if self.decodes else ()

@@ -86,9 +86,10 @@ def engine_of(
     end_tokens=(),
     snapshots=20,
     tower=None,
+    guesser=None,
 ):
     heads, recurrent = record(module, torch.arange(3, device=DEVICE)), recurrences(module)
-    slots = 1 + rows + snapshots
+    slots = 1 + 2 * rows + snapshots
     cache = Cache(heads, blocks, module.dtype, DEVICE, recurrent=recurrent, slots=slots)
     body = body or Modules(module)
     runner = Runner(body, cache, rows=rows, blocks=blocks, device=DEVICE, tower=tower)
@@ -100,7 +101,27 @@ def engine_of(
         end_tokens=frozenset(end_tokens),
         runs_ahead=runs_ahead,
         snapshots=Snapshots(1 + rows, snapshots) if recurrent else None,
+        guesser=guesser,
     )
+
+
+class Oracle:
+    """Guesses what will be said, now and then a token of it wrong."""
+
+    def __init__(self, answers, made, most=4, rate=0.25):
+        self._answers, self._made, self._most, self._rate = answers, made, most, rate
+
+    def drafts(self, tokens):
+        for prompt, answer in self._answers:
+            whole = [*prompt, *answer]
+            if len(tokens) >= len(prompt) and whole[: len(tokens)] == list(tokens):
+                count = self._made.randrange(self._most + 1)
+                true = whole[len(tokens) : len(tokens) + count]
+                return [t if self._made.random() > self._rate else (t + 1) % 300 for t in true]
+        return []
+
+    def settle(self, drafted, accepted):
+        assert 0 <= accepted <= drafted
 
 
 def greedy(module, prompt, count):

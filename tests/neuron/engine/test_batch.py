@@ -20,8 +20,8 @@ def chunk_of(made, row, count):
     return Chunk(sequence, start, count)
 
 
-def batch_of(ones, others, shape):
-    told = torch.tensor(pack(ones, others, shape))
+def batch_of(waves, others, shape):
+    told = torch.tensor(pack(waves, others, shape))
     assert len(told) == sum(shape.fields)
     return Batch(told, shape)
 
@@ -32,10 +32,10 @@ def test_a_padded_batch_is_the_exact_one_and_padding_of_row_0(seed):
     ones = [chunk_of(made, row, 1) for row in range(1, made.randrange(1, 40))]
     count = made.randrange(1, CHUNKS + 1)
     others = [chunk_of(made, 50 + row, made.randrange(2, 100)) for row in range(count)]
-    filled = Shape.of([*ones, *others], 32)
+    filled = Shape.of([ones], others, 32)
     shape = filled.padded()
 
-    exact, padded = batch_of(ones, others, filled), batch_of(ones, others, shape)
+    exact, padded = batch_of([ones], others, filled), batch_of([ones], others, shape)
 
     tokens = [*range(len(ones)), *(shape.decodes + n for n in range(filled.tokens))]
     sequences = [*range(len(ones)), *(shape.decodes + n for n in range(filled.chunks))]
@@ -55,7 +55,7 @@ def test_a_token_the_host_does_not_know_is_minus_one():
     sequence = Sequence(Generate(id="r", model="m", prompt=[7, 8, 9], max_tokens=9), row=3)
     sequence.in_flight = 1
     chunk = Chunk(sequence, 3, 1)
-    assert batch_of([chunk], [], Shape.of([chunk], 32)).said.tolist() == [-1]
+    assert batch_of([[chunk]], [], Shape.of([[chunk]], [], 32)).said.tolist() == [-1]
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_a_token_the_host_does_not_know_is_minus_one():
     [(DECODES[-1] + 1, 5, 1), (0, TOKENS[-1] + 1, 1), (0, 100, CHUNKS + 1)],
 )
 def test_what_no_shape_has_room_for_is_not_padded(decodes, tokens, chunks):
-    assert Shape(decodes, tokens, chunks, chunks, 32).padded() is None
+    assert Shape(tokens, chunks, chunks, 32, (decodes,)).padded() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tests.neuron.engine.engines import (
     DEVICE,
     FAMILIES,
     STACKS,
+    Oracle,
     ask,
     check_schedule,
     engine_of,
@@ -98,16 +100,20 @@ def wanted(model):
     runs_ahead=st.booleans(),
     snapshots=st.integers(1, 20),
     tier=st.sampled_from(["modules", "fused"]),
+    guesses=st.none() | st.integers(0, 1 << 20),
 )
 @example(  # the last piece of the prompt is one token
     arrivals=[(3, 3, 0, None)], blocks=16, budget_tokens=5, rows=1, runs_ahead=True, snapshots=1,
-    tier="fused",
+    tier="fused", guesses=None,
 )  # fmt: skip
 @settings(max_examples=SCHEDULES)
 @pytest.mark.timeout(120)
-def test_no_schedule_changes_an_answer(model, wanted, arrivals, tier, **limits):
+def test_no_schedule_changes_an_answer(model, wanted, arrivals, tier, guesses, **limits):
     body = Stack(model, kernels_for(DEVICE)) if tier == "fused" else None
-    check_schedule(engine_of(model, body=body, **limits), arrivals, ASKED, wanted, 12)
+    answers, made = list(zip(ASKED, wanted, strict=True)), random.Random(guesses)
+    guesser = None if guesses is None else partial(Oracle, answers, made)
+    engine = engine_of(model, body=body, guesser=guesser, **limits)
+    check_schedule(engine, arrivals, ASKED, wanted, 12)
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])

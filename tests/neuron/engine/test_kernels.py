@@ -356,14 +356,17 @@ def test_picks(dtype, vocabulary, knobs):
     logits = logits.to(dtype)  # rows of few candidates, and of many
     which = torch.arange(count, 0, -1, device=DEVICE)
 
-    got = fused.pick(logits, rows, which)
+    got = fused.pick(logits, rows, which, rows.lengths[which])
 
-    assert got.tolist() == reference.pick(logits, rows, which).tolist()
+    assert got.tolist() == reference.pick(logits, rows, which, rows.lengths[which]).tolist()
     if not {*knobs} - {"temperature"}:
         parts = torch.split(logits, [vocabulary // 3, vocabulary - vocabulary // 3], 1)
         firsts = (0, vocabulary // 3)
         best = [
-            [kernels.best(part.contiguous(), rows, which, first) for kernels in (fused, reference)]
+            [
+                kernels.best(part.contiguous(), rows, which, rows.lengths[which], first)
+                for kernels in (fused, reference)
+            ]
             for part, first in zip(parts, firsts, strict=True)
         ]
         for ours, wanted in best:

@@ -14,6 +14,8 @@ from cortex.neuron.engine.tallies import Tallies
 
 LOGITS = torch.tensor([1.0, 4.0, 3.5, 0.0])
 
+ROW = torch.zeros(1, dtype=torch.int64)
+
 
 def rows_of(sequences):
     rows = Rows(len(sequences), 0, torch.device("cpu"))
@@ -30,7 +32,7 @@ def picks(count, **more):
     for _ in range(count):
         lines = tallies.of([sequence], len(LOGITS))
         scores = adjusted(LOGITS[None], [sequence], lines)
-        picked = pick(scores, rows_of([sequence]), torch.zeros(1, dtype=torch.int64))
+        picked = pick(scores, rows_of([sequence]), ROW, torch.tensor([len(sequence.tokens)]))
         tallies.add([sequence], picked)
         sequence.take(int(picked), frozenset())
     return sequence.tokens[sequence.prompt_tokens :]

@@ -83,18 +83,21 @@ class Kernels(Protocol):
             # [tokens, value_heads x value]
         """
 
-    def pick(self, logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
+    def pick(
+        self, logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor
+    ) -> torch.Tensor:
         """
         Draw a token for each of *which* rows: [rows] int64.
 
         Args:
             logits: # [rows, vocabulary]
             rows: How theirs are to be drawn.
-            which: Rows of device state, whose `Rows.lengths` count the step's own tokens.
+            which: Rows of device state.
+            ends: Tokens before each that is drawn, in its sequence.  # [rows] int64
         """
 
     def best(
-        self, logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int
+        self, logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor, first: int
     ) -> torch.Tensor:
         """
         Do as `pick` over some of the vocabulary, for rows without top-k, top-p and min-p.
@@ -103,6 +106,7 @@ class Kernels(Protocol):
             logits: Of tokens from *first* on.  # [rows, tokens]
             rows: How theirs are to be drawn.
             which: Rows of device state.
+            ends: Tokens before each that is drawn, in its sequence.  # [rows] int64
             first: Id of the first token.
 
         Returns:

@@ -77,19 +77,21 @@ def attend(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
 
 def delta(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
     parts = []
-    if step.decodes:
-        parts.append(_delta_decode(projected[: step.decodes], layer, state, step))
+    for start, end in step.waves:
+        parts.append(_delta_decode(projected[start:end], layer, state, step.rows[start:end]))
     if step.decodes < len(projected):
         parts.append(delta_chunks(projected[step.decodes :], layer, state, step))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
-    return sampler.pick(logits, rows, which)
+def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return sampler.pick(logits, rows, which, ends)
 
 
-def best(logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int) -> torch.Tensor:
-    return sampler.best(logits, rows, which, first)
+def best(
+    logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor, first: int
+) -> torch.Tensor:
+    return sampler.best(logits, rows, which, ends, first)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -208,9 +210,10 @@ def visible(count: int, end: int, window: int | None, device: torch.device) -> t
     return seen & (places > queries - window) if window else seen
 
 
-def _delta_decode(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> torch.Tensor:
+def _delta_decode(
+    projected: torch.Tensor, layer: Delta, state: State, rows: torch.Tensor
+) -> torch.Tensor:
     """Take one token of each sequence that decodes into its state."""
-    rows = step.rows[: step.decodes]
     inputs, gates, amounts, times = layer.parts(projected)
     window = torch.cat([state.inputs[rows], inputs[:, None]], 1)
     state.inputs[rows] = window[:, 1:]

@@ -266,14 +266,17 @@ def delta(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> to
         "KEY_PAD": max(triton.next_power_of_2(shape.key), SIZE),
     }
     value_pad = max(triton.next_power_of_2(shape.value), SIZE)
-    if decodes:
-        convolve_kernel[decodes, triton.cdiv(shape.channels, PART)](
-            state.inputs, latest, layer.taps, step.rows, mixed, stride,
+    for start, end in step.waves:
+        rows = step.rows[start:end]
+        convolve_kernel[end - start, triton.cdiv(shape.channels, PART)](
+            state.inputs, latest[start:], layer.taps, rows, mixed[start:], stride,
             CHANNELS=shape.channels, TAPS=shape.taps, PART=PART,
         )  # fmt: skip
-        delta_kernel[decodes, shape.value_heads](
-            mixed, gates, amounts, times, layer.decay, layer.delay, layer.after.weight,
-            state.memory, step.rows, out, stride, eps, VALUE_PAD=value_pad, num_warps=8, **sizes,
+        delta_kernel[end - start, shape.value_heads](
+            mixed[start:], gates[start:], amounts[start:], times[start:],
+            layer.decay, layer.delay, layer.after.weight,
+            state.memory, rows, out[start:], stride, eps,
+            VALUE_PAD=value_pad, num_warps=8, **sizes,
         )  # fmt: skip
     if sequences > decodes:
         _pieces(mixed, latest, amounts, times, layer, state, step, sizes)

@@ -181,10 +181,9 @@ def drawn(
 
 
 @triton.jit
-def word_of(seeds, lengths, row):
-    """Return a word for the token of a row at its position, as `sampler.keys` does."""
-    seed = tl.load(seeds + row)
-    word = mix((seed >> 32).to(tl.uint32) ^ mix(tl.load(lengths + row).to(tl.uint32)))
+def word_of(seed, end):
+    """Return a word for a token of a request at its position, as `sampler.keys` does."""
+    word = mix((seed >> 32).to(tl.uint32) ^ mix(end.to(tl.uint32)))
     return mix(seed.to(tl.uint32) ^ word)
 
 
@@ -208,7 +207,7 @@ def lowest_of(
 
 @triton.jit
 def pick_kernel(
-    logits, which, knobs, top_ks, seeds, lengths, few, ids, out,
+    logits, which, knobs, top_ks, seeds, ends, few, ids, out,
     COUNT: tl.constexpr, PART: tl.constexpr, BITS: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
     """Draw one row's token."""
@@ -218,7 +217,7 @@ def pick_kernel(
     temperature = tl.load(knobs + row * 3)
     largest, token, columns = likeliest(line, COUNT, PART)
     if temperature > 0.0:
-        word = word_of(seeds, lengths, row)
+        word = word_of(tl.load(seeds + row), tl.load(ends + number))
         top_p, min_p = tl.load(knobs + row * 3 + 1), tl.load(knobs + row * 3 + 2)
         top_k = tl.load(top_ks + row)
         top_k = tl.where(top_k < COUNT, top_k, 0)
@@ -248,11 +247,11 @@ def pick_kernel(
     tl.store(out + number, token.to(tl.int64))
 
 
-def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
+def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(which)
     number, count = logits.shape
     pick_kernel[(number,)](
-        logits, which, rows.knobs, rows.top_k, rows.seeds, rows.lengths,
+        logits, which, rows.knobs, rows.top_k, rows.seeds, ends,
         logits.new_empty(number, FEW, dtype=torch.float32),
         torch.zeros(number, FEW + 1, dtype=torch.int32, device=logits.device), out,
         COUNT=count, PART=min(16384, triton.next_power_of_2(count)),
@@ -264,7 +263,7 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def best_kernel(
-    logits, which, knobs, seeds, lengths, out, first, COUNT: tl.constexpr, PART: tl.constexpr
+    logits, which, knobs, seeds, ends, out, first, COUNT: tl.constexpr, PART: tl.constexpr
 ):
     """Find one row's best token of some."""
     number = tl.program_id(0)
@@ -272,7 +271,7 @@ def best_kernel(
     row = tl.load(which + number)
     temperature = tl.load(knobs + row * 3)
     at = tl.arange(0, PART)
-    word = word_of(seeds, lengths, row)
+    word = word_of(tl.load(seeds + row), tl.load(ends + number))
     highest = tl.full([], -float("inf"), tl.float32)
     token = tl.full([], 0, tl.int32)
     for start in range(0, COUNT, PART):
@@ -289,11 +288,13 @@ def best_kernel(
     tl.store(out + number * 2 + 1, (first + token).to(tl.float64))
 
 
-def best(logits: torch.Tensor, rows: Rows, which: torch.Tensor, first: int) -> torch.Tensor:
+def best(
+    logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tensor, first: int
+) -> torch.Tensor:
     number, count = logits.shape
     out = torch.empty(number, 2, dtype=torch.float64, device=logits.device)
     best_kernel[(number,)](
-        logits, which, rows.knobs, rows.seeds, rows.lengths, out, first,
+        logits, which, rows.knobs, rows.seeds, ends, out, first,
         COUNT=count, PART=min(16384, triton.next_power_of_2(count)), num_warps=16,
     )  # fmt: skip
     return out
