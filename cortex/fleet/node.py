@@ -68,6 +68,8 @@ class ModelHealth:
     prompt_tokens_total: int | None = None
     cached_tokens_total: int | None = None
     preemptions_total: int | None = None
+    drafted_tokens_total: int | None = None
+    accepted_tokens_total: int | None = None
     tok_s: float | None = None
     body: str | None = None
 

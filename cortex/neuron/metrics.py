@@ -28,6 +28,8 @@ COUNTERS = {
     "prompt_tokens_total": ("prompt_tokens", "of prompts, those found in the cache included"),
     "cached_tokens_total": ("cached_prompt_tokens", "of prompts, found in the cache"),
     "preemptions_total": ("preemptions", "times a request gave its part of the cache back"),
+    "drafted_tokens_total": ("drafted_tokens", "that were guessed and tried"),
+    "accepted_tokens_total": ("accepted_tokens", "that were guessed and came true"),
 }
 
 

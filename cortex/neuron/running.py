@@ -96,6 +96,8 @@ class Running:
             prompt_tokens_total=told.asked_tokens,
             cached_tokens_total=told.hit_tokens,
             preemptions_total=told.preemptions,
+            drafted_tokens_total=told.drafted_tokens,
+            accepted_tokens_total=told.accepted_tokens,
         )
 
     def count(self, prompt_tokens: int, done: jobs.Done) -> None:

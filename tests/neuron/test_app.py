@@ -503,6 +503,8 @@ async def test_what_the_engine_says_is_in_the_health_and_in_the_metrics():
         prompt_tokens_total=400,
         cached_tokens_total=100,
         preemptions_total=7,
+        drafted_tokens_total=50,
+        accepted_tokens_total=30,
         tok_s=123.4,
         body="modules: as it should",
     )
@@ -522,6 +524,8 @@ async def test_what_the_engine_says_is_in_the_health_and_in_the_metrics():
         "prompt_tokens_total": 400.0,
         "cached_prompt_tokens_total": 100.0,
         "preemptions_total": 7.0,
+        "drafted_tokens_total": 50.0,
+        "accepted_tokens_total": 30.0,
     }.items():
         assert f'cortex_neuron_model_{name}{{model="m"}} {value}' in metrics
 

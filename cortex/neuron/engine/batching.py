@@ -12,8 +12,9 @@ from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.drafts import Guesser
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Lost, Token
+from cortex.neuron.engine.launched import Launched
 from cortex.neuron.engine.poison import is_poison
-from cortex.neuron.engine.runner import Launched, Runner
+from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.scheduler import Chunk, Scheduler
 from cortex.neuron.engine.sequence import Sequence
 from cortex.neuron.engine.snapshots import Snapshots, opening_of

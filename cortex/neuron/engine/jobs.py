@@ -37,7 +37,7 @@ class Load(Message, frozen=True, kw_only=True):
             the share of what is free once the weights are there.
         max_sequences: Requests that run at once.
         max_batch_tokens: Tokens of one step.
-        draft_tokens: How many are guessed ahead, at most; 0 is none.
+        speculation: ``off``, ``ngram`` or ``auto``: what guesses ahead, *draft_tokens* at most.
         place: In the group that is to run it; None is this worker by itself.
     """
 
@@ -50,6 +50,7 @@ class Load(Message, frozen=True, kw_only=True):
     cache_fraction: float = 0.9
     max_sequences: int = 256
     max_batch_tokens: int = 2048
+    speculation: str = "off"
     draft_tokens: int = 0
     place: Place | None = None
 

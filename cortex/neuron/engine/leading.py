@@ -10,8 +10,9 @@ import torch
 from cortex.neuron.engine import plan
 from cortex.neuron.engine.group import Group
 from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Token
+from cortex.neuron.engine.launched import Launched
 from cortex.neuron.engine.poison import GroupBroken
-from cortex.neuron.engine.runner import Drawn, Launched, Runner
+from cortex.neuron.engine.runner import Drawn, Runner
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence
 

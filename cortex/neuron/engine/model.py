@@ -95,7 +95,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
     rows, snapshots = least(group, *count_states(job, weights, recurrent, device))
-    slots = 1 + rows * (2 if job.draft_tokens else 1) + snapshots
+    slots = 1 + rows * (1 if job.speculation == "off" else 2) + snapshots
     pictures = _picture_bytes(job, weights, device)
     taken = pictures + slots * slot_bytes(recurrent, weights.module.dtype)
     (blocks,) = least(group, count_blocks(job, weights, heads, device, rows=rows, taken=taken))
@@ -143,7 +143,7 @@ def _engine(  # noqa: PLR0917 - what it is made of
         end_tokens=weights.end_tokens,
         runs_ahead=weights.module.device.type == "cuda",
         snapshots=snapshots,
-        guesser=partial(Ngrams, job.draft_tokens) if job.draft_tokens else None,
+        guesser=None if job.speculation == "off" else partial(Ngrams, job.draft_tokens),
     )
 
 
@@ -238,7 +238,7 @@ def count_states(
         return job.max_sequences, 0
     room = _room(job, weights, device) * STATE_SHARE
     fit = int(room / slot_bytes(recurrent, weights.module.dtype))
-    fit = fit // 2 if job.draft_tokens else fit  # a draft that fails needs the one of before
+    fit = fit if job.speculation == "off" else fit // 2  # a draft that fails needs the one before
     rows = max(1, min(job.max_sequences, fit))
     return rows, max(1, min(SNAPSHOTS * rows, fit))
 

@@ -65,6 +65,10 @@ class TorchOptions:
             its cache may take, where its ``vram_mb`` is not set.
         max_batch_tokens: Tokens of one step: prompts are computed in pieces of at most so many.
         max_sequences: Requests of one model that run at once; more wait on the neuron.
+        speculation: What guesses tokens of answers, to try several in one step: ``off``; ``ngram``:
+            what was said before, in prompt or answer; ``auto``: the model's own layer for it, where
+            its checkpoint has one, else as ``ngram``.
+        draft_tokens: Tokens that are guessed at a time, at most.
         threads: CPU threads of a worker; 0 lets torch decide.
         watchdog_s: A worker whose step takes longer, or that is silent as long, is replaced.
         images: Those that requests bring for models that see.
@@ -76,6 +80,8 @@ class TorchOptions:
     kv_cache_fraction: float = 0.9
     max_batch_tokens: int = 2048
     max_sequences: int = 256
+    speculation: Literal["off", "ngram", "auto"] = "off"
+    draft_tokens: int = 4
     threads: int = 0
     watchdog_s: float = 120.0
     images: ImageOptions = attrs.field(factory=ImageOptions)
@@ -153,6 +159,8 @@ class TorchHarness:
             cache_fraction=self._options.kv_cache_fraction,
             max_sequences=self._options.max_sequences,
             max_batch_tokens=self._options.max_batch_tokens,
+            speculation=self._options.speculation,
+            draft_tokens=self._options.draft_tokens,
         )
         loaded = await on.load(job, stage)
         worker = on.workers[0] if isinstance(on, WorkerGroup) else on
