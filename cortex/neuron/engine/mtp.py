@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from cortex.neuron.engine.cache import Cache, Heads
-from cortex.neuron.engine.layers import Linear, Norm, decoder_of, norm_of
+from cortex.neuron.engine.layers import Linear, Norm, norm_of
 from cortex.neuron.engine.reading import slices_in
 from cortex.neuron.engine.stack import Layer, Stack, layer_of
 from cortex.neuron.engine.step import Shown, Step
@@ -188,14 +188,13 @@ def _block(weights: Mapping[str, torch.Tensor], module: Any) -> Any:
     Raises:
         ValueError: The checkpoint has not what belongs to such a layer.
     """
-    body = getattr(decoder_of(module), "model", decoder_of(module))
+    body = getattr(module.model, "language_model", module.model)
     config = deepcopy(module.config.get_text_config())
     config.num_hidden_layers, config.layer_types = 1, ["full_attention"]
     config.vocab_size, config.pad_token_id = 1, None
     config.mlp_only_layers, config.decoder_sparse_step = [], 1  # where there are experts, it has
-    told = {
-        name: weight for name, weight in weights.items() if name not in {*OWN, *TABLES}
-    } | {"embed_tokens.weight": torch.zeros(1, config.hidden_size)}
+    told = {name: weight for name, weight in weights.items() if name not in {*OWN, *TABLES}}
+    told["embed_tokens.weight"] = torch.zeros(1, config.hidden_size)
     made, found = type(body).from_pretrained(
         None, config=config, state_dict=told, output_loading_info=True, dtype=module.dtype
     )

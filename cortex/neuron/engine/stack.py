@@ -197,7 +197,7 @@ class Stack:
 
     def _through(self, step: Step, cache: Cache) -> torch.Tensor:
         """Return what all layers make of the tokens of a step: [tokens, width]."""
-        x = self.embed(step.ids)  # ours, and added to from here on
+        x: torch.Tensor = self.embed(step.ids)  # ours, and added to from here on
         if self._embed_factor != 1:
             x *= self._embed_factor
         if step.shown is not None:
