@@ -1,13 +1,14 @@
 """
-The layer a checkpoint has besides its model's, which guesses tokens after the next.
+Multi-token prediction: a layer a checkpoint has besides its model's, which guesses further tokens.
 
-Out of what the model made of a token and the token that follows, it makes what the model would of
+Out of what the model made of a token, and the token that follows, it makes what the model would of
 that one, roughly: the head makes logits of it, and with the token chosen from those it goes in for
-the next guess.  Qwen3-Next's and Qwen3.5's is a layer of attention, with a mixture of experts where
-the model's have one; its keys are pages of their own.
+the next guess (DeepSeek-V3 technical report, 2024, section 2.2).  Qwen3-Next's and Qwen3.5's is a
+layer of attention, with a mixture of experts where the model's have one; its keys have pages of
+their own.
 
-What goes in is the model's state after its last norm, behind the embedding; positions are those of
-the token the state is of.
+What goes in is the embedding and, behind it, the model's state after its last norm; positions are
+those of the token the state is of.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _read(folder: Path, module: Any, stack: Stack) -> tuple[Mtp | None, str]:
         if name.startswith(PREFIX)
     }
     if not slices:
-        return None, "the checkpoint has no layer that guesses tokens"
+        return None, "the checkpoint guesses no tokens"
     if others := sorted(
         name for name in slices if not name.startswith(FIRST) and name not in KNOWN
     ):

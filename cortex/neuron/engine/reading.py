@@ -1,5 +1,5 @@
 """
-How far the reading of a checkpoint's weights is, in bytes.
+How far the reading of a checkpoint's weights is, in bytes; and its weights one by one.
 
 transformers goes through them with a progress bar, which it lets others make.
 """

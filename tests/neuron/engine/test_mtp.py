@@ -21,8 +21,10 @@ from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.layers import decoder_of
 from cortex.neuron.engine.modules import record, recurrences
 from cortex.neuron.engine.mtp import mtp_of
+from cortex.neuron.engine.shards import Shards
 from cortex.neuron.engine.stack import Stack
 from tests.neuron.engine.engines import DEVICE, ask, model_of, run
+from tests.neuron.engine.ranks import Rank, Together
 from tests.neuron.engine.seeing import HYBRIDS as SEEING
 from tests.neuron.engine.seeing import TOKEN, seeing
 from tests.neuron.engine.tiny import byte_tokenizer
@@ -313,17 +315,20 @@ def answer(folder):
 
 @pytest.mark.timeout(60)
 def test_a_model_is_what_it_is_without_and_its_loading_says_nothing_of_it(dense, tmp_path):
-    with heard() as before:
-        plain = answer(dense[0])
-    with heard() as after:
+    plain = answer(dense[0])
+    with heard() as said:
         assert answer(changed(dense, tmp_path, {})) == plain
-    assert after == before
+    assert not [message for message in said if "mtp" in message]
 
 
-def test_its_weights_take_what_they_say(dense, tmp_path):
+def test_its_weights_take_what_they_say_and_stay_as_they_are(dense, tmp_path):
     folder = changed(dense, tmp_path, {})
-    mtp, _ = mtp_of(folder, *found_in(folder))
+    module, stack = found_in(folder)
+    stack.quantise(torch.int8)
+    mtp, _ = mtp_of(folder, module, stack)
+
     assert mtp.used_bytes == sum(weight.nbytes for weight in dense[2].values())
+    assert mtp._block.mlp.down.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("is_dedicated", [True, False])
@@ -378,10 +383,15 @@ def test_what_cannot_be_run_is_left_and_why_is_told(more, why, dense, tmp_path):
 def test_a_checkpoint_without_it_has_none(dense, tmp_path):
     folder, module, _ = dense
     stack = Stack(module, kernels_for(DEVICE))
-    assert mtp_of(folder, module, stack) == (
-        None,
-        "the checkpoint has no layer that guesses tokens",
-    )
-    assert mtp_of(folder / "model.gguf", module, stack)[0] is None
-    stack._shards = object()
-    assert mtp_of(folder, module, stack)[0] is None
+    assert mtp_of(folder, module, stack) == (None, "the checkpoint guesses no tokens")
+    assert mtp_of(folder / "model.gguf", module, stack)[1].startswith("of a GGUF file")
+    assert "has no model.safetensors" in mtp_of(tmp_path, module, stack)[1]
+
+
+def test_a_model_split_over_devices_has_none(dense, tmp_path):
+    folder = changed(dense, tmp_path, {})
+    shards = Shards(dense[1].config, Rank(0, Together(2)))
+    share, _ = shards.model(shards.of(dense[1].state_dict()), dtype=torch.float32)
+    mtp, why = mtp_of(folder, share, Stack(share, kernels_for(DEVICE), shards))
+    assert mtp is None
+    assert "split over devices" in why
