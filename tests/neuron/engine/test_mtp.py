@@ -21,8 +21,10 @@ from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.layers import decoder_of
 from cortex.neuron.engine.modules import record, recurrences
 from cortex.neuron.engine.mtp import mtp_of
+from cortex.neuron.engine.places import plain
 from cortex.neuron.engine.shards import Shards
 from cortex.neuron.engine.stack import Stack
+from cortex.neuron.engine.step import Shown
 from tests.neuron.engine.engines import DEVICE, ask, model_of, run
 from tests.neuron.engine.ranks import Rank, Together
 from tests.neuron.engine.seeing import HYBRIDS as SEEING
@@ -152,9 +154,10 @@ class Case:
 
     def index(self, number, length):
         """Return what the tokens of a sequence are turned by, and those guessed after it."""
-        if self.shown is None or number:
+        if self.shown is None:
             return torch.arange(length, device=DEVICE)
-        return self.shown.places.between(0, length).to(DEVICE)
+        found = plain(0, length) if number else self.shown.places.between(0, length)
+        return found.to(DEVICE)
 
     def embedded(self, number, ids):
         """Return what stands for the tokens that follow."""
@@ -269,6 +272,36 @@ def test_guesses_go_on_from_guesses(case):
         done = [count + 1 for count in done]
 
 
+def test_several_tokens_of_a_sequence_may_decode_in_one_step(case):
+    cache = case.cache()
+    _, _, _, follow = rounds(case, cache)
+    counts, done = (3, 1), [len(ids) for ids in case.tried]
+    longer = [torch.cat([ids, ids[:n]]) for ids, n in zip(follow, counts, strict=True)]
+    more = [torch.cat([h, h[:n]]) for h, n in zip(case.hidden, counts, strict=True)]
+    step, pieces = probe._step(longer, done, counts, cache.tile_tokens)
+    each = torch.tensor(step.counts, device=DEVICE)
+    step = attrs.evolve(
+        step,
+        rows=step.rows.repeat_interleave(each),
+        lengths=(step.positions + 1).int(),
+        decodes=len(step.ids),
+        counts=(1,) * len(step.ids),
+        ends=tuple((step.positions + 1).tolist()),
+        tiles=None,
+        lasts=None,
+        places=torch.cat([case.index(n, end)[..., start:] for n, start, end, _ in pieces], -1),
+    )
+    ids, hidden = (
+        torch.cat([kind[n][start:end] for n, start, end, _ in pieces]) for kind in (longer, more)
+    )
+    shown = torch.cat([case.embedded(n, longer[n])[start:end] for n, start, end, _ in pieces])
+    shown = Shown(at=torch.arange(len(ids), device=DEVICE), features=shown[None])
+
+    got = case.mtp.states(hidden, ids, step, cache, shown)
+    wanted = [case.wanted(n, more[n], longer[n])[start:] for n, start, *_ in pieces]
+    assert probe.distance([got], [torch.cat(wanted)]) < LIMIT
+
+
 @pytest.mark.parametrize("family", ["granite", "qwen3_5_text"])
 def test_what_the_head_takes_comes_with_the_logits_that_are_wanted(family):
     module = model_of(family)
@@ -315,9 +348,9 @@ def answer(folder):
 
 @pytest.mark.timeout(60)
 def test_a_model_is_what_it_is_without_and_its_loading_says_nothing_of_it(dense, tmp_path):
-    plain = answer(dense[0])
+    without = answer(dense[0])
     with heard() as said:
-        assert answer(changed(dense, tmp_path, {})) == plain
+        assert answer(changed(dense, tmp_path, {})) == without
     assert not [message for message in said if "mtp" in message]
 
 
