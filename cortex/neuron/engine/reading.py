@@ -1,5 +1,5 @@
 """
-How far the reading of a checkpoint's weights is, in bytes.
+How far the reading of a checkpoint's weights is, in bytes; and its weights one by one.
 
 transformers goes through them with a progress bar, which it lets others make.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import safe_open
 from transformers import modeling_gguf_pytorch_utils as gguf_weights
 from transformers.utils import logging
+
+from cortex.errors import RepoFetchFailed
 
 BAR = "Loading weights"  # what transformers calls it
 STEPS = 200  # reports of a load, at most about so many
@@ -65,6 +68,25 @@ def sizes_in(folder: Path) -> dict[str, int]:
                 begin, end = tensor["data_offsets"]
                 sizes[name] = end - begin
     return sizes
+
+
+def slices_in(folder: Path) -> Iterator[tuple[str, Any]]:
+    """
+    Yield the weights of a folder of safetensors, as slices that are read when they are indexed.
+
+    Raises:
+        RepoFetchFailed: A file is not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    with suppress(FileNotFoundError):
+        names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    for name in names:
+        if not (folder / name).is_file():
+            raise RepoFetchFailed(f"{folder} has no {name}: its weights cannot be read one by one")
+        file: Any = safe_open(folder / name, framework="pt")
+        for key in file.keys():  # noqa: SIM118 - it is no mapping
+            yield key, file.get_slice(key)
 
 
 def shares(names: Sequence[str], sizes: dict[str, int]) -> list[int]:

@@ -8,22 +8,20 @@ layers is a part of a sum, which the ranks add up.  Norms and routers are on all
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from safetensors import safe_open
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from cortex.errors import RepoFetchFailed, UnsupportedArchitecture
+from cortex.errors import UnsupportedArchitecture
 from cortex.neuron.engine.group import Group
+from cortex.neuron.engine.reading import slices_in
 
 FAMILIES = (
     *("granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "qwen3_next"),
@@ -171,17 +169,7 @@ class Shards:
 
     def read(self, folder: Path) -> dict[str, Any]:
         """Return this rank's share of a folder of safetensors, none of which is read yet."""
-        index = folder / "model.safetensors.index.json"
-        names = ["model.safetensors"]
-        with suppress(FileNotFoundError):
-            names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
-        found: dict[str, Any] = {}
-        for name in names:
-            if not (folder / name).is_file():
-                raise RepoFetchFailed(f"{folder} has no {name}: it cannot be split over devices")
-            file: Any = safe_open(folder / name, framework="pt")
-            found |= {key: self.cut(key, file.get_slice(key)) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-        return found
+        return {name: self.cut(name, weight) for name, weight in slices_in(folder)}
 
     def of(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return this rank's share of weights."""

@@ -67,9 +67,23 @@ class Experts:
     module: Any
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class Layer:
+    """Both halves of a layer, and its number in the cache."""
+
+    number: int
+    first: Attention | Delta
+    mlp: Mlp | Experts
+
+
 class Stack:
     """
     Runs *module*, a causal language model, or a rank's share of one.
+
+    Attributes:
+        kernels: It is run with.
+        embed: Gives the embeddings of token ids.
+        head: Gives logits, of this rank's tokens.
 
     Raises:
         AttributeError: It has none of the modules that are looked for.
@@ -81,20 +95,20 @@ class Stack:
     def __init__(self, module: Any, kernels: Kernels, shards: Shards | None = None) -> None:
         config = module.config.get_text_config()
         body = getattr(module.model, "language_model", module.model)
-        self._kernels = kernels
-        self._embed = module.get_input_embeddings()
+        self.kernels = kernels
+        self.embed = module.get_input_embeddings()
         self._embed_factor = getattr(config, "embedding_multiplier", 1.0)
         self._factor = getattr(config, "residual_multiplier", 1.0)
         self._divisor = getattr(config, "logits_scaling", 1.0)
         self._rotary = rotary_of(body.rotary_emb)
         self._modules = body.layers
-        self._layers = [(*_first(layer), _mlp(layer)) for layer in body.layers]
+        self._layers = [layer_of(layer) for layer in body.layers]
         self._norm = norm_of(body.norm)
-        self._head = fuse(module.get_output_embeddings())
+        self.head = fuse(module.get_output_embeddings())
         self._shards = shards
         if shards is not None:
-            mine = self._head.weight[: shards.tokens.count]
-            self._head = attrs.evolve(self._head, weight=mine)
+            mine = self.head.weight[: shards.tokens.count]
+            self.head = attrs.evolve(self.head, weight=mine)
 
     def quantise(self, dtype: torch.dtype) -> int:
         """
@@ -106,18 +120,25 @@ class Stack:
             Bytes that are free for it.
         """
         before = self.step_bytes
-        for layer, (number, first, mlp) in enumerate(self._layers):
-            self._layers[layer] = number, _quantised(first, dtype), _quantised(mlp, dtype)
-            _empty(_mixer(self._modules[layer]))
-            if isinstance(mlp, Mlp):
-                _empty(self._modules[layer].mlp)
+        for place, layer in enumerate(self._layers):
+            halves = {"first": _quantised(layer.first, dtype), "mlp": _quantised(layer.mlp, dtype)}
+            self._layers[place] = attrs.evolve(layer, **halves)
+            _empty(_mixer(self._modules[place]))
+            if isinstance(layer.mlp, Mlp):
+                _empty(self._modules[place].mlp)
         return before - self.step_bytes
+
+    @property
+    def is_share(self) -> bool:
+        """Whether other ranks have the rest of the model."""
+        return self._shards is not None
 
     @property
     def step_bytes(self) -> int:
         """Bytes of weights that any step reads, experts apart."""
-        linears = [self._head]
-        for _, first, mlp in self._layers:
+        linears = [self.head]
+        for layer in self._layers:
+            first, mlp = layer.first, layer.mlp
             linears += [first.qkv if isinstance(first, Attention) else first.inward, first.out]
             linears += [mlp.gate_up, mlp.down] if isinstance(mlp, Mlp) else []
         return sum(linear.weight.nbytes for linear in linears)
@@ -129,42 +150,71 @@ class Stack:
 
     def part(self, step: Step, cache: Cache) -> torch.Tensor:
         """Return of those what this rank has: [wanted, tokens]."""
-        kernels = self._kernels
-        x = self._embed(step.ids)  # [tokens, width]; ours, and added to from here on
+        x = self._through(step, cache)
+        wanted = x if step.wanted is None else x[step.wanted]
+        return self.scores(wanted, self.head, self._norm)
+
+    def with_states(self, step: Step, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Return the logits of the tokens that are wanted, and what the head takes, of all tokens.
+
+        Returns:
+            # [wanted, vocabulary], [tokens, width]
+        """
+        states = self.kernels.norm(self._through(step, cache), self._norm)
+        logits = self.scores(states if step.wanted is None else states[step.wanted], self.head)
+        return logits if self._shards is None else self._shards.tokens.whole(logits), states
+
+    def scores(self, x: torch.Tensor, head: Linear, norm: Norm | None = None) -> torch.Tensor:
+        """Return what a head makes of states, normed before: [tokens, out]."""
+        logits = self.kernels.linear(x, head, norm)
+        return logits if self._divisor == 1 else logits / self._divisor
+
+    def turns(self, step: Step) -> torch.Tensor:
+        """Return what the tokens of a step are turned by; see `Rotary.turns`."""
+        return self._rotary.turns(step.positions if step.places is None else step.places)
+
+    def run(
+        self, layer: Layer, x: torch.Tensor, turns: torch.Tensor, step: Step, cache: Cache
+    ) -> None:
+        """Add what a layer makes of its input to that, [tokens, width]."""
+        kernels, first, mlp = self.kernels, layer.first, layer.mlp
+        if isinstance(first, Attention):
+            pages = cache.pages[layer.number]
+            projected = kernels.linear(x, first.qkv, first.norm)
+            queries = kernels.rotate(projected, turns, first.norms, pages, step)
+            mixed = kernels.attend(queries, pages, step).flatten(1)
+            if first.gated:
+                mixed *= _gates(projected, first.gated, mixed.shape[1]).sigmoid()
+        else:
+            projected = kernels.linear(x, first.inward, first.norm)
+            mixed = kernels.delta(projected, first, cache.states.layers[layer.number], step)
+        self._add(mixed, first.out, x)
+        if isinstance(mlp, Mlp):
+            self._add(kernels.gated(x, mlp.gate_up, mlp.norm), mlp.down, x)
+        else:
+            x.add_(_answer(mlp.module(kernels.norm(x, mlp.norm)[None])), alpha=self._factor)
+
+    def _through(self, step: Step, cache: Cache) -> torch.Tensor:
+        """Return what all layers make of the tokens of a step: [tokens, width]."""
+        x: torch.Tensor = self.embed(step.ids)  # ours, and added to from here on
         if self._embed_factor != 1:
             x *= self._embed_factor
         if step.shown is not None:
             x[step.shown.at] = step.shown.features[0]
-        turns = self._rotary.turns(step.positions if step.places is None else step.places)
-        for depth, (number, first, mlp) in enumerate(self._layers, 1):
-            if isinstance(first, Attention):
-                pages = cache.pages[number]
-                projected = kernels.linear(x, first.qkv, first.norm)
-                queries = kernels.rotate(projected, turns, first.norms, pages, step)
-                mixed = kernels.attend(queries, pages, step).flatten(1)
-                if first.gated:
-                    mixed *= _gates(projected, first.gated, mixed.shape[1]).sigmoid()
-            else:
-                projected = kernels.linear(x, first.inward, first.norm)
-                mixed = kernels.delta(projected, first, cache.states.layers[number], step)
-            self._add(mixed, first.out, x)
-            if isinstance(mlp, Mlp):
-                hidden = kernels.gated(x, mlp.gate_up, mlp.norm)
-                self._add(hidden, mlp.down, x)
-            else:
-                x.add_(_answer(mlp.module(kernels.norm(x, mlp.norm)[None])), alpha=self._factor)
+        turns = self.turns(step)
+        for depth, layer in enumerate(self._layers, 1):
+            self.run(layer, x, turns, step, cache)
             if step.shown is not None and depth < len(step.shown.features):
                 x[step.shown.at] += step.shown.features[depth]
-        wanted = x if step.wanted is None else x[step.wanted]
-        logits = kernels.linear(wanted, self._head, self._norm)
-        return logits if self._divisor == 1 else logits / self._divisor
+        return x
 
     def _add(self, x: torch.Tensor, layer: Linear, residual: torch.Tensor) -> None:
         """Add what *layer*, or all ranks' together, makes of *x* to *residual*."""
         if self._shards is None:
-            self._kernels.add(x, layer, residual, self._factor)
+            self.kernels.add(x, layer, residual, self._factor)
         else:
-            sums = self._shards.group.sum(self._kernels.linear(x, layer))
+            sums = self._shards.group.sum(self.kernels.linear(x, layer))
             residual.add_(sums, alpha=self._factor)
 
 
@@ -173,11 +223,20 @@ def _mixer(layer: Any) -> Any:
     return layer.linear_attn if hasattr(layer, "linear_attn") else layer.self_attn
 
 
-def _first(layer: Any) -> tuple[int, Attention | Delta]:
+def layer_of(layer: Any) -> Layer:
+    """
+    Return a layer of a decoder.
+
+    Raises:
+        AttributeError: It has none of the modules that are looked for.
+        TypeError: One of them is not what it is looked for.
+    """
     module = _mixer(layer)
     if is_delta(module):
-        return module.layer_idx, delta_of(module, norm_of(layer.input_layernorm))
-    return module.layer_idx, _attention(layer)
+        first: Attention | Delta = delta_of(module, norm_of(layer.input_layernorm))
+    else:
+        first = _attention(layer)
+    return Layer(number=module.layer_idx, first=first, mlp=_mlp(layer))
 
 
 def _gates(projected: torch.Tensor, heads: int, width: int) -> torch.Tensor:

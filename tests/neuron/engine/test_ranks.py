@@ -261,7 +261,7 @@ def test_each_rank_keeps_its_share_in_eight_bits(quant, tiny_llama):
     wholes, eights = loaded(tiny_llama.path, 2), loaded(tiny_llama.path, 2, quant=quant)
     for whole, eight in zip(wholes, eights, strict=True):
         assert eight.used_bytes < whole.used_bytes
-        linear = eight.engine._runner._body._layers[0][1].qkv
+        linear = eight.engine._runner._body._layers[0].first.qkv
         assert linear.weight.dtype in LARGEST
         assert eight.body.startswith("fused")
     assert wholes[0].context == 2048
