@@ -28,6 +28,7 @@ class Shape:
         tile_tokens: Of a tile, at most.
         waves: How many decode, one token each, and come first; then how many of those try a second
             token, a third, and so on.
+        has_trails: Whether it is told what follows each token; see `foresight`.
     """
 
     tokens: int
@@ -35,9 +36,17 @@ class Shape:
     tiles: int
     tile_tokens: int
     waves: tuple[int, ...]
+    has_trails: bool = False
 
     @classmethod
-    def of(cls, waves: list[list[Chunk]], others: list[Chunk], tile_tokens: int) -> Shape:
+    def of(
+        cls,
+        waves: list[list[Chunk]],
+        others: list[Chunk],
+        tile_tokens: int,
+        *,
+        has_trails: bool = False,
+    ) -> Shape:
         """Return the shape that is filled by *waves* of one token each, and *others*."""
         return cls(
             tokens=sum(chunk.count for chunk in others),
@@ -45,17 +54,19 @@ class Shape:
             tiles=sum(-(-chunk.count // tile_tokens) for chunk in others),
             tile_tokens=tile_tokens,
             waves=tuple(map(len, waves)),
+            has_trails=has_trails,
         )
 
     @classmethod
     def told(cls, numbers: Sequence[int]) -> Shape:
         """Return the shape whose `numbers` these are."""
-        tokens, chunks, tiles, tile_tokens, *waves = numbers
-        return cls(tokens, chunks, tiles, tile_tokens, tuple(waves))
+        tokens, chunks, tiles, tile_tokens, has_trails, *waves = numbers
+        return cls(tokens, chunks, tiles, tile_tokens, tuple(waves), bool(has_trails))
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        return (self.tokens, self.chunks, self.tiles, self.tile_tokens, *self.waves)
+        fixed = self.tokens, self.chunks, self.tiles, self.tile_tokens, int(self.has_trails)
+        return (*fixed, *self.waves)
 
     @property
     def decodes(self) -> int:
@@ -78,13 +89,20 @@ class Shape:
             tiles=tokens // self.tile_tokens + chunks,
             tile_tokens=self.tile_tokens,
             waves=tuple(waves),
+            has_trails=self.has_trails,
         )
 
     @property
     def fields(self) -> list[int]:
         """How long each field of a batch is."""
         tokens, sequences = self.decodes + self.tokens, self.decodes + self.chunks
-        return [*[tokens] * 3, *[sequences] * 4, self.tiles * 4]
+        trails = [tokens, tokens, self.tips] if self.has_trails else []
+        return [*[tokens] * 3, *[sequences] * 4, self.tiles * 4, *trails]
+
+    @property
+    def tips(self) -> int:
+        """How many sequences there are: each alone in the first wave, or one of the others."""
+        return sum(self.waves[:1]) + self.chunks
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -107,6 +125,10 @@ class Batch:
         keepers: Rows that keep the token picked for them; 0 where it is for nobody.
             # [sequences] int64
         tiles: See `Step`.  # [tiles, 4] int64
+        following: What comes after each token; of what is picked here for a sequence, -1 less its
+            place among them.  # [tokens] int64
+        after: Where the guess is that was tried after a token; 0 is nowhere.  # [tokens] int64
+        tips: The last token of each sequence that is no guess; -1 where none is.  # [tips] int64
     """
 
     def __init__(self, told: torch.Tensor, shape: Shape) -> None:
@@ -116,6 +138,8 @@ class Batch:
         self.said, self.positions, self.owners = fields[:3]
         self.rows, self.lengths, self.lasts, self.keepers = fields[3:7]
         self.tiles = fields[7].view(-1, 4)
+        if shape.has_trails:
+            self.following, self.after, self.tips = fields[8:]
 
 
 def waves_of(chunks: list[Chunk], *, is_waved: bool) -> tuple[list[list[Chunk]], list[Chunk]]:

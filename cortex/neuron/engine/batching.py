@@ -39,6 +39,7 @@ class Batching:
         runs_ahead: bool,
         snapshots: Snapshots | None = None,
         guesser: Callable[[], Guesser] | None = None,
+        foreseen_tokens: int = 0,
     ) -> None:
         self._runner = runner
         self._end_tokens = end_tokens
@@ -47,7 +48,11 @@ class Batching:
         self._launched: deque[Launched] = deque()
         self._found: dict[str, Sequence] = {}
         self.scheduler = Scheduler(
-            blocks, rows=rows, budget_tokens=budget_tokens, snapshots=snapshots
+            blocks,
+            rows=rows,
+            budget_tokens=budget_tokens,
+            snapshots=snapshots,
+            foreseen_tokens=foreseen_tokens,
         )
 
     @property
@@ -172,10 +177,11 @@ class Batching:
         for chunk, epoch in launched.drafted:
             if chunk.sequence.reason is None and chunk.sequence.epoch == epoch:
                 self.scheduler.settle(chunk)
-        for sequence in going.values():
+        guessed = launched.guessed()
+        for name, sequence in going.items():
             if sequence.reason is None:
                 self.scheduler.keep(sequence)
-                sequence.guess()
+                sequence.guess(guessed.get(name, ()))
 
     def _token(self, sequence: Sequence, launched: Launched, number: int, token: int) -> Token:
         if sequence.job.logprobs is None:

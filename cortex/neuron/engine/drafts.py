@@ -21,11 +21,27 @@ TOKEN_BYTES = array("I").itemsize
 class Guesser(Protocol):
     """What guesses how one sequence goes on."""
 
-    def drafts(self, tokens: Sequence[int]) -> list[int]:
-        """Return what may follow *tokens*, which begin with those of the last time."""
+    def drafts(self, tokens: Sequence[int], foreseen: Sequence[int]) -> list[int]:
+        """
+        Return what may come next.
+
+        Args:
+            tokens: What is known; they begin with those of the last time.
+            foreseen: What the model's own layer for it guesses, if it has one.
+        """
 
     def settle(self, drafted: int, accepted: int) -> None:
         """Learn from a draft: how many tokens it had, and how many of them came true."""
+
+
+class Foreseen:
+    """Takes what the model's own layer guesses."""
+
+    def drafts(self, tokens: Sequence[int], foreseen: Sequence[int]) -> list[int]:  # noqa: ARG002
+        return [*foreseen]
+
+    def settle(self, drafted: int, accepted: int) -> None:
+        """Learn nothing."""
 
 
 class Ngrams:
@@ -43,7 +59,7 @@ class Ngrams:
         self._misses = 0
         self._said = bytearray()
 
-    def drafts(self, tokens: Sequence[int]) -> list[int]:
+    def drafts(self, tokens: Sequence[int], foreseen: Sequence[int] = ()) -> list[int]:  # noqa: ARG002
         known = len(self._said) // TOKEN_BYTES
         self._said += array("I", tokens[known:]).tobytes()
         if self._rest > 0:

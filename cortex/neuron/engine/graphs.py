@@ -15,7 +15,7 @@ import torch
 
 from cortex.neuron.engine.poison import is_poison
 
-Out = tuple[torch.Tensor, torch.Tensor]
+Out = tuple[torch.Tensor, ...]
 log = logging.getLogger(__name__)
 
 

@@ -12,6 +12,8 @@ from cortex.neuron.engine import sampler
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence as Running
 
+Tip = tuple[int, Running]
+
 
 class Pick(NamedTuple):
     """
@@ -51,13 +53,17 @@ class Launched:
     Attributes:
         picks: What is picked.
         drafted: Whose drafts are tried, with the epoch at the launch.
+        tips: Who is guessed at, and which of *guesses* are for it.
+        guesses: What they may say after that.  # [tips, count] int64, on the host once *arrived*
         picked: Their tokens.  # [picks] int64, on the host once *arrived*
         logits: What they were picked from, where log probabilities are wanted.
     """
 
     picks: Sequence[Pick] = ()
     drafted: Sequence[tuple[Chunk, int]] = ()
+    tips: Sequence[Tip] = ()
     picked: torch.Tensor | None = None
+    guesses: torch.Tensor | None = None
     arrived: torch.cuda.Event | None = None
     logits: torch.Tensor | None = None
 
@@ -66,6 +72,11 @@ class Launched:
         if self.arrived is not None:
             self.arrived.synchronize()
         return [] if self.picked is None else self.picked.tolist()
+
+    def guessed(self) -> dict[str, list[int]]:
+        """Return what was guessed, by request; the tokens have been waited for."""
+        guesses = [] if self.guesses is None else self.guesses.tolist()
+        return {sequence.id: guesses[number] for number, sequence in self.tips}
 
     def logprobs(self, number: int, count: int) -> tuple[float, list[tuple[int, float]]]:
         """Return a sampler's log probability, and the *count* likeliest tokens with theirs."""

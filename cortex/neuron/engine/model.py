@@ -16,7 +16,7 @@ from cortex.neuron.engine import probe
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import BLOCK_TOKENS, Blocks, blocks_for
 from cortex.neuron.engine.cache import Cache, Heads
-from cortex.neuron.engine.drafts import Ngrams
+from cortex.neuron.engine.drafts import Foreseen, Ngrams
 from cortex.neuron.engine.embedding import Embedding
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.group import Group, least
@@ -25,6 +25,7 @@ from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.layers import decoder_of
 from cortex.neuron.engine.leading import Follower, Leader
 from cortex.neuron.engine.modules import Modules, record, recurrences
+from cortex.neuron.engine.mtp import Mtp, mtp_of
 from cortex.neuron.engine.plain import Plain
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.snapshots import Snapshots
@@ -94,6 +95,10 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     if isinstance(body, Stack) and job.quant is not None:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
+    mtp, foresees = _mtp(job, weights, body)
+    if mtp is not None:
+        heads[mtp.layer] = mtp.heads
+        weights = attrs.evolve(weights, used_bytes=weights.used_bytes + mtp.used_bytes)
     rows, snapshots = least(group, *count_states(job, weights, recurrent, device))
     slots = 1 + rows * (1 if job.speculation == "off" else 2) + snapshots
     pictures = _picture_bytes(job, weights, device)
@@ -109,13 +114,15 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         device=device,
         tower=weights.tower,
         tokens=None if shards is None else shards.tokens,
+        mtp=mtp,
+        draft_tokens=job.draft_tokens,
     )
     runner.warm_up()
     return Model(
         weights=weights,
-        engine=_engine(job, weights, runner, Blocks(blocks), rows, kept),
+        engine=_engine(job, weights, runner, Blocks(blocks), rows, kept, mtp=mtp),
         context=context,
-        body=f"{body.name}: {why}",
+        body=f"{body.name}: {why}{foresees}",
         used_bytes=weights.used_bytes + cache.used_bytes + pictures,
         group=group,
     )
@@ -128,6 +135,8 @@ def _engine(  # noqa: PLR0917 - what it is made of
     blocks: Blocks,
     rows: int,
     snapshots: Snapshots | None,
+    *,
+    mtp: Mtp | None,
 ) -> Batching | Follower:
     """Return what steps: by itself, as the first of a group, or as that says."""
     if weights.shards is not None:
@@ -135,6 +144,7 @@ def _engine(  # noqa: PLR0917 - what it is made of
         if not isinstance(runner, Leader):
             return Follower(runner, group)
         runner.lead(job.model, group)
+    ngrams = None if job.speculation == "off" else partial(Ngrams, job.draft_tokens)
     return Batching(
         runner,
         blocks,
@@ -143,8 +153,20 @@ def _engine(  # noqa: PLR0917 - what it is made of
         end_tokens=weights.end_tokens,
         runs_ahead=weights.module.device.type == "cuda",
         snapshots=snapshots,
-        guesser=None if job.speculation == "off" else partial(Ngrams, job.draft_tokens),
+        guesser=ngrams if mtp is None else Foreseen,
+        foreseen_tokens=0 if mtp is None else job.draft_tokens,
     )
+
+
+def _mtp(job: Load, weights: Weights, body: probe.Body) -> tuple[Mtp | None, str]:
+    """Return the layer of the checkpoint that guesses tokens, if it is wanted; and what is said."""
+    if job.speculation != "auto":
+        return None, ""
+    if not isinstance(body, Stack):
+        return None, "; what it says next is guessed by n-grams: it is not fused"
+    mtp, why = mtp_of(Path(job.path), weights.module, body)
+    by = "its own layer" if mtp is not None else f"n-grams: {why}"
+    return mtp, f"; what it says next is guessed by {by}"
 
 
 def _body(

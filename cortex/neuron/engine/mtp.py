@@ -46,10 +46,10 @@ class Mtp:
         used_bytes: Of its weights.
     """
 
+    stack: Stack
     layer: int
     heads: Heads
     used_bytes: int
-    _stack: Stack
     _block: Layer
     _embedding: Norm
     _hidden: Norm
@@ -81,22 +81,20 @@ class Mtp:
         Returns:
             # [tokens, width]
         """
-        kernels = self._stack.kernels
+        kernels = self.stack.kernels
         embedded = (
-            self._stack.embed(ids)
-            if self._table is None
-            else functional.embedding(ids, self._table)
+            self.stack.embed(ids) if self._table is None else functional.embedding(ids, self._table)
         )
         if shown is not None:
             embedded[shown.at] = shown.features[0]
         both = [kernels.norm(embedded, self._embedding), kernels.norm(hidden, self._hidden)]
         x = kernels.linear(torch.cat(both, -1), self._inward)
-        self._stack.run(self._block, x, self._stack.turns(step), step, cache)
+        self.stack.run(self._block, x, self.stack.turns(step), step, cache)
         return kernels.norm(x, self._norm)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return the logits of the token after the one that followed: [tokens, vocabulary]."""
-        return self._stack.scores(states, self._head or self._stack.head)
+        return self.stack.scores(states, self._head or self.stack.head)
 
 
 def mtp_of(folder: Path, module: Any, stack: Stack) -> tuple[Mtp | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.sequence import Sequence
 
 
@@ -30,6 +31,16 @@ class Rows:
         self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
         self.offsets = torch.zeros(rows, dtype=torch.int64, device=device)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens a row has room for."""
+        return self.table.shape[1] * BLOCK_TOKENS
+
+    def slots(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return where in the cache tokens go, of rows at positions: [tokens] int64."""
+        blocks = self.table[owners, positions // BLOCK_TOKENS].long()
+        return blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
 
     def enter(self, entered: dict[int, Sequence]) -> None:
         """Take in sequences that came to rows; empties *entered*."""

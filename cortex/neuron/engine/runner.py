@@ -18,12 +18,13 @@ import torch
 
 from cortex.neuron.engine import sampler
 from cortex.neuron.engine.batch import Batch, Shape, pack, waves_of
-from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Cache
+from cortex.neuron.engine.foresight import Foresight, tipped, trails
 from cortex.neuron.engine.graphs import Graphs
 from cortex.neuron.engine.jobs import Generate
 from cortex.neuron.engine.kernels import kernels_for
-from cortex.neuron.engine.launched import Launched, Pick
+from cortex.neuron.engine.launched import Launched, Pick, Tip
+from cortex.neuron.engine.mtp import Mtp
 from cortex.neuron.engine.places import Places, places_of
 from cortex.neuron.engine.plan import Layout
 from cortex.neuron.engine.probe import Body
@@ -47,12 +48,20 @@ class Drawn(NamedTuple):
         picked: # [sequences] int64
         which: Their rows.  # [sequences] int64
         ends: Tokens before each, in its sequence; None is `Rows.lengths`.  # [sequences] int64
+        guesses: Of the model's own layer; see `Foresight`.  # [tips, count] int64
     """
 
     logits: torch.Tensor
     picked: torch.Tensor
     which: torch.Tensor
     ends: torch.Tensor | None = None
+    guesses: torch.Tensor | None = None
+
+    def at(self, places: torch.Tensor) -> Drawn:
+        """Return what it gave to some sequences; guesses stay as they are."""
+        ends = None if self.ends is None else self.ends[places]
+        some = self.logits[places], self.picked[places], self.which[places]
+        return Drawn(*some, ends, self.guesses)
 
 
 class Runner:
@@ -72,6 +81,8 @@ class Runner:
         device: torch.device,
         tower: Tower | None = None,
         tokens: Tokens | None = None,
+        mtp: Mtp | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self._body = body
         self._tower = tower
@@ -81,6 +92,7 @@ class Runner:
         self._tokens = tokens
         self._tallies = Tallies(device)
         self.rows = Rows(rows + 1, blocks, device)
+        self._foresight = None if mtp is None else Foresight(mtp, cache, self.rows, draft_tokens)
         self._sizes = sorted({*(size for size in SIZES if size < rows), rows})
         self._decoding: list[int] = []  # whose rows are in *which*
         self._which = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -94,7 +106,10 @@ class Runner:
         for size in (*reversed(self._sizes), *reversed(self._sizes)):
             self._graphs.run((size, False), partial(self.decode, self._which[:size]))
         for count in (1, 2):
-            shape = Shape(32 * count, 1, 1, self._cache.tile_tokens, waves=()).padded()
+            shape = Shape(
+                *(32 * count, 1, 1, self._cache.tile_tokens, ()),
+                has_trails=self._foresight is not None,
+            ).padded()
             assert shape is not None  # noqa: S101 - there is one of so few
             self._mixed(Layout(shape=shape.numbers, packed=[0] * sum(shape.fields)))
 
@@ -122,9 +137,10 @@ class Runner:
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Queue a step; nothing of *chunks* has been noted as launched yet."""
-        layout, picks = self._laid_out(chunks)
+        layout, picks, tips = self._laid_out(chunks)
         samplers = [pick.sequence for pick in picks]
-        logits, picked, which, ends = self.run(layout, samplers, self._shown(chunks))
+        drawn = self.run(layout, samplers, self._shown(chunks))
+        logits, picked, which, ends, _ = drawn
         if not picks:
             return Launched()
         if any(sequence.is_adjusted for sequence in samplers):
@@ -134,17 +150,28 @@ class Runner:
             picked = self.chosen(self._kernels.pick(scores, self.rows, which, ends))
             self._tallies.add(samplers, picked)
             self.rows.last[which] = picked
-        drafted = [(chunk, chunk.sequence.epoch) for chunk in chunks if chunk.draft]
-        return self._launched(picks, drafted, picked, logits)
+        wants = any(sequence.job.logprobs is not None for sequence in samplers)
+        guesses = None if drawn.guesses is None else _fetched(drawn.guesses)
+        return Launched(
+            picks=picks,
+            drafted=[(chunk, chunk.sequence.epoch) for chunk in chunks if chunk.draft],
+            tips=tips,
+            picked=_fetched(picked),
+            guesses=guesses,
+            arrived=_mark() if picked.is_cuda else None,
+            logits=logits.clone() if wants else None,
+        )
 
-    def _laid_out(self, chunks: list[Chunk]) -> tuple[Layout, list[Pick]]:
-        """Return a step of *chunks*, and what is picked."""
+    def _laid_out(self, chunks: list[Chunk]) -> tuple[Layout, list[Pick], list[Tip]]:
+        """Return a step of *chunks*, what is picked, and who is guessed at."""
         is_pictured = any(chunk.is_pictured for chunk in chunks)
-        if not is_pictured and all(chunk.is_decode for chunk in chunks):
+        foresees = self._foresight is not None and any(c.sequence.guesser for c in chunks)
+        if not (is_pictured or foresees) and all(chunk.is_decode for chunk in chunks):
             rows = [chunk.sequence.row for chunk in chunks]
-            return Layout(rows=rows), [Pick.of(chunk) for chunk in chunks]
-        waves, others = waves_of(chunks, is_waved=bool(self._cache.states.layers))
-        shape = filled = Shape.of(waves, others, self._cache.tile_tokens)
+            return Layout(rows=rows), [Pick.of(chunk) for chunk in chunks], []
+        waves, others = self._waves(chunks)
+        has_trails = self._foresight is not None
+        shape = filled = Shape.of(waves, others, self._cache.tile_tokens, has_trails=has_trails)
         if self._graphs is not None and not is_pictured:
             shape = filled.padded() or filled
         pieces = [*chain(*waves), *others]
@@ -160,13 +187,19 @@ class Runner:
         is_all = len(picks) == shape.decodes + shape.chunks
         layout = Layout(
             shape=shape.numbers,
-            packed=pack(waves, others, shape),
+            packed=pack(waves, others, shape)
+            + (trails(waves, others, shape) if has_trails else []),
             counts=tuple(piece.count for piece in pieces),
             ends=tuple(piece.end for piece in pieces),
             is_padded=shape is not filled,
             places=None if is_all else [place for place, _ in picks],
         )
-        return layout, [Pick.of(piece) for _, piece in picks]
+        tips = [*tipped(waves, others, shape)] if has_trails else []
+        return layout, [Pick.of(piece) for _, piece in picks], tips
+
+    def _waves(self, chunks: list[Chunk]) -> tuple[list[list[Chunk]], list[Chunk]]:
+        is_waved = bool(self._cache.states.layers) or self._foresight is not None
+        return waves_of(chunks, is_waved=is_waved)
 
     def run(
         self,
@@ -188,33 +221,11 @@ class Runner:
         if layout.places is None:
             return drawn
         at = torch.tensor(layout.places, dtype=torch.int64, device=self._device)
-        return Drawn(*(tensor[at] for tensor in drawn if tensor is not None))
+        return drawn.at(at)
 
     def chosen(self, picked: torch.Tensor) -> torch.Tensor:
         """Return tokens that were picked from logits adjusted here."""
         return picked
-
-    def _launched(
-        self,
-        picks: list[Pick],
-        drafted: list[tuple[Chunk, int]],
-        picked: torch.Tensor,
-        logits: torch.Tensor,
-    ) -> Launched:
-        arrived = None
-        if picked.is_cuda:
-            there = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
-            picked = there.copy_(picked, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        wants = any(pick.sequence.job.logprobs is not None for pick in picks)
-        return Launched(
-            picks=picks,
-            drafted=drafted,
-            picked=picked,
-            arrived=arrived,
-            logits=logits.clone() if wants else None,
-        )
 
     def _decode(self, layout: Layout) -> Drawn:
         rows, is_whole = [*layout.rows], layout.is_whole
@@ -246,7 +257,7 @@ class Runner:
         step = Step(
             ids=rows.last[which],
             positions=positions,
-            slots=self._slots(which, positions),
+            slots=self.rows.slots(which, positions),
             places=self._places(which, positions),
             rows=which,
             lengths=ends.int(),
@@ -266,17 +277,17 @@ class Runner:
         if not layout.is_padded or self._graphs is None:
             batch = Batch(told.to(self._device, non_blocking=True), shape)
             known = {"counts": layout.counts, "ends": layout.ends, **(shown or {})}
-            return Drawn(*self.mixed(batch, layout.is_whole, **known), batch.rows, batch.lengths)
+            logits, picked, *more = self.mixed(batch, layout.is_whole, **known)
+            return Drawn(logits, picked, batch.rows, batch.lengths, *more)
         if shape not in self._batches:
             self._batches[shape] = Batch(torch.empty_like(told, device=self._device), shape)
         batch = self._batches[shape]
         batch.told.copy_(told, non_blocking=True)
         run = partial(self.mixed, batch, layout.is_whole)
-        return Drawn(*self._graphs.run((shape, layout.is_whole), run), batch.rows, batch.lengths)
+        logits, picked, *more = self._graphs.run((shape, layout.is_whole), run)
+        return Drawn(logits, picked, batch.rows, batch.lengths, *more)
 
-    def mixed(
-        self, batch: Batch, is_whole: bool = False, **known: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def mixed(self, batch: Batch, is_whole: bool = False, **known: Any) -> tuple[torch.Tensor, ...]:
         """
         Compute a batch; every sequence gets a token, whether it has use for it or not.
 
@@ -286,13 +297,14 @@ class Runner:
             known: Attributes of `Step` that the host knows.
 
         Returns:
-            Logits and picked tokens.  # [sequences, vocabulary], [sequences] int64
+            Logits and picked tokens, [sequences, vocabulary], [sequences] int64; and guesses, where
+            the model's own layer makes some.  # [tips, count] int64
         """
         rows = self.rows
         step = Step(
             ids=torch.where(batch.said < 0, rows.last[batch.owners], batch.said),
             positions=batch.positions,
-            slots=self._slots(batch.owners, batch.positions),
+            slots=self.rows.slots(batch.owners, batch.positions),
             rows=batch.rows,
             lengths=batch.lengths.int(),
             table=rows.table,
@@ -304,17 +316,22 @@ class Runner:
             tile_tokens=batch.shape.tile_tokens,
             **{"places": self._places(batch.owners, batch.positions), **known},
         )
-        logits = self._logits(step, is_whole)
+        if self._foresight is None:
+            logits = self._logits(step, is_whole)
+        else:
+            logits, states = self._foresight.run(step)
         rows.lengths[batch.rows] = batch.lengths
         picked = self._picked(logits, batch.rows, batch.lengths, is_whole)
         rows.last[batch.keepers] = picked
-        return logits, picked
+        if self._foresight is None:
+            return logits, picked
+        return logits, picked, self._foresight.guesses(batch, step, states, picked)
 
     def _shown(self, chunks: list[Chunk]) -> dict[str, Any] | None:
         """Return what a step has to know of pictures in it, if there are any."""
         if self._tower is None or not any(chunk.is_pictured for chunk in chunks):
             return None
-        waves, others = waves_of(chunks, is_waved=bool(self._cache.states.layers))
+        waves, others = self._waves(chunks)
         in_order = [*chain(*waves), *others]
         pieces = [(chunk.sequence.places, chunk.start, chunk.end) for chunk in in_order]
         places, shown = self._tower.show(pieces)
@@ -339,7 +356,17 @@ class Runner:
         first = self._tokens.first
         return self._tokens.picked(self._kernels.best(logits, self.rows, which, ends, first))
 
-    def _slots(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return where in the cache tokens go, of rows at positions: [tokens] int64."""
-        blocks = self.rows.table[owners, positions // BLOCK_TOKENS].long()
-        return blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS
+
+def _fetched(tensor: torch.Tensor) -> torch.Tensor:
+    """Return it on the host, once what is queued now is through."""
+    if not tensor.is_cuda:
+        return tensor
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return there.copy_(tensor, non_blocking=True)
+
+
+def _mark() -> torch.cuda.Event:
+    """Return what tells that what is queued now is through."""
+    mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    mark.record()
+    return mark

@@ -104,9 +104,13 @@ class Scheduler:
         rows: int,
         budget_tokens: int,
         snapshots: Snapshots | None = None,
+        foreseen_tokens: int = 0,
     ) -> None:
         self.blocks = blocks
         self.snapshots = snapshots
+        self._foreseen_tokens = (
+            foreseen_tokens  # whose keys are written, though nothing hangs on it
+        )
         self.running: dict[str, Sequence] = {}
         self.waiting = Waiting()
         self.moved: dict[tuple[int, int], int] = {}
@@ -150,6 +154,7 @@ class Scheduler:
             ):
                 if chunk.samples and len(sequence.draft) < min(left - chunk.count, drafts) + 1:
                     chunk = self._drafting(chunk)
+                self._foresee(chunk)
                 chunks.append(chunk)
                 left -= chunk.count + len(chunk.draft)
                 drafts -= len(chunk.draft)
@@ -157,7 +162,9 @@ class Scheduler:
             sequence = self.waiting.next(now)
             if not (count := self._admit(sequence, left)):
                 break
-            chunks.append(Chunk(sequence, sequence.planned, count))
+            chunk = Chunk(sequence, sequence.planned, count)
+            self._foresee(chunk)
+            chunks.append(chunk)
             left -= count
         return chunks
 
@@ -243,6 +250,14 @@ class Scheduler:
         if self.snapshots is not None:
             self.copies.append((sequence.row, self._spare(sequence)))
         return attrs.evolve(chunk, draft=tuple(draft))
+
+    def _foresee(self, chunk: Chunk) -> None:
+        """Have blocks for what is guessed behind a chunk, if there are some."""
+        if self._foreseen_tokens and chunk.samples:
+            sequence = chunk.sequence
+            most = sequence.prompt_tokens + sequence.job.max_tokens
+            end = chunk.end + len(chunk.draft) + self._foreseen_tokens
+            self._grow(sequence, min(end, most))
 
     def _spare(self, sequence: Sequence) -> int:
         """Return the slot where its state is kept while a draft is tried."""

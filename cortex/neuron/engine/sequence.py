@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence as Tokens
 from time import perf_counter
 
 import attrs
@@ -143,11 +144,11 @@ class Sequence:
             self.reason = "length"
         return True
 
-    def guess(self) -> None:
-        """Guess what comes next, as far as it would still be of use."""
+    def guess(self, foreseen: Tokens[int] = ()) -> None:
+        """Guess what comes next, as far as it would still be of use; see `Guesser.drafts`."""
         left = self.job.max_tokens - self.completion_tokens - 1
         if self.guesser is not None:
-            self.draft = self.guesser.drafts(self.tokens)[: max(left, 0)]
+            self.draft = self.guesser.drafts(self.tokens, foreseen)[: max(left, 0)]
 
     def done(self, reason: str) -> Done:
         """Return the closing event."""

@@ -10,6 +10,7 @@ import transformers
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.cache import Cache
+from cortex.neuron.engine.drafts import Foreseen
 from cortex.neuron.engine.jobs import Done, Generate
 from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.runner import Runner
@@ -87,12 +88,15 @@ def engine_of(
     snapshots=20,
     tower=None,
     guesser=None,
+    mtp=None,
+    draft_tokens=3,
 ):
     heads, recurrent = record(module, torch.arange(3, device=DEVICE)), recurrences(module)
     slots = 1 + 2 * rows + snapshots
     cache = Cache(heads, blocks, module.dtype, DEVICE, recurrent=recurrent, slots=slots)
     body = body or Modules(module)
-    runner = Runner(body, cache, rows=rows, blocks=blocks, device=DEVICE, tower=tower)
+    more = {"tower": tower, "mtp": mtp, "draft_tokens": draft_tokens}
+    runner = Runner(body, cache, rows=rows, blocks=blocks, device=DEVICE, **more)
     return Batching(
         runner,
         Blocks(blocks),
@@ -101,7 +105,8 @@ def engine_of(
         end_tokens=frozenset(end_tokens),
         runs_ahead=runs_ahead,
         snapshots=Snapshots(1 + rows, snapshots) if recurrent else None,
-        guesser=guesser,
+        guesser=guesser or (mtp and Foreseen),
+        foreseen_tokens=draft_tokens if mtp else 0,
     )
 
 
@@ -111,7 +116,7 @@ class Oracle:
     def __init__(self, answers, made, most=4, rate=0.25):
         self._answers, self._made, self._most, self._rate = answers, made, most, rate
 
-    def drafts(self, tokens):
+    def drafts(self, tokens, foreseen):
         for prompt, answer in self._answers:
             whole = [*prompt, *answer]
             if len(tokens) >= len(prompt) and whole[: len(tokens)] == list(tokens):

@@ -238,6 +238,29 @@ def test_linear_attention_of_decodes(dtype, shape, ordered):
         close(mine, its, None if dtype == torch.float32 else 2e-3)  # by way of TF32
 
 
+@pytest.mark.parametrize("kernels", [fused, reference], ids=["fused", "reference"])
+def test_linear_attention_of_several_tokens_of_a_sequence_that_come_alone(kernels):
+    shape = SHAPES[0]
+    layer = delta_of(shape, torch.float32)
+    states, others = states_of(shape, 9, torch.float32), states_of(shape, 9, torch.float32)
+    for mine, its in zip(states._all, others._all, strict=True):
+        its.copy_(mine)
+    rows = torch.tensor([5, 1, 8, 5, 8, 5], device=DEVICE)
+    step = attrs.evolve(
+        step_of((1,) * 6, (7,) * 6, 60, 32), rows=rows, waves=((0, 3), (3, 5), (5, 6))
+    )
+    projected = random(6, shape.channels + shape.value_heads * (shape.value + 2))
+
+    got = kernels.delta(projected, layer, states.layers[0], step)
+
+    for number, row in enumerate(rows):
+        one = attrs.evolve(step_of((1,), (7,), 40, 32), rows=row[None])
+        token = projected[number : number + 1]
+        close(got[number : number + 1], reference.delta(token, layer, others.layers[0], one))
+    for mine, its in zip(states._all, others._all, strict=True):
+        close(mine, its)
+
+
 def test_linear_attention_of_padding_leaves_its_state_zero():
     layer, states = delta_of(SHAPES[0], torch.float32), states_of(SHAPES[0], 3, torch.float32)
     width = SHAPES[0].channels + SHAPES[0].value_heads * (SHAPES[0].value + 2)
@@ -278,6 +301,7 @@ def test_linear_attention_of_a_padded_batch_is_that_of_an_exact_one(dtype):
     padded = attrs.evolve(
         exact,
         decodes=3,
+        waves=((0, 3),),
         rows=torch.tensor([4, 0, 0, 1, 2, 0, 0], device=DEVICE),
         lasts=torch.tensor([0, 0, 0, 22, 25, 0, 0], device=DEVICE),
     )

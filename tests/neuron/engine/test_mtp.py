@@ -339,11 +339,39 @@ def changed(dense, tmp_path, more, **said):
     return tmp_path
 
 
+def built(folder, **more):
+    job = Load(model="m", path=str(folder), dtype="float32", max_sequences=2, **more)
+    return model.build(job, weights.load(job, DEVICE, lambda *_: None), DEVICE)
+
+
 def answer(folder):
-    job = Load(model="m", path=str(folder), dtype="float32", max_sequences=2)
-    made = model.build(job, weights.load(job, DEVICE, lambda *_: None), DEVICE)
+    made = built(folder)
     assert made.body.startswith("fused")
     return run(made.engine, [ask("r", range(5, 45), 4)])[0], made.used_bytes
+
+
+@pytest.mark.timeout(60)
+def test_a_model_that_is_to_guess_says_the_same(dense, tmp_path):
+    folder = changed(dense, tmp_path, {})
+    jobs = [
+        ask("greedy", range(5, 45), 30),
+        ask("drawn", range(7, 30), 30, temperature=1.0, seed=3),
+    ]
+    wanted, _ = run(built(folder).engine, jobs)
+    made = built(folder, speculation="auto", draft_tokens=3)
+
+    said, _ = run(made.engine, jobs)
+
+    assert made.body.endswith("what it says next is guessed by its own layer")
+    assert said == wanted
+    assert made.engine.scheduler.drafted_tokens > 60
+    guessed = made.used_bytes - built(folder, speculation="ngram", draft_tokens=3).used_bytes
+    assert guessed > sum(weight.nbytes for weight in dense[2].values())  # and its keys
+
+
+def test_a_model_without_such_a_layer_guesses_by_what_was_said(dense):
+    made = built(dense[0], speculation="auto", draft_tokens=3)
+    assert "guessed by n-grams: the checkpoint guesses no tokens" in made.body
 
 
 @pytest.mark.timeout(60)
