@@ -8,6 +8,7 @@ import msgspec
 import torch
 
 from cortex.neuron.engine import plan
+from cortex.neuron.engine.batch import Shape
 from cortex.neuron.engine.group import Group
 from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Token
 from cortex.neuron.engine.launched import Launched
@@ -15,6 +16,8 @@ from cortex.neuron.engine.poison import GroupBroken
 from cortex.neuron.engine.runner import Drawn, Runner
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.step import Shown
+from cortex.neuron.engine.tower import Tower
 
 
 class Leader(Runner):
@@ -56,11 +59,14 @@ class Leader(Runner):
             layout,
             is_whole=any(map(needs_whole, samplers)),
             is_chosen=any(sequence.is_adjusted for sequence in samplers),
+            shown=None if shown is None else shape_of(shown["shown"]),
         )
         changes, self._changes = self._changes, []
         told = plan.Plan(model=self._model, number=self._number, changes=changes, layout=layout)
         self._number += 1
         self._peers.tell(plan.encode(told))
+        if shown is not None:
+            spread(self._peers, shown)
         return super().run(layout, samplers, shown)
 
     def chosen(self, picked: torch.Tensor) -> torch.Tensor:
@@ -75,14 +81,29 @@ def needs_whole(sequence: Sequence) -> bool:
     return cuts or sequence.is_adjusted or job.logprobs is not None
 
 
+def shape_of(shown: Shown | None) -> tuple[int, ...]:
+    """Return what peers have to know to take in what stands for pictures."""
+    return () if shown is None else tuple(shown.features.shape)
+
+
+def spread(group: Group, told: dict[str, Any]) -> None:
+    """Have all ranks know what rank 0 does of the pictures of a step; see `Tower.blank`."""
+    shown: Shown | None = told["shown"]
+    group.spread(told["places"])
+    if shown is not None:
+        group.spread(shown.at)
+        group.spread(shown.features)
+
+
 class Follower:
     """The engine of any other rank: it has no requests, and does as rank 0 says."""
 
     has_work = False
 
-    def __init__(self, runner: Runner, group: Group) -> None:
+    def __init__(self, runner: Runner, group: Group, tower: Tower | None = None) -> None:
         self._runner = runner
         self._group = group
+        self._tower = tower
         self._number = 0
 
     @property
@@ -107,7 +128,13 @@ class Follower:
                 {entry.row: entry.sequence() for entry in change.entered},
                 change.copies,
             )
-        drawn = runner.run(layout, [])
+        shown = None
+        if layout.shown is not None:
+            assert self._tower is not None  # noqa: S101 - or rank 0 had none either
+            tokens = Shape(*layout.shape).fields[0]
+            shown = self._tower.blank(tokens, layout.shown)
+            spread(self._group, shown)
+        drawn = runner.run(layout, [], shown)
         if layout.is_chosen:
             picked = torch.empty_like(drawn.which)
             self._group.spread(picked)

@@ -86,7 +86,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     shards = weights.shards
     group = None if shards is None else shards.group
     recurrent = recurrences(weights.module)
-    weights, body, heads, why = _body(weights, recurrent, device)
+    weights, body, heads, why = _body(weights, recurrent, device, group)
     wanted = "quantised" if job.quant is not None else "split over devices"
     if (job.quant is not None or shards is not None) and not isinstance(body, Stack):
         raise UnsupportedArchitecture(f"{job.model} cannot be {wanted}: {why}")
@@ -142,7 +142,7 @@ def _engine(  # noqa: PLR0917 - what it is made of
     if weights.shards is not None:
         group = weights.shards.group
         if not isinstance(runner, Leader):
-            return Follower(runner, group)
+            return Follower(runner, group, weights.tower)
         runner.lead(job.model, group)
     ngrams = None if job.speculation == "off" else partial(Ngrams, job.draft_tokens)
     return Batching(
@@ -170,12 +170,15 @@ def _mtp(job: Load, weights: Weights, body: probe.Body) -> tuple[Mtp | None, str
 
 
 def _body(
-    weights: Weights, recurrent: dict[int, Recurrence], device: torch.device
+    weights: Weights,
+    recurrent: dict[int, Recurrence],
+    device: torch.device,
+    group: Group | None,
 ) -> tuple[Weights, probe.Body | None, dict[int, Heads], str]:
     """
     Return the fastest body that is right, how the layers attend, and what was found.
 
-    Where none is right with pictures, the model is taken for one that sees none.
+    Where none is right with pictures, on any rank, the model is taken for one that sees none.
     """
     decoder, blind = decoder_of(weights.module), ""
     own = decoder.config._attn_implementation  # noqa: SLF001 - it has no other name
@@ -186,7 +189,8 @@ def _body(
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is: its pictures are not for us
             body, heads, why = None, {}, f"{type(error).__name__}: {error}"
-        if body is not None:
+        (sees,) = least(group, int(body is not None))
+        if sees:
             return weights, body, heads, why
         text = msgspec.structs.replace(weights.text, sight=None)
         weights, blind = attrs.evolve(weights, tower=None, text=text), f"; no pictures: {why}"
@@ -244,8 +248,9 @@ def begin(
 
 
 def _picture_bytes(job: Load, weights: Weights, device: torch.device) -> int:
-    """Return how much of the room is for what the tower saw, if there is one, and tell it."""
-    if weights.tower is None:
+    """Return how much of the room is for what the tower saw, if it is to look, and tell it."""
+    is_led = weights.shards is not None and weights.shards.group.rank > 0  # rank 0 looks for it
+    if weights.tower is None or is_led:
         return 0
     room = int(max(_room(job, weights, device), 0) * PICTURE_SHARE)
     weights.tower.most_bytes = min(room, PICTURE_BYTES)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from cortex.neuron.engine.jobs import Generate
+from cortex.neuron.engine.places import Places, plain
 from cortex.neuron.engine.sequence import Sequence as Running
 
 
@@ -28,6 +29,8 @@ class Layout(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         places: Which sequences of the batch get a token, where not all do.
         is_whole: Whether tokens are drawn from whole rows of logits, not by the best of each rank.
         is_chosen: Whether rank 0 tells the tokens, since it alone knows what may come.
+        shown: The shape of what stands for tokens of pictures, which rank 0 spreads, with where
+            all tokens are; empty if there is text between pictures alone, None if there are none.
     """
 
     rows: Sequence[int] = ()
@@ -39,18 +42,26 @@ class Layout(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     places: Sequence[int] | None = None
     is_whole: bool = False
     is_chosen: bool = False
+    shown: tuple[int, ...] | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence that came to a row; of its job what a device has to know."""
+    """
+    A sequence that came to a row; of its job what a device has to know.
+
+    Attributes:
+        offset: What is added to the positions of its answer.
+    """
 
     row: int
     planned: int
+    offset: int
     job: Generate
 
     def sequence(self) -> Running:
         """Return one that a peer's rows can take in."""
-        return Running(self.job, planned=self.planned, row=self.row)
+        places = Places(index=plain(0, 0), offset=self.offset, spans=())
+        return Running(self.job, planned=self.planned, row=self.row, places=places)
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
@@ -90,7 +101,7 @@ def _entry(row: int, sequence: Running) -> Entry:
         min_p=job.min_p,
         seed=sequence.seed,
     )
-    return Entry(row, sequence.planned, told)
+    return Entry(row, sequence.planned, sequence.offset, told)
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, tag=True, kw_only=True):

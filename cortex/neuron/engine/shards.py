@@ -3,7 +3,8 @@ What a rank has of a model: its heads, its columns of the MLPs and experts, its 
 
 A rank's share is a model of transformers with fewer of all that, whose weights are cut out of the
 checkpoint while they are read, so that a rank reads no more than it keeps.  What comes out of its
-layers is a part of a sum, which the ranks add up.  Norms and routers are on all of them.
+layers is a part of a sum, which the ranks add up.  Norms, routers and a vision tower are on all of
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from cortex.neuron.engine.reading import slices_in
 
 FAMILIES = (
     *("granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "qwen3_next"),
-    *("qwen3_5_text", "qwen3_5_moe_text"),
+    *("qwen3_5_text", "qwen3_5_moe_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
+    *("qwen2_5_vl_text", "qwen2_vl_text"),
 )  # whose sums are proven by our tests: of a model that fits no device nothing else tells
 SHARED_OUT = (  # of a configuration, what each rank has its share of
     *("num_attention_heads", "intermediate_size", "moe_intermediate_size"),
@@ -43,11 +45,13 @@ class Cut:
         parts: How many things are behind each other, each of which is cut: all the same size, or
             ``attention`` or ``delta`` where they are queries, keys and values of that.
         is_once: Not cut, but for rank 0 alone: the others have zeros.
+        is_turned: It lies the other way in the checkpoint, where *dim* counts; not in the share.
     """
 
     dim: int = 0
     parts: int | str = 1
     is_once: bool = False
+    is_turned: bool = False
 
 
 ROWS, COLUMNS, ONCE = Cut(-2), Cut(-1), Cut(is_once=True)
@@ -132,11 +136,23 @@ class Shards:
             name: In the checkpoint.
             weight: A slice of safetensors, or a tensor.
         """
+        if re.search(r"(^|\.)visual\.", name):
+            return weight
         for pattern, cut in CUTS:
             if re.search(rf"(^|\.)({pattern})$", name):
                 shape = list(weight.get_shape() if hasattr(weight, "get_shape") else weight.shape)
-                return Cuttings(weight, shape, cut, self._spans(cut, shape), self.group.rank)
+                is_turned = self._is_turned(name, shape)
+                how = attrs.evolve(cut, dim=-3 - cut.dim, is_turned=True) if is_turned else cut
+                return Cuttings(weight, shape, how, self._spans(how, shape), self.group.rank)
         return weight
+
+    def _is_turned(self, name: str, shape: list[int]) -> bool:
+        """Tell whether experts' weights lie as in Qwen3-VL's checkpoints, columns first."""
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            return False
+        inner, outer = self._text.moe_intermediate_size, self._text.hidden_size
+        wanted = [outer, inner] if name.endswith("down_proj") else [2 * inner, outer]
+        return shape[1:] == wanted[::-1] != wanted
 
     def _spans(self, cut: Cut, shape: list[int]) -> list[range]:
         """Return what is kept along the dimension of a cut."""
@@ -175,11 +191,20 @@ class Shards:
         """Return this rank's share of weights."""
         return {name: self.cut(name, weight)[...] for name, weight in weights.items()}
 
-    def model(self, weights: Mapping[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
-        """Return a rank's share as a model of transformers, and what its loading said."""
+    def model(
+        self, weights: Mapping[str, Any], auto: Any = AutoModelForCausalLM, **more: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """
+        Return a rank's share as a model of transformers, and what its loading said.
+
+        Args:
+            weights: By name, cut.
+            auto: What of transformers' knows which kind of model it is.
+            more: What transformers is told besides.
+        """
         with torch.device("meta"):
-            kind = type(AutoModelForCausalLM.from_config(self.config))
-        module, found = kind.from_pretrained(
+            kind = type(auto.from_config(self.config))
+        module, found = _narrow(kind).from_pretrained(
             None, config=self.config, state_dict=weights, output_loading_info=True, **more
         )
         if wrong := found["mismatched_keys"]:
@@ -194,7 +219,7 @@ class Shards:
         module.get_output_embeddings().register_forward_hook(
             lambda _, __, out: self.tokens.whole(out[..., : self.tokens.count])
         )
-        for layer in module.model.layers:
+        for layer in _layers(module):
             mixer = getattr(layer, "linear_attn", None) or layer.self_attn
             last = mixer.out_proj if hasattr(mixer, "out_proj") else mixer.o_proj
             last.register_forward_hook(self._sum)
@@ -227,6 +252,8 @@ class Cuttings:
         lacking = sum(map(len, self._spans)) - piece.shape[dim]
         if lacking:  # tokens the vocabulary does not have
             piece = functional.pad(piece.transpose(dim, -1), (0, lacking)).transpose(dim, -1)
+        if self._cut.is_turned:
+            piece = piece.transpose(-1, -2)
         return piece.contiguous()  # as kernels read it
 
 
@@ -276,6 +303,42 @@ class Tokens:
         every = self._group.gather(best)  # [ranks, rows, 2]
         winners = every[..., 0].argmax(0)
         return every[..., 1].gather(0, winners[None])[0].long()
+
+
+def _layers(module: Any) -> Any:
+    return getattr(module.model, "language_model", module.model).layers
+
+
+def _narrow(kind: Any) -> Any:
+    """
+    Return a kind of model whose heads are as wide as the configuration says.
+
+    Some take that from the number of heads, of which a share has fewer.
+    """
+
+    class Narrow(kind):  # type: ignore[misc]
+        def __init__(self, config: Any, *more: Any, **others: Any) -> None:
+            super().__init__(config, *more, **others)
+            text = config.get_text_config()
+            for layer in _layers(self):
+                mixer = getattr(layer, "self_attn", None)
+                if mixer is not None and mixer.head_dim != text.head_dim:
+                    _narrow_heads(mixer, text)
+
+    Narrow.__name__, Narrow.__module__ = kind.__name__, kind.__module__
+    return Narrow
+
+
+def _narrow_heads(mixer: Any, text: Any) -> None:
+    width, size = text.head_dim, text.hidden_size
+    queries, keys = (n * width for n in (text.num_attention_heads, text.num_key_value_heads))
+    mixer.head_dim, mixer.scaling = width, width**-0.5
+    for name, inward, outward in (
+        *(("q_proj", size, queries), ("k_proj", size, keys)),
+        *(("v_proj", size, keys), ("o_proj", queries, size)),
+    ):
+        bias = getattr(mixer, name).bias is not None
+        setattr(mixer, name, torch.nn.Linear(inward, outward, bias=bias))
 
 
 def width_of(text: Any) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cortex.neuron.engine.pictures import Picture, Sight
-from cortex.neuron.engine.places import Places, plain
+from cortex.neuron.engine.places import AXES, Places, plain
 from cortex.neuron.engine.sight import Shades
 from cortex.neuron.engine.step import Shown
 
@@ -100,6 +100,22 @@ class Tower:
         if not seen:
             return told, None
         return told, Shown(at=torch.tensor(places).to(device), features=torch.cat(seen, 1))
+
+    def blank(self, tokens: int, shape: Sequence[int]) -> dict[str, Any]:
+        """
+        Return what a step is to know of pictures another rank looks at, with room for it.
+
+        Args:
+            tokens: Of the step.
+            shape: Of what stands for those of pictures; empty if there are none.
+        """
+        device, shown = self._mean.device, None
+        if shape:
+            at = torch.empty(shape[1], dtype=torch.int64, device=device)
+            features = torch.empty(*shape, dtype=self._module.dtype, device=device)
+            shown = Shown(at=at, features=features)
+        places = torch.empty(AXES, tokens, dtype=torch.int64, device=device)
+        return {"places": places, "shown": shown}
 
     def _look(self, picture: Picture) -> torch.Tensor:
         patches, grid = self.patches(picture)

@@ -110,7 +110,7 @@ def load(
             stage(1)
             tokenizer = AutoTokenizer.from_pretrained(where, **more)
             stage(2)
-            sees = None if embeds or file or group is not None else sight.read(Path(where), config)
+            sees = None if embeds or file else sight.read(Path(where), config)
             more |= {"dtype": _dtype(job.dtype, config, device), "config": config}
             module, found = _module(_kind(sees, embeds=embeds), shards, where, more)
     except (CortexError, torch.OutOfMemoryError, MemoryError):
@@ -164,7 +164,7 @@ def _module(kind: Any, shards: Shards | None, where: str, more: dict[str, Any]) 
         module, found = kind.from_pretrained(where, **more, output_loading_info=True)
         return module, found
     if "gguf_file" not in more:
-        module, found = shards.model(shards.read(Path(where)), dtype=more["dtype"])
+        module, found = shards.model(shards.read(Path(where)), kind, dtype=more["dtype"])
         with suppress(OSError):  # there is none
             module.generation_config = GenerationConfig.from_pretrained(where)
         return module, found

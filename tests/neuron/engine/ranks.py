@@ -7,6 +7,7 @@ import threading
 from contextlib import contextmanager
 
 import torch
+import transformers
 
 from cortex.neuron.engine import plan
 from cortex.neuron.engine.batching import Batching
@@ -20,6 +21,7 @@ from cortex.neuron.engine.shards import Shards
 from cortex.neuron.engine.snapshots import Snapshots
 from cortex.neuron.engine.stack import Stack
 from tests.neuron.engine.engines import DEVICE
+from tests.neuron.engine.seeing import tower_of
 
 MEET_S = 20
 
@@ -84,10 +86,17 @@ class Together:
         return out
 
 
+def sees(module):
+    return hasattr(module.model, "visual")
+
+
 def share_of(module, rank):
     """Return a rank's share of a model, and how it was cut."""
     shards = Shards(module.config, rank)
-    share, found = shards.model(shards.of(module.state_dict()), dtype=module.dtype)
+    weights, auto = shards.of(module.state_dict()), transformers.AutoModelForCausalLM
+    if sees(module):
+        auto = transformers.AutoModelForImageTextToText
+    share, found = shards.model(weights, auto, dtype=module.dtype)
     assert not found["missing_keys"]
     share.eval().to(DEVICE)
     shards.join(share)
@@ -102,9 +111,9 @@ def runner_of(module, rank, *, blocks, rows, snapshots):
     )
     kind = Runner if rank.rank else Leader
     body = Stack(share, kernels_for(DEVICE), shards)
-    return kind(
-        *(body, cache), rows=rows, blocks=blocks, device=DEVICE, tokens=shards.tokens
-    ), bool(recurrent)
+    tower = tower_of(share) if sees(share) else None
+    told = {"rows": rows, "blocks": blocks, "device": DEVICE, "tokens": shards.tokens}
+    return kind(*(body, cache), **told, tower=tower), bool(recurrent), tower
 
 
 @contextmanager
@@ -124,10 +133,12 @@ def split_engine(
     made = together.run(
         lambda rank: runner_of(module, rank, blocks=blocks, rows=rows, snapshots=snapshots)
     )
-    leader, keeps_states = made[0]
+    leader, keeps_states, _ = made[0]
     leader.lead("m", Rank(0, together))
     followers = [
-        Follower(runner, Rank(rank, together)) for rank, (runner, _) in enumerate(made) if rank
+        Follower(runner, Rank(rank, together), tower)
+        for rank, (runner, _, tower) in enumerate(made)
+        if rank
     ]
     errors = []
 

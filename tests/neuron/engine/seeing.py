@@ -78,10 +78,10 @@ def config_of(family, **text):
     )
 
 
-def seeing(family):
+def seeing(family, **text):
     """Return a random model of *family*, in eval mode."""
     torch.manual_seed(0)
-    module = transformers.AutoModelForImageTextToText.from_config(config_of(family))
+    module = transformers.AutoModelForImageTextToText.from_config(config_of(family, **text))
     for parameter in module.parameters():
         if parameter.ndim == 1:  # made all ones or zeros
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -110,6 +110,23 @@ def asking(name, parts, count, **more):
         else:
             prompt += part
     return ask(name, prompt, count, pictures=pictures, **more)
+
+
+def prompts_with_pictures():
+    """Return requests of every kind: repetitive ones, and pictures in odd places, among them."""
+    one, other, blank = picture(1, 3, 5), picture(2, 4, 2), picture(None, 6, 6)
+    strip, dot = picture(3, 1, 9), picture(4, 1, 1)
+    return [
+        asking("text", [words(45, 1)], 20),
+        asking("one", [words(9, 2), [BEGIN], one, [END], words(20, 3)], 20),
+        asking("two", [words(5, 4), one, words(30, 5), other, words(3, 6)], 20),
+        asking("twice", [blank, [7] * 12, blank, [7] * 30], 20),
+        asking("strip", [[BEGIN], strip, [END], words(2, 7)], 20),  # nothing is offset by it
+        asking("first and last", [dot, words(17, 8), other], 20),
+        asking("touching", [words(3, 9), one, other, dot, [5]], 20),
+        asking("placeholders", [[TOKEN] * 3, words(2, 1), other, [TOKEN] * 2, words(8, 2)], 20),
+        asking("only", [blank], 20),
+    ]
 
 
 def words(count, seed):

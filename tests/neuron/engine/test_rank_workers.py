@@ -18,6 +18,8 @@ import pytest_asyncio
 from cortex.fleet.model import ModelSpec
 from cortex.testing import until
 from tests.neuron.engine.conftest import CPU, running_neuron
+from tests.neuron.engine.tiny import save_tiny_seeing
+from tests.neuron.images.drawn import data_url, drawn, encoded
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -144,6 +146,25 @@ async def test_a_rank_that_hangs_is_ended_the_others_with_it_and_all_come_back(n
     await until(lambda: node.neuron.models.entry("one").status == "loaded", 150)
     assert await said(node, "one", **SAID) == before
     assert not {*pids} & {worker.pid for worker in workers.values()}
+
+
+async def test_pictures_are_seen_by_both_ranks_as_by_one(tmp_path):
+    url = {"url": data_url(encoded(drawn(80, 48)))}
+    text, shown = {"type": "text", "text": "what?"}, {"type": "image_url", "image_url": url}
+    asked = [[text, shown], [shown, text, shown], [shown, text, shown], "no picture"]
+    async with running_neuron(save_tiny_seeing(tmp_path), TWO, max_sequences=8) as node:
+        await node.post("/models/load", model_id="one", devices=[1])
+        await node.post("/models/load", model_id="both", tensor_parallel=2)
+        models = {model["id"]: model for model in await node.get("/models")}
+        assert "vision" in models["both"]["capabilities"]
+        both, one = [
+            await asyncio.gather(*(said(node, name, content, **SAID) for content in asked))
+            for name in ("both", "one")
+        ]
+        assert both == one
+        assert await said(node, "both", asked[0], **DRAWN) == await said(
+            node, "one", asked[0], **DRAWN
+        )
 
 
 FAULTS = int(os.environ.get("CORTEX_TEST_FAULTS", "3"))

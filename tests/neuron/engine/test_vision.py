@@ -24,8 +24,6 @@ from cortex.neuron.engine.stack import Stack
 from cortex.neuron.engine.tower import Tower
 from tests.neuron.engine.engines import DEVICE, ask, run
 from tests.neuron.engine.seeing import (
-    BEGIN,
-    END,
     FAMILIES,
     HYBRIDS,
     LIMIT,
@@ -38,6 +36,7 @@ from tests.neuron.engine.seeing import (
     engine_seeing,
     index_of,
     picture,
+    prompts_with_pictures,
     seeing,
     tower_of,
     words,
@@ -55,23 +54,6 @@ def module(request):
 @pytest.fixture(scope="module")
 def dense():
     return seeing("qwen3_5")
-
-
-def prompts_with_pictures():
-    """Return requests of every kind: repetitive ones, and pictures in odd places, among them."""
-    one, other, blank = picture(1, 3, 5), picture(2, 4, 2), picture(None, 6, 6)
-    strip, dot = picture(3, 1, 9), picture(4, 1, 1)
-    return [
-        asking("text", [words(45, 1)], 20),
-        asking("one", [words(9, 2), [BEGIN], one, [END], words(20, 3)], 20),
-        asking("two", [words(5, 4), one, words(30, 5), other, words(3, 6)], 20),
-        asking("twice", [blank, [7] * 12, blank, [7] * 30], 20),
-        asking("strip", [[BEGIN], strip, [END], words(2, 7)], 20),  # nothing is offset by it
-        asking("first and last", [dot, words(17, 8), other], 20),
-        asking("touching", [words(3, 9), one, other, dot, [5]], 20),
-        asking("placeholders", [[TOKEN] * 3, words(2, 1), other, [TOKEN] * 2, words(8, 2)], 20),
-        asking("only", [blank], 20),
-    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
