@@ -115,7 +115,7 @@ class CheckingHarness(Harness, Protocol):
         Without it, or from a source that does not bring the text side first, `load` says so.
 
         Raises:
-            UnsupportedArchitecture: It cannot run this kind of model.
+            UnsupportedArchitecture: It cannot run this kind of model, or not over so many devices.
         """
         ...
 

@@ -126,14 +126,14 @@ class DeviceWorker:
         assert text is not None  # noqa: S101 - so it is answered
         return text
 
-    async def check(self, path: str) -> None:
+    async def check(self, path: str, ranks: int = 1) -> None:
         """
-        Ask whether the engine can run a checkpoint, beside whatever the device does.
+        Ask whether the engine, or *ranks* of it, can run a checkpoint, beside what the device does.
 
         Raises:
             CortexError: Why it cannot, or that the worker died.
         """
-        await self._look(jobs.Check(id=f"{next(self._numbers)}", path=path))
+        await self._look(jobs.Check(id=f"{next(self._numbers)}", path=path, ranks=ranks))
 
     async def _look(self, job: jobs.ReadText | jobs.Check) -> jobs.TextFiles | None:
         await self.started()

@@ -47,7 +47,7 @@ class FakeWorker:
     async def read_text(self, path):
         return self.text(path)
 
-    async def check(self, _):
+    async def check(self, _, ranks):
         pass
 
     async def unload(self, _):

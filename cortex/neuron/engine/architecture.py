@@ -11,20 +11,28 @@ import transformers
 from transformers import AutoConfig
 
 from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
-from cortex.neuron.engine import sight
+from cortex.neuron.engine import sight, splitting
 from cortex.neuron.engine.text_files import where_of
 
 
-def check(path: str) -> None:
+def check(path: str, ranks: int = 1) -> None:
     """
     Refuse a checkpoint, whose weights may be missing, that cannot be run; touches no device.
 
+    Args:
+        path: Of it.
+        ranks: That are to run it together.
+
     Raises:
-        UnsupportedArchitecture: It is of a kind the engine does not know.
+        UnsupportedArchitecture: It is of a kind the engine does not know, or cannot split so.
         RepoFetchFailed: Its configuration cannot be read.
     """
     try:
-        read(*where_of(path))
+        where, more = where_of(path)
+        config, embeds = read(where, more)
+        if ranks > 1:
+            sees = not more and sight.read(Path(where), config) is not None
+            splitting.check(config, ranks, embeds=embeds, sees=sees)
     except CortexError:
         raise
     except Exception as error:

@@ -69,10 +69,16 @@ class ReadText(Message, frozen=True, kw_only=True):
 
 
 class Check(Message, frozen=True, kw_only=True):
-    """Tell whether a checkpoint, whose weights may be missing, is of a kind the engine can run."""
+    """
+    Tell whether a checkpoint, whose weights may be missing, is of a kind the engine can run.
+
+    Attributes:
+        ranks: Of a group that is to run it.
+    """
 
     id: str
     path: str
+    ranks: int = 1
 
 
 class Generate(Message, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.mtp import Mtp, mtp_of
 from cortex.neuron.engine.plain import Plain
 from cortex.neuron.engine.runner import Runner
+from cortex.neuron.engine.shards import INSTEAD
 from cortex.neuron.engine.snapshots import Snapshots
 from cortex.neuron.engine.stack import Stack
 from cortex.neuron.engine.states import Recurrence, slot_bytes
@@ -89,7 +90,8 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     weights, body, heads, why = _body(weights, recurrent, device, group)
     wanted = "quantised" if job.quant is not None else "split over devices"
     if (job.quant is not None or shards is not None) and not isinstance(body, Stack):
-        raise UnsupportedArchitecture(f"{job.model} cannot be {wanted}: {why}")
+        instead = "" if shards is None else f"; {INSTEAD}"
+        raise UnsupportedArchitecture(f"{job.model} cannot be {wanted}: {why}{instead}")
     if body is None:
         return plain(weights=weights, body=f"plain: {why}")
     if isinstance(body, Stack) and job.quant is not None:

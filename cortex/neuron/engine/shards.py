@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from cortex.errors import UnsupportedArchitecture
 from cortex.neuron.engine.group import Group
+from cortex.neuron.engine.narrow import layers_of, narrow
 from cortex.neuron.engine.reading import slices_in
 
 FAMILIES = (
@@ -29,6 +30,7 @@ FAMILIES = (
     *("qwen3_5_text", "qwen3_5_moe_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
     *("qwen2_5_vl_text", "qwen2_vl_text"),
 )  # whose sums are proven by our tests: of a model that fits no device nothing else tells
+INSTEAD = "run it on one device, or with the harness vllm"
 SHARED_OUT = (  # of a configuration, what each rank has its share of
     *("num_attention_heads", "intermediate_size", "moe_intermediate_size"),
     *("shared_expert_intermediate_size", "linear_num_key_heads", "linear_num_value_heads"),
@@ -92,7 +94,7 @@ class Shards:
         text = config.get_text_config()
         if text.model_type not in FAMILIES:
             raise UnsupportedArchitecture(
-                f"models of type {text.model_type!r} cannot be split over devices",
+                f"models of type {text.model_type!r} cannot be split over devices; {INSTEAD}",
                 details={"model_type": text.model_type, "supported": list(FAMILIES)},
             )
         self._text, self.group = text, group
@@ -110,12 +112,14 @@ class Shards:
     def _share(self, name: str, count: int) -> int:
         share, rest = divmod(count, self.group.ranks)
         if rest:
-            raise self._refused(f"its {name}, {count}, is no multiple of that")
+            raise self._refused(f"its {name}, {count}, is no multiple of {self.group.ranks}")
         return share
 
     def _refused(self, why: str) -> UnsupportedArchitecture:
+        could = ", ".join(map(str, splits(self._text)))
+        instead = f"it can be over {could}; else {INSTEAD}" if could else INSTEAD
         return UnsupportedArchitecture(
-            f"the model cannot be split over {self.group.ranks} devices: {why}",
+            f"the model cannot be split over {self.group.ranks} devices: {why}; {instead}",
             details={"tensor_parallel": self.group.ranks},
         )
 
@@ -204,7 +208,7 @@ class Shards:
         """
         with torch.device("meta"):
             kind = type(auto.from_config(self.config))
-        module, found = _narrow(kind).from_pretrained(
+        module, found = narrow(kind).from_pretrained(
             None, config=self.config, state_dict=weights, output_loading_info=True, **more
         )
         if wrong := found["mismatched_keys"]:
@@ -219,7 +223,7 @@ class Shards:
         module.get_output_embeddings().register_forward_hook(
             lambda _, __, out: self.tokens.whole(out[..., : self.tokens.count])
         )
-        for layer in _layers(module):
+        for layer in layers_of(module):
             mixer = getattr(layer, "linear_attn", None) or layer.self_attn
             last = mixer.out_proj if hasattr(mixer, "out_proj") else mixer.o_proj
             last.register_forward_hook(self._sum)
@@ -274,7 +278,9 @@ class Tokens:
         self.first = group.rank * self.most
         self.count = min(self.most, size - self.first)
         if self.most * (group.ranks - 1) >= size:
-            raise UnsupportedArchitecture(f"{size} tokens cannot be split over {group.ranks}")
+            raise UnsupportedArchitecture(
+                f"{size} tokens cannot be split over {group.ranks}; {INSTEAD}"
+            )
 
     def embedded(self, weight: torch.Tensor) -> Any:
         """Return what gives the states of token ids, [... ids] int64, of whichever rank's."""
@@ -305,45 +311,20 @@ class Tokens:
         return every[..., 1].gather(0, winners[None])[0].long()
 
 
-def _layers(module: Any) -> Any:
-    return getattr(module.model, "language_model", module.model).layers
-
-
-def _narrow(kind: Any) -> Any:
-    """
-    Return a kind of model whose heads are as wide as the configuration says.
-
-    Some take that from the number of heads, of which a share has fewer.
-    """
-
-    class Narrow(kind):  # type: ignore[misc]
-        def __init__(self, config: Any, *more: Any, **others: Any) -> None:
-            super().__init__(config, *more, **others)
-            text = config.get_text_config()
-            for layer in _layers(self):
-                mixer = getattr(layer, "self_attn", None)
-                if mixer is not None and mixer.head_dim != text.head_dim:
-                    _narrow_heads(mixer, text)
-
-    Narrow.__name__, Narrow.__module__ = kind.__name__, kind.__module__
-    return Narrow
-
-
-def _narrow_heads(mixer: Any, text: Any) -> None:
-    width, size = text.head_dim, text.hidden_size
-    queries, keys = (n * width for n in (text.num_attention_heads, text.num_key_value_heads))
-    mixer.head_dim, mixer.scaling = width, width**-0.5
-    for name, inward, outward in (
-        *(("q_proj", size, queries), ("k_proj", size, keys)),
-        *(("v_proj", size, keys), ("o_proj", queries, size)),
-    ):
-        bias = getattr(mixer, name).bias is not None
-        setattr(mixer, name, torch.nn.Linear(inward, outward, bias=bias))
-
-
 def width_of(text: Any) -> int:
     """Return how wide a head is."""
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def splits(text: Any) -> list[int]:
+    """Return over how many ranks a model of a family that can be split can be."""
+    counts = [count for name in SHARED_OUT if (count := getattr(text, name, None)) is not None]
+    keys = keys_of(text)
+    return [
+        ranks
+        for ranks in range(2, text.num_attention_heads + 1)
+        if not any(count % ranks for count in counts) and (not keys % ranks or not ranks % keys)
+    ]
 
 
 def keys_of(text: Any) -> int:

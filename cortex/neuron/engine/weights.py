@@ -23,8 +23,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from cortex.errors import CortexError, RepoFetchFailed, UnsupportedArchitecture
-from cortex.neuron.engine import architecture, grammar, pooling, sight
+from cortex.errors import CortexError, RepoFetchFailed
+from cortex.neuron.engine import architecture, grammar, pooling, sight, splitting
 from cortex.neuron.engine.group import Group
 from cortex.neuron.engine.jobs import Load, TextFiles
 from cortex.neuron.engine.pictures import Sight
@@ -137,8 +137,7 @@ def load(
 
 
 def _shards(config: Any, group: Group, *, embeds: bool) -> Shards:
-    if embeds:
-        raise UnsupportedArchitecture("a model for embeddings cannot be split over devices")
+    splitting.refuse_vectors(embeds=embeds)
     return Shards(config, group)
 
 

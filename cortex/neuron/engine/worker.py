@@ -77,7 +77,7 @@ class Worker:
         event: jobs.Event
         try:
             if isinstance(job, jobs.Check):
-                architecture.check(job.path)
+                architecture.check(job.path, job.ranks)
                 event = jobs.Checked(id=job.id)
             else:
                 event = jobs.TextRead(id=job.id, text=text_files.read(job.path))

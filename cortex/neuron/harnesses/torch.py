@@ -196,9 +196,9 @@ class TorchHarness:
         files = await self._any_worker().read_text(str(checkpoint.path))
         return counter(await asyncio.to_thread(Text, files), self._gallery)
 
-    async def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:  # noqa: ARG002
+    async def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
         with suppress(DeviceUnavailable):  # there is time until the weights are here
-            await self._any_worker().check(str(checkpoint.path))
+            await self._any_worker().check(str(checkpoint.path), spec.min_devices)
 
     def _any_worker(self) -> DeviceWorker:
         workers = self._workers.values()

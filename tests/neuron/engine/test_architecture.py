@@ -6,6 +6,7 @@ import json
 from contextlib import asynccontextmanager
 from time import perf_counter
 
+import attrs
 import huggingface_hub
 import pytest
 
@@ -18,6 +19,12 @@ from tests.sources.hub import Hub
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("torch")]
 WEIGHTS = bytes(4 << 20)
+THREE = {
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+}
 
 
 @pytest.fixture
@@ -35,6 +42,9 @@ def hub(tiny_llama):
         "o/new": of_type("llama99", auto_map={"AutoConfig": "configuration.Config"}),
         "o/encoder": of_type("t5", architectures=["T5EncoderModel"], is_encoder_decoder=True),
         "o/bare": {"model.safetensors": WEIGHTS, "tokenizer.json": whole["tokenizer.json"]},
+        "o/gemma": of_type("gemma2"),
+        "o/gelu": of_type("llama", hidden_act="gelu"),
+        "o/three": of_type("llama", **THREE),
         "o/damaged": {**whole, "config.json": b"{", "model.safetensors": WEIGHTS},
     }
     yield server
@@ -43,10 +53,12 @@ def hub(tiny_llama):
 
 
 @asynccontextmanager
-async def running(hub, folder):
+async def running(hub, folder, devices=CPU):
     source = HfSource(HfOptions(endpoint=hub.endpoint, cache_dir=str(folder)), folder)
     options = {"torch": {"threads": 1}}
-    async with serving(harnesses=("torch",), options=options, devices=CPU, source=source) as node:
+    async with serving(
+        harnesses=("torch",), options=options, devices=devices, source=source
+    ) as node:
         yield node
 
 
@@ -77,6 +89,30 @@ async def test_a_model_of_a_strange_kind_is_refused_and_its_weights_are_not_aske
         listed = {model["id"]: model["status"] for model in await node.get("/models")}
         assert listed["o/whole"] == "loaded"
         assert listed["o/vision"] == "failed"
+
+
+async def test_a_model_that_cannot_be_split_is_refused_and_its_weights_are_not_asked_for(
+    hub, tmp_path
+):
+    two = (*CPU, attrs.evolve(CPU[0], index=1))
+    async with running(hub, tmp_path, two) as node:
+        for repo, why in (
+            ("o/gemma", "models of type 'gemma2' cannot be split over devices"),
+            ("o/gelu", "its activation is not silu"),
+            ("o/three", "over 2 devices: it has 3 heads of keys; it can be over 3, 6; else"),
+            ("o/encoder", "the engine cannot run models of type 't5'"),
+        ):
+            answer = await node.post("/models/load", 422, model_id=repo, tensor_parallel=2)
+            assert answer["error"]["code"] == "unsupported_architecture"
+            assert why in answer["error"]["message"]
+            if repo != "o/encoder":
+                assert (
+                    "run it on one device, or with the harness vllm" in answer["error"]["message"]
+                )
+            assert asked_for_weights(hub) == []
+
+        await node.post("/models/load", model_id="o/whole", tensor_parallel=2)
+        assert asked_for_weights(hub) == ["model.safetensors"]
 
 
 async def test_what_is_cached_is_not_looked_at_and_without_a_hub_too(hub, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cortex.errors import UnsupportedArchitecture
-from cortex.neuron.engine import plan, probe, weights
+from cortex.neuron.engine import plan, probe, splitting, weights
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.jobs import Load
 from cortex.neuron.engine.kernels import kernels_for
@@ -33,6 +33,7 @@ from tests.neuron.engine.engines import (
 from tests.neuron.engine.engines import FAMILIES as TRIED
 from tests.neuron.engine.ranks import Rank, Together, share_of, split_engine
 from tests.neuron.engine.seeing import FAMILIES as SEEING
+from tests.neuron.engine.seeing import config_of
 from tests.neuron.engine.tiny import save_tiny
 
 pytestmark = [
@@ -215,11 +216,12 @@ def test_what_goes_wrong_in_a_step_of_several_ranks_ends_the_worker(monkeypatch)
 @pytest.mark.parametrize(
     ("family", "sizes", "ranks", "why"),
     [
-        ("gpt_oss", {}, 2, "'gpt_oss' cannot be split"),
+        ("gpt_oss", {}, 2, "'gpt_oss' cannot be split over devices; run it on one device, or with"),
         ("gemma2", {}, 2, "'gemma2' cannot be split"),
-        ("llama", {}, 3, "num_attention_heads, 4, is no multiple"),
-        ("llama", {**ODD, "num_attention_heads": 6}, 2, "3 heads of keys"),
-        ("qwen3_5_text", {}, 4, "linear_num_key_heads, 2, is no multiple"),
+        ("olmo2", {}, 2, "'olmo2' cannot be split"),
+        ("llama", {}, 3, "heads, 4, is no multiple of 3; it can be over 2, 4; else run it on"),
+        ("llama", {**ODD, "num_attention_heads": 6}, 2, "3 heads of keys; it can be over 3, 6"),
+        ("qwen3_5_text", {}, 4, "linear_num_key_heads, 2, is no multiple of 4; it can be over 2;"),
     ],
 )
 def test_what_cannot_be_split_is_refused_with_the_numbers(family, sizes, ranks, why):
@@ -227,6 +229,43 @@ def test_what_cannot_be_split_is_refused_with_the_numbers(family, sizes, ranks, 
     with pytest.raises(UnsupportedArchitecture, match=why) as caught:
         Shards(config, Rank(0, Together(ranks)))
     assert caught.value.status == 422
+    with pytest.raises(UnsupportedArchitecture, match=why):
+        splitting.check(config, ranks, embeds=False, sees=False)
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "why"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "its activation is not silu; run it on one device"),
+        ("phi3", {"rope_parameters": LONG}, "embedding is of type longrope"),
+    ],
+)
+def test_what_our_body_does_not_know_is_found_without_weights(family, more, why):
+    config = model_of(family).config
+    for name, value in more.items():
+        setattr(config, name, value)
+    with pytest.raises(UnsupportedArchitecture, match=why):
+        splitting.check(config, 2, embeds=False, sees=False)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES])
+def test_what_can_be_split_is_not_refused_before_and_no_weights_are_made(family, monkeypatch):
+    made = []
+    real = splitting.Stack
+    monkeypatch.setattr(splitting, "Stack", lambda *told: made.append(real(*told)))
+    name = family.removesuffix("_text")
+    sees = family not in TRIED
+    config = config_of(name, num_hidden_layers=24) if sees else family_of(family).config
+    if not sees and family not in HYBRIDS:
+        config.num_hidden_layers = 24
+    splitting.check(config, 2, embeds=False, sees=sees)
+
+    [body] = made
+    assert len(body._layers) <= 2
+    assert all(first.out.weight.is_meta for _, first, _ in body._layers)
 
 
 class Watched:
