@@ -16,6 +16,7 @@ import attrs
 from cortex.api import EvictionPolicy
 from cortex.fleet.model import LoadedModel, ModelSpec
 from cortex.fleet.node import Device
+from cortex.gateway.islands import Devices, choose, gets_on, split_on
 from cortex.gateway.node import Node
 
 MIB = 1 << 20
@@ -114,7 +115,7 @@ def _with_room(
     able = _able(spec, nodes, without, rules)
     while some := list(islice(able, LOOK_AT)):
         for node in sorted(some, key=_least_busy):
-            if options := _best(spec, list(_options(spec, node, rules, evicting=False))):
+            if options := _best(spec, node, rules, evicting=False):
                 return _placement(node, options)
     return None
 
@@ -127,7 +128,7 @@ def _making_room(
     for seen, node in enumerate(_able(spec, nodes, without, rules)):
         if seen >= (LOOK_AT if found else LOOK_AT_MOST):
             break
-        if options := _best(spec, list(_options(spec, node, rules, evicting=True))):
+        if options := _best(spec, node, rules, evicting=True):
             found.append((node, options, _last(options)))
     if not found:
         return None
@@ -184,7 +185,7 @@ def _reason(spec: ModelSpec, node: Node, without: Container[str], rules: Rules) 
         return "it is drained"
     if node.name in rules.making_room:
         return "it makes room for another model"
-    return why_not(spec, node)
+    return why_not(spec, node, rules)
 
 
 def feasible_on(
@@ -223,13 +224,20 @@ def usable(spec: ModelSpec, node: Node) -> list[Device]:
     return [d for d in devices if d.state == "ok" and d.vram_total_mb >= spec.min_device_vram_mb]
 
 
-def why_not(spec: ModelSpec, node: Node) -> str:
+def why_not(spec: ModelSpec, node: Node, rules: Rules) -> str:
     """Return why *spec* cannot be placed on a healthy node now."""
     if len(usable(spec, node)) < spec.min_devices:
         states = (
             ", ".join(f"{d.index} is {d.state}" for d in node.health.devices) if node.health else ""
         )
         return f"too few of its devices work: {states or 'it shows none'}"
+    there = split_on(node, spec, rules.specs)
+    if there and len(list(_options(spec, node, rules, evicting=True))) >= spec.min_devices:
+        groups = (f"{name} on {sorted(devices)}" for name, devices in sorted(there.items()))
+        return (
+            f"split models run there, {', '.join(groups)}: another may have the same devices, or"
+            " others, and too few of those have room"
+        )
     return "its devices are full of models that are pinned, busy or new"
 
 
@@ -260,12 +268,40 @@ def _options(spec: ModelSpec, node: Node, rules: Rules, *, evicting: bool) -> It
         yield Option(device.index, free_mb, victims)
 
 
-def _best(spec: ModelSpec, options: list[Option]) -> list[Option]:
+def _best(spec: ModelSpec, node: Node, rules: Rules, *, evicting: bool) -> list[Option]:
     """Return as many as it takes, those first from which least has to go; none if too few."""
+    options = list(_options(spec, node, rules, evicting=evicting))
     if len(options) < spec.min_devices:
         return []
     options.sort(key=lambda option: (len(option.victims), -option.free_mb, option.device))
-    return options[: spec.min_devices]
+    groups = split_on(node, spec, rules.specs)
+    if not groups:
+        return options[: spec.min_devices]
+    order = [option.device for option in options]
+    if found := choose(order, spec.min_devices, groups.values()):
+        return [option for option in options if option.device in found]
+    return _cleared(spec, node, rules, options, groups) if evicting else []
+
+
+def _cleared(
+    spec: ModelSpec, node: Node, rules: Rules, options: list[Option], groups: dict[str, Devices]
+) -> list[Option]:
+    """Return devices that split models have to leave for *spec*, which could not share them."""
+    movable = {m.id: m for option in options for m in evictable(node, option.device, rules)}
+    stay = [devices for name, devices in groups.items() if name not in movable]
+    order = [option.device for option in options]
+    if not (found := choose(order, spec.min_devices, stay)):
+        return []
+    best = [option for option in options if option.device in found]
+    going = {model.id for option in best for model in option.victims}
+    leaving: list[LoadedModel] = []
+    for name in sorted({*groups} & {*movable} - going, key=lambda name: -movable[name].last_used):
+        if gets_on(found, [*stay, groups[name]]):
+            stay.append(groups[name])
+        else:
+            leaving.append(movable[name])
+    best[0].victims = sorted([*leaving, *best[0].victims], key=lambda model: model.last_used)
+    return best
 
 
 def _last(options: Sequence[Option]) -> LoadedModel | None:
