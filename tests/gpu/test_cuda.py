@@ -15,8 +15,10 @@ import pytest
 from cortex.chat.events import Failed
 from cortex.chat.request import EmbeddingRequest, JsonFormat
 from cortex.neuron import discovery
-from tests.neuron.engine.conftest import CPU, load, running_harness
+from tests.neuron.engine.conftest import CPU, load, running_harness, running_neuron
 from tests.neuron.engine.test_harness import PROMPTS, answer, ask, reference
+from tests.neuron.engine.test_rank_workers import check_pictures
+from tests.neuron.engine.tiny import save_tiny_seeing
 
 HAS_GPU = subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True, check=False)
 pytestmark = [
@@ -101,3 +103,10 @@ async def test_a_killed_worker_gives_its_memory_back_and_returns(tiny_llama, dev
         assert (await answer(harness, ask("hi", "b")))[1].usage.completion_tokens
         held = used_mb()
     assert used_mb() < held
+
+
+@pytest.mark.skipif(HAS_GPU.stdout.count(b"UUID") < 2, reason="needs two NVIDIA GPUs")
+async def test_a_model_split_over_two_gpus_sees_as_on_one(tmp_path):
+    found, checkpoint = discovery.discover().devices[:2], save_tiny_seeing(tmp_path)
+    async with running_neuron(checkpoint, found, max_sequences=8, dtype="float32") as node:
+        await check_pictures(node)
