@@ -26,7 +26,8 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.engine import MODEL, model_path  # noqa: E402
+from engine import MODEL, model_path  # noqa: E402
+
 from cortex.chat.request import ChatRequest, Message, Text  # noqa: E402
 from cortex.neuron.engine import weights  # noqa: E402
 from cortex.neuron.engine.batching import Batching  # noqa: E402

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from cortex import errors
 from cortex.errors import CortexError, DeviceBusy, DeviceUnavailable
 from cortex.fleet.node import DeviceState
-from cortex.neuron.engine import jobs
+from cortex.neuron.engine import frames, jobs
 from cortex.neuron.processes import start
 
 PING_S = 5.0
@@ -211,7 +211,7 @@ class DeviceWorker:
     def _send(self, job: jobs.Job) -> None:
         if self._writer is None or self._writer.is_closing():
             raise self._unavailable()
-        self._writer.write(jobs.frame(job))
+        self._writer.write(frames.framed(jobs.encode(job)))
 
     def _unavailable(self) -> DeviceUnavailable:
         cause = f": {self._cause}" if self._cause else ""
@@ -285,7 +285,7 @@ class DeviceWorker:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                (length,) = jobs.LENGTH.unpack(await reader.readexactly(jobs.LENGTH.size))
+                (length,) = frames.LENGTH.unpack(await reader.readexactly(frames.LENGTH.size))
                 self._handle(jobs.decode_event(await reader.readexactly(length)))
 
     def _handle(self, event: jobs.Event) -> None:  # noqa: C901, PLR0912 - a table

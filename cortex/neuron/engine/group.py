@@ -20,7 +20,7 @@ import msgspec
 import torch
 import torch.distributed
 
-from cortex.neuron.engine import jobs
+from cortex.neuron.engine import frames
 from cortex.neuron.engine.place import Place
 
 MEETING_S = 3600.0  # who waits so long for others was forgotten; the neuron ends who is stuck
@@ -128,7 +128,7 @@ class Ranks:
         return links
 
     def _listen(self, link: socket.socket) -> None:
-        while (body := jobs.receive(link)) is not None:
+        while (body := frames.receive(link)) is not None:
             self._hear(body)
         if not self._closing:
             self._lost(f"rank {self.rank} of {self.ranks} lost another of its group")
@@ -148,7 +148,7 @@ class Ranks:
         self._collectives.broadcast([tensor], _c10d().BroadcastOptions()).wait()
 
     def tell(self, body: bytes) -> None:
-        framed = jobs.LENGTH.pack(len(body)) + body
+        framed = frames.framed(body)
         for link in self._links:
             link.sendall(framed)
 

@@ -7,15 +7,11 @@ every event names the model or request it is about, so a late one never reaches 
 
 from __future__ import annotations
 
-import socket
-import struct
-
 import msgspec
 
 from cortex.neuron.engine.pictures import Picture, Sight
 from cortex.neuron.engine.place import Place
 
-LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 << 20
 FAULTS = ("poison", "oom")
 
@@ -375,32 +371,6 @@ Event = (
 
 End = Done | Embedded | Lost
 
-_encoder = msgspec.msgpack.Encoder()
+encode = msgspec.msgpack.Encoder().encode
 decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_event = msgspec.msgpack.Decoder(Event).decode
-
-
-def frame(message: Message) -> bytes:
-    """Return a message ready to send."""
-    body = _encoder.encode(message)
-    return LENGTH.pack(len(body)) + body
-
-
-def receive(channel: socket.socket) -> bytes | None:
-    """Block for the next frame's body; None when the other side is gone."""
-    head = _exactly(channel, LENGTH.size)
-    return _exactly(channel, LENGTH.unpack(head)[0]) if head else None
-
-
-def _exactly(channel: socket.socket, count: int) -> bytes | None:
-    parts = []
-    while count:
-        try:
-            part = channel.recv(min(count, 1 << 20))
-        except OSError:
-            return None
-        if not part:
-            return None
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)

@@ -131,7 +131,7 @@ class Follower:
         shown = None
         if layout.shown is not None:
             assert self._tower is not None  # noqa: S101 - or rank 0 had none either
-            tokens = Shape(*layout.shape).fields[0]
+            tokens = Shape.told(layout.shape).fields[0]
             shown = self._tower.blank(tokens, layout.shown)
             spread(self._group, shown)
         drawn = runner.run(layout, [], shown)

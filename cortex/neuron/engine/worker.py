@@ -25,7 +25,7 @@ import msgspec
 import torch
 
 from cortex.errors import CortexError
-from cortex.neuron.engine import architecture, jobs, plan, text_files, weights
+from cortex.neuron.engine import architecture, frames, jobs, plan, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.group import RankFailed, Ranks
 from cortex.neuron.engine.leading import Follower
@@ -56,7 +56,7 @@ class Worker:
         """Read jobs until the neuron leaves or says so; main thread."""
         name = f"{'cuda' if self._device.type == 'cuda' else 'cpu'}-dev-{self._device.index or 0}"
         threading.Thread(target=self._run, name=name, daemon=True).start()
-        while (body := jobs.receive(self._channel)) is not None:
+        while (body := frames.receive(self._channel)) is not None:
             job = jobs.decode_job(body)
             match job:
                 case jobs.Ping():
@@ -281,7 +281,7 @@ class Worker:
     def _send(self, event: jobs.Event) -> None:
         try:
             with self._send_lock:
-                self._channel.sendall(jobs.frame(event))
+                self._channel.sendall(frames.framed(jobs.encode(event)))
         except OSError:
             os._exit(0)  # the neuron is gone
 

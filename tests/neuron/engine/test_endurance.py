@@ -22,7 +22,7 @@ import torch
 
 from cortex.chat.events import TextDelta
 from cortex.fleet.model import Checkpoint
-from cortex.neuron.engine import jobs
+from cortex.neuron.engine import frames, jobs
 from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.meter import Meter
@@ -179,7 +179,7 @@ def worker_of(engine, channel):
 
 def read_ends(channel, ends, why):
     """Count how requests end until a worker closes, and why some are lost."""
-    while (body := jobs.receive(channel)) is not None:
+    while (body := frames.receive(channel)) is not None:
         event = jobs.decode_event(body)
         if isinstance(event, jobs.Done | jobs.Lost):
             ends[event.id] += 1

@@ -265,7 +265,7 @@ def test_what_can_be_split_is_not_refused_before_and_no_weights_are_made(family,
 
     [body] = made
     assert len(body._layers) <= 2
-    assert all(first.out.weight.is_meta for _, first, _ in body._layers)
+    assert all(layer.first.out.weight.is_meta for layer in body._layers)
 
 
 class Watched:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 import transformers
 
-from cortex.neuron.engine import jobs, weights
+from cortex.neuron.engine import frames, jobs, weights
 from cortex.neuron.engine.jobs import Generate, Load
 from cortex.neuron.engine.model import build
 from cortex.neuron.engine.reading import STEPS, counted, shares, sizes_in
@@ -83,6 +83,6 @@ def test_a_token_the_model_does_not_have_ends_its_request_alone():
         worker = Worker(ours, CPU)
         worker._models["m"] = SimpleNamespace(weights=SimpleNamespace(pooling=None, known=300))
         worker._begin(Generate(id="r", model="m", prompt=[5, 300, 7], max_tokens=1), None)
-        lost = jobs.decode_event(jobs.receive(theirs))
+        lost = jobs.decode_event(frames.receive(theirs))
 
     assert lost == jobs.Lost(id="r", message="the model has no token 300")
