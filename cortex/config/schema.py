@@ -117,7 +117,8 @@ class GatewaySection:
         dialects: Names of the dialects to serve; not set serves every one offered.
         drain_s: How long answers under way may go on once the gateway is told to stop, in seconds.
         state_path: A small file for what the gateway learns, which is the memory models take; not
-            set is ``cortex/gateway-state.json`` in ``$XDG_STATE_HOME``.
+            set is ``cortex/gateway-state.json`` in ``$XDG_STATE_HOME``.  Pins and drains by hand
+            are beside it, in a file that ends in ``.orders.json``.
     """
 
     listen: Address = Address("0.0.0.0", 31313)  # noqa: S104 - an endpoint is there to be reached

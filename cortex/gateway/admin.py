@@ -36,6 +36,7 @@ from cortex.gateway.loads import Loads
 from cortex.gateway.node import Node
 from cortex.gateway.node_logs import NodeLogs
 from cortex.gateway.nodes import Nodes
+from cortex.gateway.orders import Orders
 from cortex.gateway.queue import Queues
 from cortex.gateway.reload import Reload
 from cortex.gateway.requests import Requests
@@ -54,6 +55,7 @@ class Admin:
     nodes: Nodes
     names: Names
     loads: Loads
+    orders: Orders
     ledger: Ledger
     router: Router
     queues: Queues[Waiting]
@@ -147,15 +149,16 @@ class Admin:
         if not on:
             raise not_there(spec, None)
         self.names.pin(spec, (node.name for node in on))
-        return self._pinned(spec)
+        return await self._pinned(spec)
 
     async def _unpin(self, request: web.Request) -> web.Response:
         body, spec = await read_json(request, PinBody), self._spec(request)
         self.names.unpin(spec, body.node)
-        return self._pinned(spec)
+        return await self._pinned(spec)
 
-    def _pinned(self, spec: ModelSpec) -> web.Response:
+    async def _pinned(self, spec: ModelSpec) -> web.Response:
         self.nodes.wake()  # another place may be free now, or this one no more
+        await self.orders.keep()
         return reply(Pinned(spec.id, self.names.pins().get(spec.id, ())))
 
     async def _explain(self, request: web.Request) -> web.Response:
@@ -174,14 +177,15 @@ class Admin:
         return reply(await self.reload.run())
 
     async def _drain(self, request: web.Request) -> web.Response:
-        return self._drained(request, True)
+        return await self._drained(request, True)
 
     async def _resume(self, request: web.Request) -> web.Response:
-        return self._drained(request, False)
+        return await self._drained(request, False)
 
-    def _drained(self, request: web.Request, drained: bool) -> web.Response:
+    async def _drained(self, request: web.Request, drained: bool) -> web.Response:
         node = self._node(request.match_info["name"])
         self.nodes.drain(node, drained)
+        await self.orders.keep()
         return reply(Drained(node.name, drained, node.in_flight.total()))
 
     async def _requests(self, _: web.Request) -> web.Response:

@@ -33,6 +33,7 @@ from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.node import Node
 from cortex.gateway.node_logs import NodeLogs
 from cortex.gateway.nodes import Nodes
+from cortex.gateway.orders import Orders
 from cortex.gateway.poller import first_round, poll_forever
 from cortex.gateway.queue import Queues
 from cortex.gateway.recording import Recording
@@ -71,9 +72,8 @@ class Gateway:
         logs: Logs | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self.metrics = GatewayMetrics()
+        self.metrics, self.events = GatewayMetrics(), Events()
         self._plugins, self._tasks = plugins, tasks
-        self.events = Events()
         self._logs, self._node_logs = logs or Logs(), NodeLogs()
         self._background: list[asyncio.Task[None]] = []
         self.config, self.catalogue = config, catalogue
@@ -89,6 +89,7 @@ class Gateway:
         self._dialects = build_dialects(plugins, config.gateway.dialects, where)
         self.nodes = Nodes([Node.of(entry, session) for entry in config.nodes], plugins, clock)
         self.names = Names(catalogue, self.nodes, plugins)
+        self._orders = Orders(config.gateway.state_path, self.names, self.nodes)
         self.queues: Queues[Waiting] = Queues(config.queue.max_depth)
         self.loads = Loads(
             config=config,
@@ -138,6 +139,7 @@ class Gateway:
             nodes=self.nodes,
             names=self.names,
             loads=self.loads,
+            orders=self._orders,
             ledger=self._ledger,
             router=self._router,
             queues=self.queues,
@@ -160,6 +162,7 @@ class Gateway:
         """Learn from the neurons what is loaded, and keep learning."""
         self._ledger.open()
         self._audit.open()
+        self._orders.restore()
         await first_round(self.nodes, self.nodes)
         self._poll(self.nodes)
         watching = self._tasks.create_task(self._watch.run(), name="watch")
@@ -210,6 +213,7 @@ class Gateway:
         self.loads.adopt(config, policy)
         self._router.adopt(strategy, config.queue)
         self._poll(new)
+        await self._orders.keep()  # of nodes that went they are gone
 
     def current(self) -> tuple[GatewayConfig, Catalogue]:
         """Return the configuration in force."""

@@ -26,6 +26,7 @@ class Names:
     Attributes:
         specs: The catalogue by id, with what is pinned at run time; replaced whenever it changes.
         aliases: The names that stand for another.
+        by_hand: What is pinned at run time, and on which nodes.
     """
 
     specs: Mapping[str, ModelSpec]
@@ -34,23 +35,27 @@ class Names:
     def __init__(self, catalogue: Catalogue, nodes: Nodes, plugins: Plugins) -> None:
         self._nodes = nodes
         self._plugins = plugins
-        self._pins: dict[str, tuple[str, ...]] = {}
+        self.by_hand: dict[str, tuple[str, ...]] = {}
         self.adopt(catalogue)
 
     def adopt(self, catalogue: Catalogue) -> None:
         """Go by *catalogue* from now on; what was pinned at run time stays so, where it can."""
         self._listed = {spec.id: spec for spec in catalogue.models}
         self.aliases = catalogue.aliases
+        self.restore(self.by_hand)
+
+    def restore(self, pins: Mapping[str, tuple[str, ...]]) -> None:
+        """Let *pins* be what is pinned at run time, where the nodes are part of the fleet."""
         left = {
             model: tuple(name for name in nodes if self._nodes.get(name) is not None)
-            for model, nodes in self._pins.items()
+            for model, nodes in pins.items()
         }
-        self._pins = {model: nodes for model, nodes in left.items() if nodes}
+        self.by_hand = {model: nodes for model, nodes in left.items() if nodes}
         self._put_pins()
 
     def pin(self, spec: ModelSpec, nodes: Iterable[str]) -> None:
         """Let *spec* run on *nodes*, besides those it is pinned on, and never evict it there."""
-        self._pins[spec.id] = tuple(dict.fromkeys((*self._pins.get(spec.id, ()), *nodes)))
+        self.by_hand[spec.id] = tuple(dict.fromkeys((*self.by_hand.get(spec.id, ()), *nodes)))
         self._put_pins()
 
     def unpin(self, spec: ModelSpec, node: str | None) -> None:
@@ -63,9 +68,9 @@ class Names:
         listed = self._listed.get(spec.id, ModelSpec(id=spec.id)).pinned_on
         if listed and node in (None, *listed):
             raise InvalidRequest(f"models.toml pins {spec.id} on {', '.join(listed)}")
-        left = tuple(name for name in self._pins.pop(spec.id, ()) if node not in (None, name))
+        left = tuple(name for name in self.by_hand.pop(spec.id, ()) if node not in (None, name))
         if left:
-            self._pins[spec.id] = left
+            self.by_hand[spec.id] = left
         self._put_pins()
 
     def pins(self) -> dict[str, tuple[str, ...]]:
@@ -75,7 +80,7 @@ class Names:
     def _put_pins(self) -> None:
         pinned = {
             model: attrs.evolve(spec, pinned_on=tuple(dict.fromkeys((*spec.pinned_on, *nodes))))
-            for model, nodes in self._pins.items()
+            for model, nodes in self.by_hand.items()
             for spec in [self._listed.get(model, ModelSpec(id=model))]
         }
         self.specs = {**self._listed, **pinned}

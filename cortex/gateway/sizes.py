@@ -8,6 +8,7 @@ context, it takes another amount.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,10 +86,18 @@ class Sizes:
         if self._path is None or now == self._written:
             return
         self._written = now  # a disk that fails is told of once a change
-        fresh = self._path.with_suffix(".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(msgspec.json.encode(Kept(now)))
-            fresh.replace(self._path)
+            put(self._path, msgspec.json.encode(Kept(now)))
         except OSError as error:
             log.warning("%s: %s; sizes are learned again after a restart", self._path, error)
+
+
+def put(path: Path, data: bytes) -> None:
+    """Have *data* in the file at *path*, whole or not at all; raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # before it gets its name: the machine may go down
+    fresh.replace(path)
