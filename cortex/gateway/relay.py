@@ -31,7 +31,10 @@ HIGH_WATER_BYTES = WRITE_BYTES  # one read may bring 250 KiB more
 STALL_S = 60.0  # a neuron sends a keep-alive every 5 s
 REFUSAL_BYTES = 64 << 10
 OVERLOADED = 529  # what Anthropic has in the place of 503
-REFUSALS = (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE, OVERLOADED)
+REFUSALS = (
+    *(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE, OVERLOADED),
+    HTTPStatus.INSUFFICIENT_STORAGE,  # its device ran out of memory; another may have more
+)
 STREAMS = {b"text/event-stream": b"data: ", b"application/x-ndjson": b"\n"}  # once an event
 EVENT_ENDS = (b"\n\n", b"\n\r\n")
 EVENT_BYTES = 256 << 10  # an event larger than that does not wait for its end

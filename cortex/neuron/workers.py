@@ -383,8 +383,10 @@ def device_busy(index: int, models: Iterable[str]) -> DeviceBusy:
     return DeviceBusy(f"device {index} has {', '.join(names)}", details={"models": names})
 
 
-def error_of(event: jobs.LoadFailed | jobs.TextFailed) -> CortexError:
+def error_of(event: jobs.LoadFailed | jobs.TextFailed | jobs.Lost) -> CortexError:
     """Return the error a worker reported, as the class its code names."""
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     kinds = {kind.code: kind for kind in classes if issubclass(kind, CortexError)}
-    return kinds.get(event.code, errors.LoadFailed)(event.message, details=event.details)
+    return kinds.get(event.code, errors.LoadFailed)(
+        event.message, details=getattr(event, "details", None)
+    )

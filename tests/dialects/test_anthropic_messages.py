@@ -29,6 +29,7 @@ from cortex.errors import (
     ContextLengthExceeded,
     CortexError,
     DeviceUnavailable,
+    InsufficientVram,
     InvalidRequest,
     LoadFailed,
     MethodNotAllowed,
@@ -537,6 +538,7 @@ def test_content_nested_deeply_is_refused():
         (NoNodeAvailable("x"), 529, "overloaded_error"),
         (LoadFailed("x"), 529, "overloaded_error"),
         (DeviceUnavailable("x"), 529, "overloaded_error"),
+        (InsufficientVram("x"), 529, "overloaded_error"),
     ],
 )
 def test_an_error_has_the_vendors_status_and_type(error, status, kind):

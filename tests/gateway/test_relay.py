@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from cortex.errors import DeviceUnavailable, RemoteError
+from cortex.errors import DeviceUnavailable, InsufficientVram, RemoteError
 from cortex.fleet.model import ModelSpec
 from cortex.gateway import asking, poller, relay
 from cortex.gateway.relay import Exchange
@@ -323,8 +323,9 @@ async def test_two_nodes_that_die_are_enough():
     [
         DeviceUnavailable("no room in the queue", retry_after_s=7),
         RemoteError("overloaded", code="overloaded", status=529),
+        InsufficientVram("the device has too little memory for it"),
     ],
-    ids=["503", "529"],
+    ids=["503", "529", "507"],
 )
 async def test_a_refusal_goes_to_another_node_that_has_the_model(refusal):
     async with FakeNeuron(["m"]) as bad, FakeNeuron(["m"]) as good, running(bad, good) as gateway:

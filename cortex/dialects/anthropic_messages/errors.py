@@ -25,7 +25,7 @@ TYPES = {
 
 def status_of(error: CortexError) -> int:
     """Return the HTTP status; what another try may find well again is an overload."""
-    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if error.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE):
         return OVERLOADED
     return min(error.status, HTTPStatus.INTERNAL_SERVER_ERROR)
 

@@ -13,7 +13,7 @@ from cortex.neuron.engine.drafts import Guesser
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Lost, Token
 from cortex.neuron.engine.launched import Launched
-from cortex.neuron.engine.poison import is_poison
+from cortex.neuron.engine.poison import is_poison, lost
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.scheduler import Chunk, Scheduler
 from cortex.neuron.engine.sequence import Sequence
@@ -128,7 +128,7 @@ class Batching:
             except ValueError as error:
                 self._lose(sequence, str(error), ended)
             except torch.OutOfMemoryError as error:
-                self._lose(sequence, f"the device has too little memory for it: {error}", ended)
+                self._end(sequence, lost(sequence.id, error), ended)
             except Exception as error:
                 if is_poison(error):
                     raise
@@ -146,7 +146,7 @@ class Batching:
             launched = self._runner.launch(chunks)
         except torch.OutOfMemoryError as error:  # who asks for most goes, the others try again
             most = max(chunks, key=lambda chunk: chunk.count).sequence
-            self._lose(most, f"the device has too little memory for it: {error}", ended)
+            self._end(most, lost(most.id, error), ended)
             self.scheduler.broken(chunks)
         except Exception as error:
             if is_poison(error):

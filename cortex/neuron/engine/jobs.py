@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cortex.errors import UpstreamDied
 from cortex.neuron.engine.pictures import Picture, Sight
 from cortex.neuron.engine.place import Place
 
@@ -333,10 +334,11 @@ class Figures(Message, frozen=True, kw_only=True):
 
 
 class Lost(Message, frozen=True, kw_only=True):
-    """A request failed; the others go on."""
+    """A request failed; the others go on; `code` is one of `cortex.errors`."""
 
     id: str
     message: str
+    code: str = UpstreamDied.code
 
 
 class Pong(Message, frozen=True, kw_only=True):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from cortex.errors import InsufficientVram
+from cortex.neuron.engine.jobs import Lost
+
 
 class GroupBroken(RuntimeError):
     """The ranks of a group do no longer do the same."""
@@ -17,6 +20,16 @@ def is_poison(error: Exception) -> bool:
     if "captur" in said:  # it was not even begun
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in said
+
+
+def lost(request: str, error: Exception) -> Lost:
+    """Return the end of a request that failed by *error*; raises that if the device is lost too."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        message = f"the device has too little memory for it: {error}"
+        return Lost(id=request, message=message, code=InsufficientVram.code)
+    if is_poison(error):
+        raise error
+    return Lost(id=request, message=f"{type(error).__name__}: {error}")
 
 
 def inject(fault: str | None) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cortex.neuron.engine.grammar import Grammar
-from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Lost, Token
-from cortex.neuron.engine.poison import is_poison
+from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Token
+from cortex.neuron.engine.poison import lost
 
 
 class Request(Protocol):
@@ -56,10 +56,8 @@ class Turns:
         for name, request in list(self._running.items()):
             try:
                 token = request.step()
-            except Exception as error:
-                if is_poison(error):
-                    raise
-                ended.append(Lost(id=name, message=f"{type(error).__name__}: {error}"))
+            except Exception as error:  # noqa: BLE001 - it is raised again if it is not its alone
+                ended.append(lost(name, error))
                 del self._running[name]
                 continue
             if token is not None:

@@ -24,7 +24,7 @@ from time import perf_counter
 import msgspec
 import torch
 
-from cortex.errors import CortexError
+from cortex.errors import ContextLengthExceeded, CortexError
 from cortex.neuron.engine import architecture, frames, jobs, plan, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.group import RankFailed, Ranks
@@ -162,7 +162,8 @@ class Worker:
         elif isinstance(job, jobs.Generate) and job.tokens > model.context:
             # its reload found less memory than its load, and the neuron did not know yet
             said = f"it takes {job.tokens} tokens, the cache holds {model.context}"
-            self._send(jobs.Lost(id=job.id, message=said))
+            code = ContextLengthExceeded.code
+            self._send(jobs.Lost(id=job.id, message=said, code=code))
         elif isinstance(job, jobs.Generate) and (bad := flaw(job, model.weights.text.sight)):
             self._send(jobs.Lost(id=job.id, message=bad))
         else:

@@ -27,7 +27,6 @@ from cortex.errors import (
     DeviceUnavailable,
     ModelNotFound,
     OperationUnsupported,
-    UpstreamDied,
 )
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
 from cortex.fleet.node import Device, DeviceState
@@ -41,7 +40,7 @@ from cortex.neuron.images.options import ImageOptions
 from cortex.neuron.running import Running, counter
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.side import Text
-from cortex.neuron.workers import DeviceWorker
+from cortex.neuron.workers import DeviceWorker, error_of
 
 if TYPE_CHECKING:
     from cortex.neuron.images.fetch import Fetcher
@@ -223,7 +222,7 @@ class TorchHarness:
                     vectors = await asyncio.to_thread(vectors_of, event)
                     return Embeddings(vectors=vectors, prompt_tokens=sum(map(len, job.inputs)))
                 if isinstance(event, jobs.Lost):
-                    raise UpstreamDied(event.message)
+                    raise error_of(event)
         raise AssertionError("a request ends with an event")
 
     def stats(self, model_id: str) -> ModelStats:
@@ -273,8 +272,8 @@ class TorchHarness:
                             yield said
                         if answer.over:
                             break
-                    case jobs.Lost(message=message):
-                        yield Failed(UpstreamDied(message))
+                    case jobs.Lost():
+                        yield Failed(error_of(event))
                         return
                     case jobs.Done():
                         running.count(len(job.prompt), event)

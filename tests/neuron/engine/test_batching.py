@@ -19,6 +19,7 @@ from cortex.neuron.engine.jobs import Done, Lost
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.modules import Modules, record
 from cortex.neuron.engine.stack import Stack
+from cortex.neuron.engine.turns import Turns
 from tests.neuron.engine.engines import (
     DEVICE,
     FAMILIES,
@@ -264,9 +265,35 @@ def test_memory_that_runs_out_costs_who_asked_for_most_of_it_and_nobody_else(lla
 
     assert isinstance(ends["long"], Lost)
     assert "too little memory" in ends["long"].message
+    assert ends["long"].code == "insufficient_vram"
     assert isinstance(ends["short"], Done)
     assert said["short"] == greedy(llama, short, 5)
     engine.scheduler.check()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "insufficient_vram"),
+        (MemoryError("no more"), "insufficient_vram"),
+        (ValueError("a strange one"), "upstream_died"),
+    ],
+)
+def test_what_broke_a_request_that_runs_by_itself_is_told_by_its_code(error, code):
+    class Breaking:
+        reason = None
+
+        def step(self):
+            raise error
+
+    turns = Turns(lambda _job, _grammar: Breaking())
+    turns.add(ask("one", [1], 1))
+
+    (lost,) = turns.step()[1]
+
+    assert (lost.id, lost.code) == ("one", code)
+    assert str(error) in lost.message
+    assert not turns.has_work
 
 
 def test_a_body_that_is_wrong_is_not_used(llama):

@@ -70,8 +70,12 @@ async def test_a_device_fault_costs_the_requests_on_that_device_and_heals_by_its
         for _ in range(2):
             await opened.acquire()
 
-        out = (await node.chat("a", "!fault oom", 502))["error"]
+        out = (await node.chat("a", "!fault oom", 507))["error"]
+        assert (out["code"], out["type"]) == ("insufficient_vram", "api_error")
         assert "too little memory" in out["message"]
+        said = await stream(node, "a", {"stream": True}, asyncio.Semaphore(), "!fault oom")
+        assert '"code":"insufficient_vram"' in said
+        assert "[DONE]" not in said
         assert not doomed.done()
 
         lost = (await node.chat("a", "!fault poison", 502))["error"]
@@ -101,9 +105,9 @@ async def test_a_device_fault_costs_the_requests_on_that_device_and_heals_by_its
         assert "no fault 'fire'; there are poison, oom" in wrong["message"]
 
 
-async def stream(node, model, more, opened):
+async def stream(node, model, more, opened, content="a long one"):
     """Return all that was said; *opened* is released with its first piece."""
-    messages = [{"role": "user", "content": "a long one"}]
+    messages = [{"role": "user", "content": content}]
     usage = {"include_usage": True}
     body = {"model": model, "messages": messages, "stream_options": usage, **more}
     said = b""
