@@ -132,7 +132,7 @@ class WorkerGroup:
                 ]
                 await self._hasten(loads)
             loaded = _all_of([load.result() for load in loads])
-        except BaseException:
+        except CortexError:  # where it was cancelled the ranks go on, until its unload
             self._forget(job.model)
             raise
         self.models[job.model] = job

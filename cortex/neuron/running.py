@@ -14,7 +14,6 @@ from cortex.api import Count
 from cortex.chat.request import ChatRequest
 from cortex.fleet.model import ModelStats
 from cortex.neuron.engine import jobs
-from cortex.neuron.groups import WorkerGroup
 from cortex.neuron.images.gallery import Gallery
 from cortex.neuron.text.side import NOTHING, Prompt, Seen, Text
 from cortex.neuron.workers import DeviceWorker
@@ -28,7 +27,7 @@ class Running:
     A loaded model: where it runs, its text side, and what it is doing.
 
     Attributes:
-        worker: Who is asked: rank 0's, if it is a group that it runs *on*.
+        worker: Who is asked: rank 0's, if it is a group that it runs on.
         body: How the engine runs it, for people.
         width: Components of the vectors it makes; None if it makes text.
         slots: Places on the device.
@@ -37,7 +36,6 @@ class Running:
     """
 
     worker: DeviceWorker
-    on: DeviceWorker | WorkerGroup
     text: Text
     context: int
     body: str

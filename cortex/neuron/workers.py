@@ -14,7 +14,7 @@ import itertools
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
@@ -68,7 +68,8 @@ class DeviceWorker:
         self._was_ready = False
         self._process: asyncio.subprocess.Process | None = None
         self._kept: dict[str, jobs.Load] = {}
-        self._loads: dict[str, tuple[asyncio.Future[jobs.Loaded], Stage]] = {}
+        self._loads: dict[str, asyncio.Future[jobs.Loaded]] = {}
+        self._stages: dict[str, Stage] = {}  # of those
         self._unloads: dict[str, asyncio.Future[None]] = {}
         self._texts: dict[str, asyncio.Future[jobs.TextFiles | None]] = {}
         self._streams: dict[str, asyncio.Queue[Said]] = {}
@@ -108,12 +109,12 @@ class DeviceWorker:
 
     async def _load(self, job: jobs.Load, stage: Stage) -> jobs.Loaded:
         future: asyncio.Future[jobs.Loaded] = asyncio.get_running_loop().create_future()
-        self._loads[job.model] = future, stage
+        self._loads[job.model], self._stages[job.model] = future, stage
         try:
             self._send(job)
             return await future  # ends with the worker at the latest
         finally:
-            del self._loads[job.model]
+            del self._loads[job.model], self._stages[job.model]
 
     async def read_text(self, path: str) -> jobs.TextFiles:
         """
@@ -301,19 +302,19 @@ class DeviceWorker:
                 self.figures[model] = event
             case jobs.Pong(busy_s=busy_s):
                 self._pong, self._busy_s = monotonic(), busy_s
-            case jobs.LoadProgress(model=model) if model in self._loads:
-                self._loads[model][1](event.stage, event.done, event.total)
-            case jobs.Loaded(model=model) if model in self._loads:
-                self._loads[model][0].set_result(event)
-            case jobs.LoadFailed(model=model) if model in self._loads:
-                self._loads[model][0].set_exception(error_of(event))
-            case jobs.TextRead(id=number) if number in self._texts:
+            case jobs.LoadProgress(model=model) if model in self._stages:
+                self._stages[model](event.stage, event.done, event.total)
+            case jobs.Loaded(model=model) if waits(self._loads, model):
+                self._loads[model].set_result(event)
+            case jobs.LoadFailed(model=model) if waits(self._loads, model):
+                self._loads[model].set_exception(error_of(event))
+            case jobs.TextRead(id=number) if waits(self._texts, number):
                 self._texts[number].set_result(event.text)
-            case jobs.Checked(id=number) if number in self._texts:
+            case jobs.Checked(id=number) if waits(self._texts, number):
                 self._texts[number].set_result(None)
-            case jobs.TextFailed(id=number) if number in self._texts:
+            case jobs.TextFailed(id=number) if waits(self._texts, number):
                 self._texts[number].set_exception(error_of(event))
-            case jobs.Unloaded(model=model) if model in self._unloads:
+            case jobs.Unloaded(model=model) if waits(self._unloads, model):
                 self._unloads[model].set_result(None)
             case jobs.Ready():
                 log.info("device %s: torch %s on %s", self.index, event.torch, event.device)
@@ -359,8 +360,8 @@ class DeviceWorker:
 
     def _lose_everything(self) -> None:
         """Tell every waiter that the worker is gone; what was loaded is kept for the next one."""
-        loads: list[asyncio.Future[Any]] = [load for load, _ in self._loads.values()]
-        for future in (*loads, *self._texts.values()):
+        told: list[asyncio.Future[Any]] = [*self._loads.values(), *self._texts.values()]
+        for future in told:
             if not future.done():
                 future.set_exception(self._unavailable())
         for done in self._unloads.values():
@@ -375,6 +376,11 @@ class DeviceWorker:
             self._watcher.model_lost(model)
         for tell in [*self.shares.values()]:
             tell()
+
+
+def waits(futures: Mapping[str, asyncio.Future[Any]], key: str) -> bool:
+    """Tell whether anybody waits for this one: who did may have been cancelled."""
+    return key in futures and not futures[key].done()
 
 
 def device_busy(index: int, models: Iterable[str]) -> DeviceBusy:

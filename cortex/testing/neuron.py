@@ -28,7 +28,14 @@ from cortex.chat.events import (
 from cortex.chat.request import ChatRequest, Text, Thinking
 from cortex.config.schema import Address
 from cortex.dialects.openai_chat import OpenAIChat
-from cortex.errors import CortexError, DeviceBusy, InsufficientVram, ModelBusy, ModelNotFound
+from cortex.errors import (
+    CortexError,
+    DeviceBusy,
+    InsufficientVram,
+    LoadFailed,
+    ModelBusy,
+    ModelNotFound,
+)
 from cortex.fleet.model import ModelCard
 from cortex.fleet.node import (
     Device,
@@ -240,6 +247,8 @@ class FakeNeuron:
         if self.load_error_late is not None:
             del self.models[model]
             raise self.load_error_late
+        if model not in self.models:
+            raise LoadFailed(f"the load of {model!r} was cancelled")
         self.becomes(model, "loaded")
         used_mb = self.models[model].vram_used_mb
         return reply({"status": "loaded", "model_id": model, "vram_used_mb": used_mb})

@@ -208,6 +208,18 @@ async def test_who_joins_a_load_by_hand_that_fails_is_served_by_another_node():
         assert (await asked)["headers"]["x-cortex-node"] == "node1"
 
 
+async def test_a_load_that_is_called_off_by_force_tells_who_waits_and_leaves_nothing():
+    async with FakeNeuron() as node, running(node) as gateway:
+        node.may_load.clear()
+        asked = asyncio.create_task(gateway.refused(503, "load_failed"))
+        await until(lambda: "m" in gateway.gateway.nodes.get("node0").models)
+        await gateway.post("/api/v1/models/m/unload", force=True)
+        node.may_load.set()
+
+        assert "the load of 'm' was cancelled" in (await asked)["message"]
+        assert node.models == {}
+
+
 async def test_what_nobody_may_evict_is_waited_for_and_the_wait_is_bounded():
     models = [
         ModelSpec(id="big", vram_mb=20_000, pinned_on=("node0",)),

@@ -53,7 +53,7 @@ class Load(Message, frozen=True, kw_only=True):
 
 
 class Unload(Message, frozen=True, kw_only=True):
-    """Free a model's memory; its requests end with `Lost`."""
+    """Free a model's memory, or call off its load; its requests end with `Lost`."""
 
     model: str
 

@@ -24,7 +24,7 @@ from time import perf_counter
 import msgspec
 import torch
 
-from cortex.errors import ContextLengthExceeded, CortexError
+from cortex.errors import ContextLengthExceeded, CortexError, LoadFailed
 from cortex.neuron.engine import architecture, frames, jobs, plan, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.group import RankFailed, Ranks
@@ -49,6 +49,7 @@ class Worker:
         self._meters: dict[str, Meter] = {}
         self._owners: dict[str, Model] = {}  # of the requests under way
         self._grammars: dict[str, Grammar] = {}  # of the requests that wait
+        self._unwanted: set[str] = set()  # models whose unload waits
         self._send_lock = threading.Lock()
         self._step_began = 0.0
 
@@ -67,6 +68,9 @@ class Worker:
                 case jobs.Generate(grammar=str(source)) if job.model in self._models:
                     if self._compiled(job, source):
                         self._jobs.put(job)
+                case jobs.Unload(model=model):
+                    self._unwanted.add(model)
+                    self._jobs.put(job)
                 case jobs.ReadText() | jobs.Check():
                     threading.Thread(target=self._read_text, args=(job,), daemon=True).start()
                 case _:
@@ -172,6 +176,8 @@ class Worker:
 
     def _load(self, job: jobs.Load) -> None:
         def report(stage: str, done: int, total: int) -> None:
+            if job.model in self._unwanted and job.place is None:  # ranks go on together
+                raise LoadFailed(f"{job.model} is to be unloaded again")
             self._send(jobs.LoadProgress(model=job.model, stage=stage, done=done, total=total))
 
         group = self._joined(job)
@@ -240,6 +246,7 @@ class Worker:
             del self._groups[folder]
 
     def _unload(self, name: str) -> None:
+        self._unwanted.discard(name)
         folder = None
         if (model := self._models.pop(name, None)) is not None:
             for request in model.engine.requests:

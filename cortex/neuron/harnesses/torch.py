@@ -96,6 +96,7 @@ class TorchHarness:
         self._options = options
         self._host = host
         self._models: dict[str, Running] = {}
+        self._on: dict[str, DeviceWorker | WorkerGroup] = {}  # also those that are to come
         self._workers: dict[int, DeviceWorker] = {}
         self._gallery = gallery(options.images)
         self._groups = Groups(self._workers, self, host.spawn)
@@ -161,13 +162,14 @@ class TorchHarness:
             speculation=self._options.speculation,
             draft_tokens=self._options.draft_tokens,
         )
+        await self.unload(spec.id)  # what is left of a load that was cancelled
+        self._on[spec.id] = on
         loaded = await on.load(job, stage)
         worker = on.workers[0] if isinstance(on, WorkerGroup) else on
         log.info("%s on device %d runs %s", spec.id, worker.index, loaded.body)
         defaults = (checkpoint.sampling, loaded.text.sampling, spec.defaults)  # the last wins
         self._models[spec.id] = Running(
             worker=worker,
-            on=on,
             text=await asyncio.to_thread(Text, loaded.text),
             context=loaded.context,
             body=loaded.body,
@@ -184,8 +186,9 @@ class TorchHarness:
         )
 
     async def unload(self, model_id: str) -> None:
-        if (running := self._models.pop(model_id, None)) is not None:
-            await running.on.unload(model_id)
+        self._models.pop(model_id, None)
+        if (on := self._on.pop(model_id, None)) is not None:
+            await on.unload(model_id)
 
     async def count(self, request: ChatRequest) -> int:
         return await counter(self._speaking(request.model).text, self._gallery)(request)
@@ -236,6 +239,7 @@ class TorchHarness:
 
     async def aclose(self) -> None:
         self._models.clear()
+        self._on.clear()
         self._groups.close()
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:

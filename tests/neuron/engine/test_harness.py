@@ -14,6 +14,7 @@ from cortex.chat.request import ChatRequest, Message, Sampling, Text
 from cortex.errors import (
     ContextLengthExceeded,
     InvalidRequest,
+    LoadFailed,
     ModelNotFound,
     RepoFetchFailed,
     UnsupportedArchitecture,
@@ -307,6 +308,51 @@ async def test_unload_ends_what_runs_and_frees_the_name(harness, tiny_llama):
         await anext(harness.generate(ask("hi", "b", model="gone")))
     await load(harness, tiny_llama, "gone")
     assert await answer(harness, ask("hi", "c", model="gone"))
+
+
+@pytest.mark.parametrize("stage", ["reading config", "reading weights", "moving to device"])
+async def test_a_load_that_is_called_off_leaves_nothing_in_the_worker(harness, tiny_llama, stage):
+    loading: list[asyncio.Task] = []
+
+    def report(progress):
+        if progress.stage == stage:
+            loading[0].cancel()
+
+    work = harness.load(ModelSpec(id="off"), tiny_llama, 0, report)
+    loading.append(asyncio.create_task(work))
+    await asyncio.wait(loading)
+    assert loading[0].cancelled()
+    await harness.unload("off")
+
+    worker = harness._models["tiny"].worker
+    asked = jobs.Generate(id="off", model="off", prompt=[1], max_tokens=1)
+    said = [event async for event in worker.ask(asked)]
+    assert said == [jobs.Lost(id="off", message="model 'off' is not loaded")]
+
+    await load(harness, tiny_llama, "off")
+    same = await answer(harness, ask("hi", "a", model="off"))
+    assert same[0] == (await answer(harness, ask("hi", "b")))[0]
+    await harness.unload("off")
+
+
+async def test_a_load_that_is_called_off_while_it_waits_is_not_begun(harness, tiny_llama):
+    worker = harness._models["tiny"].worker
+    stages: list[str] = []
+    first = jobs.Load(model="first", path=str(tiny_llama.path))
+    second = jobs.Load(model="second", path=str(tiny_llama.path))
+    loading = [
+        asyncio.create_task(worker.load(first, lambda *_: None)),
+        asyncio.create_task(worker.load(second, lambda stage, *_: stages.append(stage))),
+    ]
+    await asyncio.sleep(0)  # both are sent
+    unloading = asyncio.create_task(worker.unload("second"))
+
+    with pytest.raises(LoadFailed, match="is to be unloaded again"):
+        await loading[1]
+    await unloading
+    await loading[0]
+    assert stages == []
+    await worker.unload("first")
 
 
 async def test_a_biased_token_is_all_that_comes_and_an_unknown_one_is_a_400(harness):

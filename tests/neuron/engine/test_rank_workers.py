@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from cortex.fleet.model import ModelSpec
+from cortex.neuron.engine import jobs
 from cortex.testing import until
 from tests.neuron.engine.conftest import CPU, running_neuron
 from tests.neuron.engine.tiny import save_tiny_seeing
@@ -128,6 +129,33 @@ async def test_an_unload_frees_every_rank_and_the_next_load_finds_them_well(node
     await node.post("/models/load", model_id="both", devices=[0, 1])
     assert await said(node, "both", **SAID) == first
     assert [worker.pid for worker in workers_of(node).values()] == pids
+
+
+@pytest.mark.parametrize("stage", ["reading config", "reading weights", "moving to device"])
+async def test_a_load_over_two_that_is_called_off_leaves_nothing_on_either(node, tiny_llama, stage):
+    harness, loading = node.neuron.models.harnesses["torch"], []
+
+    def report(progress):
+        if progress.stage == stage:
+            loading[0].cancel()
+
+    pids = [worker.pid for worker in workers_of(node).values()]
+    work = harness.split(ModelSpec(id="off", min_devices=2), tiny_llama, (0, 1), report)
+    loading.append(asyncio.create_task(work))
+    await asyncio.wait(loading)
+    assert loading[0].cancelled()
+    await harness.unload("off")
+
+    for worker in workers_of(node).values():
+        asked = jobs.Generate(id="off", model="off", prompt=[1], max_tokens=1)
+        assert [event async for event in worker.ask(asked)] == [
+            jobs.Lost(id="off", message="model 'off' is not loaded")
+        ]
+        assert "off" not in worker.shares
+    assert [worker.pid for worker in workers_of(node).values()] == pids
+    await node.post("/models/load", model_id="off", tensor_parallel=2)
+    assert await said(node, "off", **SAID) == await said(node, "one", **SAID)
+    await node.post("/models/unload", model_id="off")
 
 
 async def test_a_rank_that_hangs_is_ended_the_others_with_it_and_all_come_back(node, monkeypatch):
