@@ -30,6 +30,7 @@ from cortex.gateway.catalogue import Names
 from cortex.gateway.metrics import GatewayMetrics
 from cortex.gateway.node import Node
 from cortex.gateway.nodes import Nodes
+from cortex.gateway.patience import LONGEST_S, patience, quiet_s
 from cortex.gateway.placement import Nowhere, Placement, state_of
 from cortex.gateway.planner import WAITING, Job, Planner, drop_claim
 from cortex.gateway.poller import poll
@@ -38,8 +39,6 @@ from cortex.gateway.queue import Queues
 FORGET_S = 10.0
 NODES_TO_TRY = 2
 UNLOAD_TIMEOUT_S = 60.0
-LOAD_TIMEOUT_S = 300.0
-LOAD_TIMEOUT_S_PER_GIB = 20.0
 MISFITS = 3  # times a node may say it has less room than it showed
 MISFIT_PAUSE_S = 1.0
 COMING = Nowhere(
@@ -269,13 +268,13 @@ class Loads:
             self._planner.making_room.discard(node.name)
         job.stage = "loading"
         log.info("load %s on %s", spec.id, node.name)
-        need_gib = (self._planner.needs_mb.get(spec.id) or spec.vram_mb or 0) / 1024
+        need_mb = self._planner.needs_mb.get(spec.id) or spec.vram_mb or 0
         body = {**load_body(spec), "devices": list(placement.devices)}
         began = self._nodes.clock()
-        timeout_s = LOAD_TIMEOUT_S + LOAD_TIMEOUT_S_PER_GIB * need_gib
         try:
             began = self._nodes.clock()
-            answer = await node.client.post("/models/load", body, timeout_s)
+            async with patience(node, spec.id, quiet_s(need_mb), self._tasks):
+                answer = await node.client.post("/models/load", body, LONGEST_S)
             node.load_s[spec.id] = self._nodes.clock() - began
         except RemoteError as error:
             if error.code == "insufficient_vram":
