@@ -13,6 +13,7 @@ from itertools import pairwise, takewhile
 import attrs
 
 from cortex.chat.request import Image, Message, Part, Text, ToolCall, ToolResult
+from cortex.errors import VisionUnsupported
 
 REMINDER = "<system-reminder>\n{}\n</system-reminder>"
 TOOL_ERROR = "[tool error] "
@@ -131,3 +132,23 @@ def shown(result: ToolResult, calls: Mapping[str, ToolCall]) -> Iterator[Part]:
         name = calls[result.call_id].name if result.call_id in calls else "a tool"
         yield Text(f"[images in the result of {name}, call {result.call_id}]\n")
         yield from images
+
+
+def refuse_images(messages: Sequence[Message], model: str, hint: str = "") -> None:
+    """Raise for the first image, which *model* does not see."""
+    for number, message in enumerate(messages):
+        for place, part in enumerate(message.parts):
+            if images_of([attrs.evolve(message, parts=(part,))]):
+                at = f"messages[{number}].content[{place}]"
+                raise VisionUnsupported(f"model {model!r} sees no images", hint=hint, param=at)
+
+
+def images_of(turns: Iterable[Message]) -> list[Image]:
+    """Return the images of some turns, in order."""
+    return [
+        part
+        for turn in turns
+        for outer in turn.parts
+        for part in (outer.parts if isinstance(outer, ToolResult) else (outer,))
+        if isinstance(part, Image)
+    ]

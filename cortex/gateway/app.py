@@ -207,7 +207,8 @@ class Gateway:
         for node, entry, context in zip(nodes, config.nodes, contexts, strict=True):
             node.adopt(entry, self._session, context)
         self.nodes.adopt(nodes)
-        forget(self.loads.needs_mb, self.names.specs, catalogue)
+        for known in (self.loads.needs_mb, self.names.abilities):
+            forget(known, self.names.specs, catalogue)
         self.names.adopt(catalogue)
         self.queues.max_depth = config.queue.max_depth
         self.loads.adopt(config, policy)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 import msgspec
 from aiohttp import web
 
 from cortex import resumption
-from cortex.api import Dialect
+from cortex.api import ChatDialect, Dialect
 from cortex.chat.request import RequestHead
+from cortex.chat.turns import refuse_images
 from cortex.errors import UpstreamUnreachable
 from cortex.fleet.model import ModelSpec
 from cortex.gateway.hold import Hold
@@ -122,6 +123,21 @@ async def carry(exchange: Exchange, node: Node, request: bytes) -> None:
             raise Refused
     finally:
         node.exchanges.discard(exchange)
+
+
+def refuse_unseen(asked: Asked) -> None:
+    """
+    Refuse images to a model that sees none, as its node would once it is loaded.
+
+    Raises:
+        VisionUnsupported: There is one.
+        InvalidRequest: As the dialect says it.
+    """
+    if b"image" not in asked.body:
+        return
+    chat = cast("ChatDialect", asked.dialect).parse_request(asked.body, asked.head.id)
+    seeing = ", ".join(asked.seeing[:MOST_NAMED])
+    refuse_images(chat.messages, asked.head.model, f"these do: {seeing}" if seeing else "")
 
 
 def compose(

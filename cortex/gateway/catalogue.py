@@ -26,6 +26,7 @@ class Names:
     Attributes:
         specs: The catalogue by id, with what is pinned at run time; replaced whenever it changes.
         aliases: The names that stand for another.
+        abilities: What models can do that were loaded somewhere since the start.
         by_hand: What is pinned at run time, and on which nodes.
     """
 
@@ -36,6 +37,7 @@ class Names:
         self._nodes = nodes
         self._plugins = plugins
         self.by_hand: dict[str, tuple[str, ...]] = {}
+        self.abilities: dict[str, tuple[str, ...]] = {}
         self.adopt(catalogue)
 
     def adopt(self, catalogue: Catalogue) -> None:
@@ -125,6 +127,21 @@ class Names:
         found = {model for node in self._nodes for model in node.seeing if node.in_service}
         return sorted(model for model in found if principal.allows(model, model))
 
+    def learn(self) -> None:
+        """Take note of what models can do, for when they are nowhere."""
+        found: dict[str, set[str]] = {}
+        for node in self._nodes:
+            for model in node.models.values():
+                if model.routable and model.capabilities:
+                    found.setdefault(model.id, set()).update(model.capabilities)
+        self.abilities.update((model, tuple(sorted(can))) for model, can in found.items())
+
+    def is_blind(self, model: str) -> bool:
+        """Tell whether *model* is known to see no images, and no node says otherwise now."""
+        if "vision" in self.abilities.get(model, ("vision",)):
+            return False
+        return not any(node.serves(model) for node in self._nodes.having(model))
+
     def cards(self) -> list[ModelCard]:
         """Return the rows of ``/v1/models``: catalogue, what nodes have besides, aliases."""
         specs = dict(self.specs)
@@ -144,7 +161,8 @@ class Names:
         limit = tightest(model for _, model in here if model.routable)
         context = limit["context"] or spec.context
         loaded = any(node.healthy and model.routable for node, model in here)
-        capabilities = tuple(sorted({c for _, model in here for c in model.capabilities}))
+        shown = {c for _, model in here for c in model.capabilities}
+        capabilities = tuple(sorted(shown)) or self.abilities.get(spec.id, ())
         return ModelCard(
             id=spec.id,
             context=context,

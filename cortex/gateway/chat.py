@@ -13,7 +13,7 @@ from aiohttp import web
 from cortex.api import ChatDialect, Dialect
 from cortex.errors import CortexError, UpstreamDied, UpstreamUnreachable
 from cortex.gateway.affinity import affinity_of
-from cortex.gateway.asking import Asked, carry, prepare
+from cortex.gateway.asking import Asked, carry, prepare, refuse_unseen
 from cortex.gateway.auth import check_model
 from cortex.gateway.catalogue import Names
 from cortex.gateway.hold import Hold
@@ -92,6 +92,8 @@ async def serve(
         span=recording.span,
         seeing=names.seeing(recording.principal),
     )
+    if head.operation == "chat" and names.is_blind(spec.id):
+        refuse_unseen(asked)  # before it is loaded for that
     try:
         return await ask(asked, recording, nodes, router, translators)
     except CortexError as error:

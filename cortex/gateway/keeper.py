@@ -77,6 +77,7 @@ class Keeper:
 
     def tick(self, now: float) -> None:
         """Start what is due."""
+        self._names.learn()
         for node, model in list(self._idle(now)):
             log.info("unload %s from %s: nobody has used it", model, node.name)
             node.unloading(model)  # from now on no request goes to it

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -39,11 +40,11 @@ def made_of(spec: ModelSpec) -> str:
     return " ".join("-" if part is None else str(part) for part in parts)
 
 
-def forget(needs_mb: dict[str, int], specs: Mapping[str, ModelSpec], catalogue: Catalogue) -> None:
-    """Forget the sizes of models that *catalogue* has made otherwise than *specs*."""
+def forget(known: dict[str, Any], specs: Mapping[str, ModelSpec], catalogue: Catalogue) -> None:
+    """Forget what is *known* of models that *catalogue* has made otherwise than *specs*."""
     for spec in catalogue.models:
         if made_of(spec) != made_of(specs.get(spec.id, ModelSpec(id=spec.id))):
-            needs_mb.pop(spec.id, None)
+            known.pop(spec.id, None)
 
 
 class Sizes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from cortex.config.schema import AuthSection
+from cortex.config.schema import AuthSection, Catalogue
 from cortex.errors import VisionUnsupported
 from cortex.fleet.model import ModelSpec
-from cortex.testing import FakeNeuron
+from cortex.testing import FakeNeuron, until
 from tests.gateway.running import running
 from tests.gateway.test_auth import key, keys
 
@@ -72,3 +72,64 @@ async def test_who_sees_is_listed_so_also_under_its_aliases():
         "v": ["text", "vision"],
         "eye": ["text", "vision"],
     }
+
+
+def with_image(dialect):
+    if dialect == "messages":
+        source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+        content, more = [{"type": "image", "source": source}], {"max_tokens": 9}
+    else:
+        content, more = [IMAGE], {}
+    return {"model": "m", "messages": [{"role": "user", "content": content}], **more}
+
+
+@pytest.mark.parametrize(
+    ("path", "stream"),
+    [("chat/completions", False), ("chat/completions", True), ("messages", False)],
+)
+async def test_a_model_known_to_see_no_images_is_not_loaded_to_refuse_one(path, stream):
+    node = seeing(FakeNeuron(["m", "v"]), "v")
+    node.models["m"] = attrs.evolve(node.models["m"], capabilities=("text", "tools"))
+    async with node, running(node) as gateway:
+        names = gateway.gateway.names
+        await until(lambda: names.abilities == {"m": ("text", "tools"), "v": ("text", "vision")})
+        await gateway.post("/api/v1/models/m/unload")
+        [row] = [r for r in (await gateway.get("/v1/models"))["data"] if r["id"] == "m"]
+        assert (row["loaded"], row["capabilities"]) == (False, ["text", "tools"])
+
+        url, body = f"{gateway.url}/v1/{path}", {**with_image(path), "stream": stream}
+        async with gateway.client.post(url, json=body) as response:
+            said = (await response.json())["error"]
+            assert response.status == 400
+        assert said["message"] == "model 'm' sees no images (these do: v)"
+        assert said.get("param") in (None, "messages[0].content[0]")
+        assert node.counts["load"] == 0
+        assert gateway.records[-1].status == 400
+
+        await gateway.ask(content="the word image is no image")
+        assert node.counts["load"] == 1
+
+
+async def test_what_may_see_is_loaded_to_tell():
+    node = seeing(FakeNeuron(["m"]), "m")
+    async with node, running(node) as gateway:
+        await until(lambda: "m" in gateway.gateway.names.abilities)
+        await gateway.post("/api/v1/models/m/unload")
+        messages = [{"role": "user", "content": [IMAGE]}]
+        await gateway.ask(messages=messages)
+        assert node.counts["load"] == 1
+        assert gateway.gateway.names.is_blind("unheard of") is False
+
+
+async def test_what_a_model_can_do_is_forgotten_where_it_is_made_otherwise():
+    node = FakeNeuron(["m"])
+    node.models["m"] = attrs.evolve(node.models["m"], capabilities=("text",))
+    async with node, running(node) as gateway:
+        names = gateway.gateway.names
+        await until(lambda: "m" in names.abilities)
+        await gateway.post("/api/v1/models/m/unload")
+        assert names.is_blind("m")
+        config, _ = gateway.gateway.current()
+        other = Catalogue(models=(ModelSpec(id="m", source="file:/srv/another"),))
+        await gateway.gateway.adopt(config, other)
+        assert not names.is_blind("m")

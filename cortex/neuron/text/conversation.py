@@ -21,8 +21,7 @@ from cortex.chat.request import (
     ToolCall,
     ToolResult,
 )
-from cortex.chat.turns import joined, merged, normalised
-from cortex.errors import VisionUnsupported
+from cortex.chat.turns import images_of, joined, merged, normalised
 from cortex.neuron.constraint import CallSyntax
 from cortex.neuron.text.syntaxes import Calls
 from cortex.neuron.text.template import Abilities
@@ -73,27 +72,6 @@ def written_turns(
                 names[call.id] = (history_id(call, len(names), history_ids), call.name)
         written.append(written_turn(turn, abilities, names))
     return written
-
-
-def refuse_images(messages: Sequence[Message], model: str) -> None:
-    """Raise for the first image."""
-    for number, message in enumerate(messages):
-        for place, part in enumerate(message.parts):
-            if images_of([attrs.evolve(message, parts=(part,))]):
-                raise VisionUnsupported(
-                    f"model {model!r} sees no images", param=f"messages[{number}].content[{place}]"
-                )
-
-
-def images_of(turns: Iterable[Message]) -> list[Image]:
-    """Return the images of some turns, in order."""
-    return [
-        part
-        for turn in turns
-        for outer in turn.parts
-        for part in (outer.parts if isinstance(outer, ToolResult) else (outer,))
-        if isinstance(part, Image)
-    ]
 
 
 def without_system(turns: Iterable[Message]) -> Iterator[Message]:

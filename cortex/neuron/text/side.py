@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from cortex.chat.request import ChatRequest, Image, Message, Tool
+from cortex.chat.turns import images_of, refuse_images
 from cortex.errors import InvalidImage, InvalidRequest, ToolsUnsupported, UnsupportedParameter
 from cortex.neuron.constraint import Constraint
 from cortex.neuron.engine.jobs import TextFiles
@@ -21,8 +22,6 @@ from cortex.neuron.engine.pictures import Picture
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.begun import Begun, blanks_of, split, written
 from cortex.neuron.text.conversation import (
-    images_of,
-    refuse_images,
     thinking_arguments,
     turns_for,
     with_schemas,

@@ -6,10 +6,9 @@ import attrs
 import pytest
 
 from cortex.chat.request import Image, Reasoning, Text, Thinking, Tool, ToolCall, ToolResult
+from cortex.chat.turns import images_of, refuse_images
 from cortex.errors import VisionUnsupported
 from cortex.neuron.text.conversation import (
-    images_of,
-    refuse_images,
     thinking_arguments,
     turns_for,
     with_schemas,
