@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 
 import attrs
@@ -14,8 +14,8 @@ from cortex.api import Count
 from cortex.chat.request import ChatRequest
 from cortex.fleet.model import ModelStats
 from cortex.neuron.engine import jobs
-from cortex.neuron.images.gallery import Gallery
-from cortex.neuron.text.side import NOTHING, Prompt, Seen, Text
+from cortex.neuron.images.gallery import Gallery, Shown
+from cortex.neuron.text.side import NOTHING, Prompt, Text
 from cortex.neuron.workers import DeviceWorker
 
 READERS = 4  # threads that read prompts: with more of them all else waits for its turn
@@ -49,10 +49,9 @@ class Running:
     tok_s_decode: float = 0.0
     readers: Executor = attrs.field(factory=partial(ThreadPoolExecutor, READERS, "reader"))
 
-    async def read(self, request: ChatRequest) -> tuple[Prompt, str | None]:
+    async def read(self, request: ChatRequest, shown: Shown) -> tuple[Prompt, str | None]:
         """Return the prompt of a request, and the grammar that holds its answer to a form."""
-        seen = await look(self.text, self.gallery, request)
-        loop = asyncio.get_running_loop()
+        loop, seen = asyncio.get_running_loop(), shown.pictures
         return await loop.run_in_executor(self.readers, self.text.read, request, seen)
 
     @asynccontextmanager
@@ -107,19 +106,19 @@ class Running:
             self.tok_s_decode = smooth(self.tok_s_decode, rate)
 
 
-async def look(text: Text, gallery: Gallery, request: ChatRequest) -> Seen:
-    """Return what a model sees of the images of a request."""
+async def look(text: Text, gallery: Gallery, request: ChatRequest) -> Shown:
+    """Return what a model sees of the images of a request, to be closed."""
     if text.sight is None:
-        return NOTHING
-    return await gallery.look(request.messages, text.sight)
+        return Shown(NOTHING)
+    return await gallery.show(request.messages, text.sight)
 
 
 def counter(text: Text, gallery: Gallery) -> Count:
     """Return what counts the tokens of a prompt as `Running.read` does."""
 
     async def count(request: ChatRequest) -> int:
-        seen = await look(text, gallery, request)
-        return len((await asyncio.to_thread(text.prompt, request, seen)).ids)
+        with closing(await look(text, gallery, request)) as shown:
+            return len((await asyncio.to_thread(text.prompt, request, shown.pictures)).ids)
 
     return count
 

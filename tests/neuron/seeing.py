@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
+import msgspec
 
 from cortex.fleet.model import Checkpoint
 from cortex.fleet.node import Device
@@ -30,6 +31,9 @@ class FakeWorker:
         self.index, self.pid = index, 1
         self.figures, self.tokens_total = {}, Counter()
         self.asked: list[jobs.Generate] = []
+        self.may_begin, self.may_end = asyncio.Event(), asyncio.Event()
+        self.may_begin.set()
+        self.may_end.set()
 
     async def supervise(self):
         await asyncio.Event().wait()
@@ -54,8 +58,10 @@ class FakeWorker:
         pass
 
     async def ask(self, job):
-        self.asked.append(job)
+        self.asked.append(msgspec.structs.replace(job, pictures=[*job.pictures]))
+        await self.may_begin.wait()
         yield jobs.Token(job.id, 40)
+        await self.may_end.wait()
         times = dict.fromkeys(("queue_ms", "prefill_ms", "decode_ms"), 1.0)
         yield jobs.Done(id=job.id, reason="stop", completion_tokens=1, **times)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cortex.resumption import Said, pack
+from cortex.testing import until
 from tests.neuron.images.drawn import data_url, drawn, encoded
 from tests.neuron.seeing import CONTEXT, SIGHT, seeing_neuron
 
@@ -250,3 +252,24 @@ async def test_an_image_of_several_megabytes_comes_through(neuron):
     async with node.client.post(node.url + CHAT, data=io.BytesIO(body)) as response:
         assert response.status == 200, await response.read()
     assert [(p.height, p.width) for p in worker.asked[0].pictures] == [(1024, 1024)]
+
+
+async def test_pictures_take_room_until_their_answer_begins(monkeypatch, tmp_path):
+    body = chat_body(openai_image(encoded(drawn(1024, 1024))))  # 3 MiB, which is all there is
+    async with seeing_neuron(monkeypatch, tmp_path, max_waiting_mb=1) as (node, worker):
+        room = node.neuron.models.harnesses["torch"]._gallery._room
+        worker.may_begin.clear()
+        worker.may_end.clear()
+        one, other = [
+            asyncio.create_task(node.post(CHAT, model="seeing", **body)) for _ in range(2)
+        ]
+        await until(lambda: len(worker.asked) == 1 and len(room._line) == 1)
+        text = asyncio.create_task(node.chat("seeing"))
+        await until(lambda: len(worker.asked) == 2)  # who brings none waits for none
+
+        worker.may_begin.set()
+        await until(lambda: len(worker.asked) == 3 and room.free == 1 << 20)
+        assert not any(task.done() for task in (one, other))
+        worker.may_end.set()
+        answers = await asyncio.gather(one, other, text)
+    assert [answer["choices"][0]["finish_reason"] for answer in answers] == ["stop"] * 3

@@ -11,7 +11,7 @@ import itertools
 import logging
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
@@ -35,9 +35,9 @@ from cortex.neuron.engine import jobs
 from cortex.neuron.faults import fault_of
 from cortex.neuron.generation import finished, generate_job, whole
 from cortex.neuron.groups import Groups, WorkerGroup
-from cortex.neuron.images.gallery import Gallery
+from cortex.neuron.images.gallery import Gallery, Shown
 from cortex.neuron.images.options import ImageOptions
-from cortex.neuron.running import Running, counter
+from cortex.neuron.running import Running, counter, look
 from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.side import Text
 from cortex.neuron.workers import DeviceWorker, error_of
@@ -244,32 +244,36 @@ class TorchHarness:
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         running = self._speaking(request.model)
-        prompt, grammar = await running.read(request)
-        before = prompt.begun if request.resumes else None
-        if before is not None and (most := request.sampling.max_tokens):
-            left = attrs.evolve(request.sampling, max_tokens=max(most - before.tokens, 0))
-            request = attrs.evolve(request, sampling=left)
-        job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
-        if self._options.debug_faults:
-            job = msgspec.structs.replace(job, fault=fault_of(request))
-        async with running.place():
-            yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)
-            answer = running.text.answer(request, prompt)
-            if (
-                before is not None and request.sampling.max_tokens == 0
-            ):  # all was said but that it was cut off
-                usage = Usage(prompt_tokens=len(prompt.ids))
-                yield whole(Finished(reason="length", usage=usage), before)
-                return
-            async with aclosing(self._answer(running, job, answer)) as events:
-                async for event in events:
-                    yield whole(event, before) if isinstance(event, Finished) else event
+        with closing(await look(running.text, self._gallery, request)) as shown:
+            prompt, grammar = await running.read(request, shown)
+            before = prompt.begun if request.resumes else None
+            if before is not None and (most := request.sampling.max_tokens):
+                left = attrs.evolve(request.sampling, max_tokens=max(most - before.tokens, 0))
+                request = attrs.evolve(request, sampling=left)
+            job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
+            if self._options.debug_faults:
+                job = msgspec.structs.replace(job, fault=fault_of(request))
+            async with running.place():
+                yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)
+                answer = running.text.answer(request, prompt)
+                if (
+                    before is not None and request.sampling.max_tokens == 0
+                ):  # all was said but that it was cut off
+                    usage = Usage(prompt_tokens=len(prompt.ids))
+                    yield whole(Finished(reason="length", usage=usage), before)
+                    return
+                async with aclosing(self._answer(running, job, answer, shown)) as events:
+                    async for event in events:
+                        yield whole(event, before) if isinstance(event, Finished) else event
 
     async def _answer(
-        self, running: Running, job: jobs.Generate, answer: Answer
+        self, running: Running, job: jobs.Generate, answer: Answer, shown: Shown
     ) -> AsyncGenerator[ChatEvent, None]:
         async with aclosing(running.worker.ask(job)) as stream:
             async for event in stream:
+                if job.pictures:  # the engine has seen them
+                    job.pictures.clear()
+                    shown.close()
                 match event:
                     case jobs.Token():
                         for said in answer.feed(event):

@@ -24,6 +24,7 @@ from cortex.neuron.engine.pictures import Picture, Sight
 from cortex.neuron.images.data import read_data
 from cortex.neuron.images.options import ImageOptions
 from cortex.neuron.images.picture import Measured, measured, seen
+from cortex.neuron.images.room import Room
 
 if TYPE_CHECKING:
     from cortex.neuron.images.fetch import Fetcher
@@ -37,10 +38,31 @@ T = TypeVar("T")
 
 @attrs.define
 class Look:
-    """The images of a request on their way, and how many wait for them."""
+    """
+    The images of a request, on their way or there.
 
-    job: asyncio.Task[Pictures]
-    waiting: int = 0
+    Attributes:
+        users: How many wait for them, or have them.
+        size: Bytes they take of the room.
+    """
+
+    job: asyncio.Task[Pictures] | None = None
+    users: int = 0
+    size: int = 0
+
+
+class Shown:
+    """The pictures of a request; they take room until it is closed."""
+
+    def __init__(self, pictures: Pictures, release: Callable[[], None] | None = None) -> None:
+        self.pictures = pictures
+        self._release = release
+
+    def close(self) -> None:
+        """Let go of them."""
+        release, self._release, self.pictures = self._release, None, {}
+        if release is not None:
+            release()
 
 
 class Gallery:
@@ -58,34 +80,48 @@ class Gallery:
         self._readers = ThreadPoolExecutor(READERS, "image")
         self._looks: dict[int, Look] = {}
         self._kept = Kept(KEPT_BYTES)
+        self._room = Room(options.max_waiting_mb << 20)
 
-    async def look(self, messages: Sequence[Message], sight: Sight) -> Pictures:
+    async def show(self, messages: Sequence[Message], sight: Sight) -> Shown:
         """
-        Return what a model sees of the images in *messages*.
+        Return what a model sees of the images in *messages*, to be closed.
 
         Raises:
             InvalidImage: One cannot be shown; says which, and why.
+            QueueTimeout: Those of other requests leave no room for them.
         """
         placed = list(images_in(messages))
         if not placed:
-            return {}
+            return Shown({})
         if len(placed) > (most := self._options.max_count):
             raise InvalidImage(
                 f"the request has {len(placed)} images, over {most}", param=placed[most][0]
             )
         key = id(messages)  # the answers to one request share them, and hold on to them here
         if (look := self._looks.get(key)) is None:
-            look = self._looks[key] = Look(asyncio.ensure_future(self._look(placed, sight)))
-        look.waiting += 1
+            look = self._looks[key] = Look()
+            look.job = asyncio.ensure_future(self._look(look, placed, sight))
+        assert look.job is not None  # noqa: S101 - it has just been set
+        look.users += 1
         try:
-            return await asyncio.shield(look.job)  # bounded: by the fetcher, and by what was sent
-        finally:
-            look.waiting -= 1
-            if not look.waiting:
-                look.job.cancel()
-                self._looks.pop(key, None)
+            # bounded: by the fetcher, by the wait for room, and by what was sent
+            pictures = await asyncio.shield(look.job)
+        except BaseException:
+            self._leave(key, look)
+            raise
+        return Shown(pictures, partial(self._leave, key, look))
 
-    async def _look(self, placed: Sequence[tuple[str, Image]], sight: Sight) -> Pictures:
+    def _leave(self, key: int, look: Look) -> None:
+        look.users -= 1
+        if not look.users and look.job is not None:
+            look.job.cancel()
+            del self._looks[key]
+            size, look.size = look.size, 0
+            self._room.give(size)
+
+    async def _look(
+        self, look: Look, placed: Sequence[tuple[str, Image]], sight: Sight
+    ) -> Pictures:
         where = {image: at for at, image in reversed(placed)}
         urls = {i.url: at for i, at in where.items() if i.url[:5].lower() != "data:"}
         fetched: Mapping[str, bytes] = {}
@@ -98,11 +134,13 @@ class Gallery:
             fetched = await self._fetcher().fetch(urls)
         reads = [partial(self._read, i, at, fetched.get(i.url), sight) for i, at in where.items()]
         images = await self._all(reads)
-        if sum(3 * image.height * image.width for image in images) > MOST_BYTES:
+        need = sum(3 * image.height * image.width for image in images)
+        if need > MOST_BYTES:
             pixels = f"{MOST_BYTES // 3} pixels"
             raise InvalidImage(
                 f"the images of the request have over {pixels} together", param=placed[0][0]
             )
+        look.size = await self._room.take(need)
         pictures = await self._all([partial(self._seen, image) for image in images])
         return dict(zip(where, pictures, strict=True))
 
