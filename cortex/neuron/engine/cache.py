@@ -94,7 +94,7 @@ class Cache:
             )
             for layer, heads in layers.items()
         }
-        groups = max(heads.queries // heads.count for heads in layers.values())
+        groups = max((heads.queries // heads.count for heads in layers.values()), default=1)
         self.tile_tokens = max(TILE_ROWS // groups, 1)
         self.states = States(recurrent or {}, slots, dtype, device)
 

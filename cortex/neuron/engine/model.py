@@ -217,7 +217,8 @@ def _proven(
     try:
         noise = probe.noise(module, tried, wanted, shown)
         heads = record(module, tried[0])
-        noise *= (1 + len(recurrent) / len(heads)) ** 0.5  # of layers that attend; it adds up so
+        # noise is of layers that attend, if there are any; it adds up so
+        noise *= (1 + len(recurrent) / max(len(heads), 1)) ** 0.5
         slots = probe.SLOTS
         trial = Cache(heads, probe.BLOCKS, module.dtype, device, recurrent=recurrent, slots=slots)
     except torch.OutOfMemoryError:
@@ -307,7 +308,7 @@ def count_blocks(
             f"{job.model}: {room >> 20} MiB are left for its cache, {-(-least >> 20)} are needed",
             details={"needed_mb": -(-(weights.used_bytes + least) >> 20), "free_mb": free >> 20},
         )
-    return int(min(1 + per_sequence * rows, (room - taken) // block_bytes))
+    return int(min(1 + per_sequence * rows, (room - taken) // max(block_bytes, 1)))
 
 
 def _room(job: Load, weights: Weights, device: torch.device) -> int:

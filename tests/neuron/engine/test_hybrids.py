@@ -27,6 +27,7 @@ from tests.neuron.engine.engines import (
 from tests.neuron.engine.tiny import SIZES, byte_tokenizer
 
 CPU = torch.device("cpu")
+ONLY_LINEAR = ["linear_attention"] * 3
 pytestmark = pytest.mark.usefixtures("one_thread", "without_gradients")
 
 
@@ -229,6 +230,29 @@ def test_a_checkpoint_that_can_see_as_well_is_run_for_its_text(checkpoint):
     second, found = run(made.engine, [ask("second", range(5, 45), 4)])
     assert (ends["first"].cached_tokens, found["second"].cached_tokens) == (0, 32)
     assert first["first"] == second["second"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("memory_bytes", [None, 8 << 20])
+def test_a_model_none_of_whose_layers_attends_is_run_as_fast(tmp_path, memory_bytes):
+    tokens, module = byte_tokenizer(), model_of("qwen3_5_text", layer_types=ONLY_LINEAR)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokens, eos_token="<|end|>"
+    ).save_pretrained(tmp_path)
+    module.save_pretrained(tmp_path)
+
+    made = built(tmp_path, memory_bytes=memory_bytes)
+
+    assert made.body.startswith("fused: its logits are off by")
+    assert made.context == 1024
+    shared = prompts(6, seed=3, shared=40)
+    wanted = {str(n): greedy(module, prompt, 8) for n, prompt in enumerate(shared)}
+    jobs = [ask(str(n), prompt, 8, ignore_eos=True) for n, prompt in enumerate(shared)]
+    assert run(made.engine, jobs)[0] == wanted
+    again, ends = run(made.engine, [ask("again", shared[0], 8, ignore_eos=True)])
+    assert again["again"] == wanted["0"]
+    assert ends["again"].cached_tokens > 0
+    made.engine.scheduler.check()
 
 
 @pytest.mark.timeout(60)
