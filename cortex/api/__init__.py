@@ -28,6 +28,7 @@ from cortex.api.harness import (
     SplittingHarness,
     SpreadingHarness,
 )
+from cortex.api.places import Places
 from cortex.api.register import (
     Register,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "HarnessHost",
     "ModelsDialect",
     "Operation",
+    "Places",
     "Register",
     "ReplyDecoder",
     "ReplyDialect",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from functools import partial
 
 import attrs
 
-from cortex.api import Count
+from cortex.api import Count, Places
 from cortex.chat.request import ChatRequest
 from cortex.fleet.model import ModelStats
 from cortex.neuron.engine import jobs
@@ -30,7 +30,7 @@ class Running:
         worker: Who is asked: rank 0's, if it is a group that it runs on.
         body: How the engine runs it, for people.
         width: Components of the vectors it makes; None if it makes text.
-        slots: Places on the device.
+        places: On the device.
         gallery: Where images of requests are read.
         readers: Of requests.
     """
@@ -40,11 +40,9 @@ class Running:
     context: int
     body: str
     defaults: Mapping[str, float]
-    slots: asyncio.Semaphore
+    places: Places
     gallery: Gallery
     width: int | None = None
-    in_flight: int = 0
-    waiting: int = 0
     tok_s_prefill: float = 0.0
     tok_s_decode: float = 0.0
     readers: Executor = attrs.field(factory=partial(ThreadPoolExecutor, READERS, "reader"))
@@ -54,26 +52,11 @@ class Running:
         loop, seen = asyncio.get_running_loop(), shown.pictures
         return await loop.run_in_executor(self.readers, self.text.read, request, seen)
 
-    @asynccontextmanager
-    async def place(self) -> AsyncGenerator[None, None]:
-        """Hold a place on the device; wait for one as long as it takes."""
-        self.waiting += 1
-        try:
-            await self.slots.acquire()  # a client that gives up cancels this wait
-        finally:
-            self.waiting -= 1
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self.slots.release()
-
     def stats(self, model: str, max_in_flight: int) -> ModelStats:
         """Return what it is doing, as *model*; asks nobody."""
         stats = ModelStats(
-            in_flight=self.in_flight,
-            queue_depth=self.waiting,
+            in_flight=self.places.taken,
+            queue_depth=self.places.waiting,
             max_in_flight=max_in_flight,
             tok_s_prefill=round(self.tok_s_prefill, 1),
             tok_s_decode=round(self.tok_s_decode, 1),

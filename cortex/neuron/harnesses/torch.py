@@ -19,7 +19,7 @@ import attrs
 import msgspec
 
 from cortex import hookimpl
-from cortex.api import Count, Harness, HarnessHost, Register, Report
+from cortex.api import Count, Harness, HarnessHost, Places, Register, Report
 from cortex.chat.events import ChatEvent, Failed, Finished, Started, Usage
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import (
@@ -174,7 +174,7 @@ class TorchHarness:
             context=loaded.context,
             body=loaded.body,
             defaults=dict(itertools.chain(*(d.items() for d in defaults))),
-            slots=asyncio.Semaphore(self._options.max_sequences),
+            places=Places(self._options.max_sequences),
             width=loaded.dimensions,
             gallery=self._gallery,
         )
@@ -219,7 +219,7 @@ class TorchHarness:
             width=running.width,
             job_id=f"{next(self._numbers)}",
         )
-        async with running.place(), aclosing(running.worker.ask(job)) as events:
+        async with running.places.take(), aclosing(running.worker.ask(job)) as events:
             async for event in events:
                 if isinstance(event, jobs.Embedded):
                     vectors = await asyncio.to_thread(vectors_of, event)
@@ -253,7 +253,7 @@ class TorchHarness:
             job = generate_job(request, prompt, running, f"{next(self._numbers)}", grammar)
             if self._options.debug_faults:
                 job = msgspec.structs.replace(job, fault=fault_of(request))
-            async with running.place():
+            async with running.places.take():
                 yield Started(prompt_tokens=len(prompt.ids), prompt_text=prompt.said)
                 answer = running.text.answer(request, prompt)
                 if (

@@ -80,23 +80,32 @@ def engine_of(
     module,
     *,
     body=None,
+    tower=None,
     blocks=200,
     rows=16,
-    budget_tokens=64,
-    runs_ahead=False,
-    end_tokens=(),
     snapshots=20,
-    tower=None,
-    guesser=None,
     mtp=None,
     draft_tokens=3,
+    **limits,
 ):
-    heads, recurrent = record(module, torch.arange(3, device=DEVICE)), recurrences(module)
-    slots = 1 + 2 * rows + snapshots
-    cache = Cache(heads, blocks, module.dtype, DEVICE, recurrent=recurrent, slots=slots)
+    cache = cache_of(module, blocks, 1 + 2 * rows + snapshots)
     body = body or Modules(module)
     more = {"tower": tower, "mtp": mtp, "draft_tokens": draft_tokens}
     runner = Runner(body, cache, rows=rows, blocks=blocks, device=DEVICE, **more)
+    if mtp is not None:
+        limits |= {"guesser": Foreseen, "foreseen_tokens": draft_tokens}
+    return batching_of(runner, cache, blocks, rows, snapshots, **limits)
+
+
+def cache_of(module, blocks, slots):
+    heads, recurrent = record(module, torch.arange(3, device=DEVICE)), recurrences(module)
+    return Cache(heads, blocks, module.dtype, DEVICE, recurrent=recurrent, slots=slots)
+
+
+def batching_of(
+    runner, cache, blocks, rows, snapshots, *, budget_tokens=64, runs_ahead=False, end_tokens=(),
+    **more,
+):  # fmt: skip
     return Batching(
         runner,
         Blocks(blocks),
@@ -104,9 +113,8 @@ def engine_of(
         budget_tokens=budget_tokens,
         end_tokens=frozenset(end_tokens),
         runs_ahead=runs_ahead,
-        snapshots=Snapshots(1 + rows, snapshots) if recurrent else None,
-        guesser=guesser or (mtp and Foreseen),
-        foreseen_tokens=draft_tokens if mtp else 0,
+        snapshots=Snapshots(1 + rows, snapshots) if cache.states.layers else None,
+        **more,
     )
 
 

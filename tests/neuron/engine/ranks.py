@@ -10,17 +10,12 @@ import torch
 import transformers
 
 from cortex.neuron.engine import plan
-from cortex.neuron.engine.batching import Batching
-from cortex.neuron.engine.blocks import Blocks
-from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.kernels import kernels_for
 from cortex.neuron.engine.leading import Follower, Leader
-from cortex.neuron.engine.modules import record, recurrences
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.shards import Shards
-from cortex.neuron.engine.snapshots import Snapshots
 from cortex.neuron.engine.stack import Stack
-from tests.neuron.engine.engines import DEVICE
+from tests.neuron.engine.engines import DEVICE, batching_of, cache_of
 from tests.neuron.engine.seeing import tower_of
 
 MEET_S = 20
@@ -104,36 +99,24 @@ def share_of(module, rank):
 
 
 def runner_of(module, rank, *, blocks, rows, snapshots):
+    """Return what runs a rank's share, and its cache."""
     share, shards = share_of(module, rank)
-    heads, recurrent = record(share, torch.arange(3, device=DEVICE)), recurrences(share)
-    cache = Cache(
-        heads, blocks, share.dtype, DEVICE, recurrent=recurrent, slots=1 + rows + snapshots
-    )
+    cache = cache_of(share, blocks, 1 + 2 * rows + snapshots)
     kind = Runner if rank.rank else Leader
     body = Stack(share, kernels_for(DEVICE), shards)
     tower = tower_of(share) if sees(share) else None
     told = {"rows": rows, "blocks": blocks, "device": DEVICE, "tokens": shards.tokens}
-    return kind(*(body, cache), **told, tower=tower), bool(recurrent), tower
+    return kind(*(body, cache), **told, tower=tower), cache, tower
 
 
 @contextmanager
-def split_engine(
-    module,
-    ranks,
-    *,
-    blocks=200,
-    rows=16,
-    budget_tokens=64,
-    runs_ahead=False,
-    end_tokens=(),
-    snapshots=20,
-):
+def split_engine(module, ranks, *, blocks=200, rows=16, snapshots=20, **limits):
     """Yield the engine of rank 0; the others are at work until it is left."""
     together = Together(ranks)
     made = together.run(
         lambda rank: runner_of(module, rank, blocks=blocks, rows=rows, snapshots=snapshots)
     )
-    leader, keeps_states, _ = made[0]
+    leader, cache, _ = made[0]
     leader.lead("m", Rank(0, together))
     followers = [
         Follower(runner, Rank(rank, together), tower)
@@ -158,15 +141,7 @@ def split_engine(
     for thread in threads:
         thread.start()
     try:
-        yield Batching(
-            leader,
-            Blocks(blocks),
-            rows=rows,
-            budget_tokens=budget_tokens,
-            end_tokens=frozenset(end_tokens),
-            runs_ahead=runs_ahead,
-            snapshots=Snapshots(1 + rows, snapshots) if keeps_states else None,
-        )
+        yield batching_of(leader, cache, blocks, rows, snapshots, **limits)
     finally:
         for heard in together.heard[1:]:
             heard.put(None)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from itertools import chain
 from time import monotonic
 from typing import Any
 
 import attrs
 
-from cortex.api import Count, HarnessHost, Report
+from cortex.api import Count, HarnessHost, Places, Report
 from cortex.chat.events import ChatEvent
 from cortex.chat.request import ChatRequest, EmbeddingRequest, Embeddings
 from cortex.errors import CortexError, ModelNotFound, OperationUnsupported
@@ -34,28 +34,11 @@ class Model:
     """A model that is loaded, or being so, and what it is doing."""
 
     served: Served
-    slots: asyncio.Semaphore
+    places: Places
     defaults: Mapping[str, float]
     running: RunningModel | None = None
-    in_flight: int = 0
-    waiting: int = 0
     tokens_total: int = 0
     rates: Rates = attrs.field(factory=Rates)
-
-    @asynccontextmanager
-    async def place(self) -> AsyncGenerator[None, None]:
-        """Hold a place among the requests the server has; wait for one as long as it takes."""
-        self.waiting += 1
-        try:
-            await self.slots.acquire()  # a client that gives up cancels this wait
-        finally:
-            self.waiting -= 1
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self.slots.release()
 
     @property
     def embeds(self) -> bool:
@@ -106,7 +89,7 @@ class ServerHarness:
         )
         model = self._models[spec.id] = Model(
             served=served,
-            slots=asyncio.Semaphore(self._options.max_in_flight),
+            places=Places(self._options.max_in_flight),
             defaults=dict(chain(checkpoint.sampling.items(), spec.defaults.items())),
         )
         try:
@@ -150,7 +133,7 @@ class ServerHarness:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         model = self._model(request.model, embeds=False)
         asked = filled(request, model.defaults)
-        async with model.place():
+        async with model.places.take():
             answer = Answer(self._engine, model.served.ask(), asked)
             try:
                 async with aclosing(answer.events()) as events:
@@ -177,7 +160,7 @@ class ServerHarness:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         model = self._model(request.model, embeds=True)
         inputs = [text if isinstance(text, str) else list(text) for text in request.inputs]
-        async with model.place():
+        async with model.places.take():
             asking = model.served.ask()
             said = await asking.post(
                 "/v1/embeddings",
@@ -193,8 +176,8 @@ class ServerHarness:
         if (model := self._models.get(model_id)) is None:
             return ModelStats()
         stats = ModelStats(
-            in_flight=model.in_flight,
-            queue_depth=model.waiting,
+            in_flight=model.places.taken,
+            queue_depth=model.places.waiting,
             max_in_flight=self._options.max_in_flight,
             tok_s_prefill=round(model.rates.prefill, 1),
             tok_s_decode=round(model.rates.decode, 1),
