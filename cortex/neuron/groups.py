@@ -110,9 +110,12 @@ class WorkerGroup:
         self._coming.add(job.model)
         try:
             async with self._turn:
-                return await self._load(job, stage)
-        finally:
+                loaded = await self._load(job, stage)
+        except Exception:  # not where it was cancelled: its ranks are at it until its unload
             self._coming.discard(job.model)
+            raise
+        self._coming.discard(job.model)
+        return loaded
 
     async def _load(self, job: jobs.Load, stage: Stage) -> jobs.Loaded:
         for worker in self.workers:
@@ -132,7 +135,7 @@ class WorkerGroup:
                 ]
                 await self._hasten(loads)
             loaded = _all_of([load.result() for load in loads])
-        except CortexError:  # where it was cancelled the ranks go on, until its unload
+        except Exception:
             self._forget(job.model)
             raise
         self.models[job.model] = job
@@ -161,6 +164,7 @@ class WorkerGroup:
 
     def _forget(self, model: str) -> None:
         self.models.pop(model, None)
+        self._coming.discard(model)
         for worker in self.workers:
             worker.shares.pop(model, None)
         if not self.models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from cortex.errors import (
 from cortex.neuron import groups as groups_module
 from cortex.neuron.engine.jobs import Load, Loaded, TextFiles
 from cortex.neuron.groups import Groups, WorkerGroup
+from cortex.testing import until
 
 
 def groups_of(devices, *used):
@@ -152,6 +154,21 @@ async def test_a_rank_that_does_not_come_to_know_of_anothers_failure_is_ended(mo
     assert stuck.ended.is_set()
     assert not group.in_use
     assert not stuck.shares
+
+
+async def test_a_load_that_is_cancelled_keeps_its_devices_and_meeting_place_until_its_unload():
+    stuck = Worker(a=["stuck"])
+    group, _, _ = group_of(stuck, Worker())
+    loading = asyncio.create_task(load(group, "a"))
+    await until(lambda: stuck.places)
+    loading.cancel()
+    await asyncio.wait({loading})
+    assert loading.cancelled()
+    folder = Path(stuck.places[0].folder)
+    assert (group.in_use, folder.is_dir(), {*stuck.shares}) == ({"a"}, True, {"a"})
+
+    await group.unload("a")
+    assert (group.in_use, folder.exists(), stuck.shares) == (set(), False, {})
 
 
 async def test_a_model_whose_reload_ends_a_worker_is_given_up_and_the_others_come_back():
