@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from cortex.neuron.engine.stack import Stack
 from tests.neuron.engine.engines import (
     DEVICE,
     HYBRIDS,
+    Oracle,
     ask,
     check_schedule,
     engine_of,
@@ -118,16 +120,19 @@ def wanted(model):
     ],
     ids=str,
 )
-def test_no_schedule_changes_an_answer(model, wanted, ranks, limits):
+@pytest.mark.parametrize("guesses", [False, True], ids=["", "guesses"])
+def test_no_schedule_changes_an_answer(model, wanted, ranks, limits, guesses):
     made = random.Random(ranks)
     arrivals = [  # which prompt, tokens of its answer, when it comes, when its client leaves
         (made.randrange(len(ASKED)), made.randrange(8, 40), made.randrange(4), leaves)
         for leaves in (None, 3, None, 9, None, 1, None)
     ]
-    with split_engine(model, ranks, **limits) as engine:
+    guesser = partial(Oracle, list(zip(ASKED, wanted, strict=True)), made) if guesses else None
+    with split_engine(model, ranks, guesser=guesser, **limits) as engine:
         check_schedule(engine, arrivals, ASKED, wanted, 8)
         assert engine.scheduler.preemptions or limits["blocks"] > 12
         assert engine.scheduler.hit_tokens
+        assert bool(engine.scheduler.accepted_tokens) == guesses
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
