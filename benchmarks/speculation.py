@@ -6,19 +6,28 @@ all ways in turns; the answers have to be the same.  Told are tokens a second, t
 how many of the tokens that were tried came true.
 
     python benchmarks/speculation.py [--model PATH] [--draft-tokens N] [--rounds N] [--json]
+    python benchmarks/speculation.py --shapes 0.6B,8B,3.5-9B
+
+The second, on a GPU, takes random weights of the real shapes, of which nothing can be guessed: it
+is told what comes true, all of it or nothing, and tells what that is worth and what it costs; and
+for a model with a layer that guesses, also what that layer costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -29,9 +38,9 @@ sys.path.insert(0, str(ROOT))
 from engine import MODEL, model_path  # noqa: E402
 
 from cortex.chat.request import ChatRequest, Message, Text  # noqa: E402
-from cortex.neuron.engine import weights  # noqa: E402
+from cortex.neuron.engine import mtp, weights  # noqa: E402
 from cortex.neuron.engine.batching import Batching  # noqa: E402
-from cortex.neuron.engine.jobs import Generate, Load  # noqa: E402
+from cortex.neuron.engine.jobs import Generate, Load, Lost  # noqa: E402
 from cortex.neuron.engine.model import build  # noqa: E402
 from cortex.neuron.text.side import Text as TextSide  # noqa: E402
 
@@ -111,6 +120,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         times: dict[str, list[float]] = {name: [] for name in ways}
         before = {name: _counts(way) for name, way in ways.items()}
         answers: list[list[int]] = []
+        for way in ways.values():  # warm
+            way.answer(prompt, 2)
         for number in range(args.rounds):
             order = [*ways.items()]
             for name, way in order[number % 3 :] + order[: number % 3]:
@@ -134,6 +145,97 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine, "rounds": args.rounds, "rows": rows}
 
 
+class Told:
+    """Guesses what was answered before, all of it right or all of it wrong."""
+
+    def __init__(self, answers: list[list[int]], count: int, *, right: bool) -> None:
+        self._answers = answers
+        self._count = count
+        self._right = right
+
+    def drafts(self, tokens: Sequence[int], foreseen: Sequence[int]) -> list[int]:
+        del foreseen
+        place = len(tokens)
+        whole = next(a for a in self._answers if a[:place] == list(tokens))
+        return [token ^ (not self._right) for token in whole[place : place + self._count]]
+
+    def settle(self, drafted: int, accepted: int) -> None:
+        """Learn nothing."""
+
+
+def costs(name: str, args: argparse.Namespace) -> None:
+    """Print what drafts are worth to random weights of a shape, and what they cost."""
+    from gpu import GPU, SHAPES, made
+
+    has_layer = "family" in SHAPES[name]
+    for way in ("ngram", "auto") if has_layer else ("ngram",):
+        found = made(name)
+        job = Load(
+            model=name,
+            path="",
+            max_sequences=8,
+            memory_bytes=found.used_bytes + (20 << 30),
+            speculation=way,
+            draft_tokens=args.draft_tokens,
+        )
+        with patch("cortex.neuron.engine.model.mtp_of", random_layer):
+            model = build(job, found, GPU)
+        engine: Any = model.engine
+        print(f"\n## {name}, drafts by {way}: {model.body}", flush=True)
+        itself = engine._guesser  # noqa: SLF001
+        for many in (1, 8):
+            prompts = torch.randint(0, 150_000, (many, 128)).tolist()
+            told = partial(Told, [], args.draft_tokens)
+            guessers: dict[str, Any] = {"without": None}
+            if way == "auto":
+                guessers["by its own layer, none true"] = itself
+            guessers |= {
+                "all true": partial(told, right=True),
+                "none true": partial(told, right=False),
+            }
+            for words, guesser in guessers.items():
+                engine._guesser = guesser  # noqa: SLF001
+                answers, speed = told_speed(engine, prompts, args.tokens)
+                if words == "without":
+                    told.args[0].extend(p + a for p, a in zip(prompts, answers, strict=True))
+                print(f"{many} at once, {words}: {speed:.0f} tok/s", flush=True)
+        del model, engine, found
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def told_speed(engine: Any, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], float]:
+    """Return answers, and their tokens a second from the first of them all, the second time."""
+    for _ in range(2):  # graphs are made the first time
+        for number, prompt in enumerate(prompts):
+            engine.add(
+                Generate(id=str(number), model="m", prompt=prompt, max_tokens=tokens, temperature=0)
+            )
+        answers: list[list[int]] = [[] for _ in prompts]
+        began = 0.0
+        while engine.has_work:
+            said, ended = engine.step()
+            if lost := [event.message for event in ended if isinstance(event, Lost)]:
+                raise SystemExit(lost[0])
+            began = began or (perf_counter() if said else 0.0)
+            for token in said:
+                answers[int(token.request)].append(token.id)
+        took = perf_counter() - began
+    return answers, len(prompts) * (tokens - 1) / took
+
+
+def random_layer(_: Path, module: Any, stack: Any) -> tuple[mtp.Mtp, str]:
+    """Return a layer that guesses nothing right, of the model's own shapes; as `mtp.mtp_of`."""
+    body = module.model
+    like = next(layer for layer in body.layers if hasattr(layer, "self_attn"))
+    width = module.config.get_text_config().hidden_size
+    told = {f"layers.0.{name}": weight for name, weight in like.state_dict().items()}
+    norm = body.norm.weight
+    told |= {"fc.weight": norm.new_empty(width, 2 * width).normal_(std=0.02), "norm.weight": norm}
+    told |= dict.fromkeys(mtp.OWN[1:], norm)
+    return mtp._made(told, module, stack), "random"  # noqa: SLF001 - it is read from files elsewhere
+
+
 def _counts(way: Way) -> tuple[int, int]:
     plan = way.engine.scheduler
     return plan.drafted_tokens, plan.accepted_tokens
@@ -147,7 +249,14 @@ def main() -> None:
     parser.add_argument("--draft-tokens", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=160, help="of an answer, at most")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shapes", metavar="NAMES", help="of gpu.py, with random weights")
     args = parser.parse_args()
+    if args.shapes:
+        print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}")
+        with torch.inference_mode():
+            for name in args.shapes.split(","):
+                costs(name, args)
+        return
     with torch.inference_mode():
         found = measure(args)
     print(f"{found['machine']}, Python {platform.python_version()}, torch {torch.__version__}")
