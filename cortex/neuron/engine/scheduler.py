@@ -205,9 +205,12 @@ class Scheduler:
 
     def broken(self, chunks: list[Chunk]) -> None:
         """Take note that a step of *chunks* broke off: states are anything now, blocks are not."""
-        for chunk in chunks if self.snapshots is not None else ():
-            if chunk.sequence.row >= 0:
-                self._preempt(chunk.sequence)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.row >= 0 and self.snapshots is not None:
+                self._preempt(sequence)
+            elif sequence.row >= 0 and chunk.draft:
+                self.entered[sequence.row] = sequence
 
     def keep(self, sequence: Sequence) -> None:
         """Let the full blocks of a sequence be found."""
@@ -242,10 +245,14 @@ class Scheduler:
         return Chunk(sequence, start, count)
 
     def _drafting(self, chunk: Chunk) -> Chunk:
-        """Let a sequence try its draft, if there is room and it has not much to do again."""
+        """
+        Let a sequence try its draft, if there is room and it has not much to do again.
+
+        Where a snapshot is wanted it tries none, which would be in it.
+        """
         sequence, draft = chunk.sequence, chunk.sequence.draft
-        is_long = chunk.count > 1 + MOST_REDONE
-        if not draft or is_long or not self._grow(sequence, chunk.end + len(draft)):
+        is_able = draft and not sequence.marks and chunk.count <= 1 + MOST_REDONE
+        if not is_able or not self._grow(sequence, chunk.end + len(draft)):
             return chunk
         if self.snapshots is not None:
             self.copies.append((sequence.row, self._spare(sequence)))
@@ -356,6 +363,7 @@ class Scheduler:
         self.entered.pop(sequence.row, None)
         sequence.blocks, sequence.kept, sequence.marks = [], 0, []
         sequence.row, sequence.planned, sequence.redone = -1, 0, 0
+        sequence.draft = []
 
 
 def _turn(sequence: Sequence) -> float:

@@ -8,8 +8,12 @@ from functools import partial
 import pytest
 
 from cortex.neuron.engine import drafts
+from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.drafts import MOST_REST, Ngrams
 from cortex.neuron.engine.kernels import kernels_for
+from cortex.neuron.engine.scheduler import Scheduler
+from cortex.neuron.engine.sequence import Sequence
+from cortex.neuron.engine.snapshots import Snapshots
 from cortex.neuron.engine.stack import Stack
 from tests.neuron.engine.engines import (
     DEVICE,
@@ -233,3 +237,23 @@ def test_ngrams_guess_while_a_model_answers_and_change_nothing(model, monkeypatc
     figures = engine.figures("m", 0.0)
     assert figures.drafted_tokens >= figures.accepted_tokens
     assert figures.drafted_tokens
+
+
+def test_no_draft_gets_into_a_snapshot():
+    plan = Scheduler(Blocks(50), rows=4, budget_tokens=64, snapshots=Snapshots(5, 5))
+    sequence = Sequence(ask("r", range(32), 10))
+    plan.add(sequence)
+    for start, count in ((0, 16), (16, 16)):
+        sequence.draft = [7, 8]
+        [chunk] = plan.plan(0.0)
+        assert (chunk.start, chunk.count, chunk.draft) == (start, count, ())
+        plan.launched([chunk])
+    assert [source for source, _ in plan.copies] == [0, sequence.row, sequence.row]
+    sequence.in_flight = 0
+    sequence.take(5, frozenset())
+
+    sequence.draft = [7, 8]
+    [chunk] = plan.plan(0.0)
+
+    assert chunk.draft == (7, 8)
+    assert plan.copies[-1] == (sequence.row, plan.snapshots.end + sequence.row - 1)
