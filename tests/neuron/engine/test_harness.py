@@ -22,7 +22,7 @@ from cortex.errors import (
 from cortex.fleet.model import Checkpoint, ModelSpec
 from cortex.neuron.engine import jobs
 from cortex.resumption import Said, resumed
-from tests.neuron.engine.conftest import load
+from tests.neuron.engine.conftest import load, running_harness
 from tests.neuron.engine.tiny import save_tiny
 
 pytestmark = [
@@ -404,3 +404,20 @@ async def test_weights_can_be_kept_in_eight_bits(harness, tiny_llama):
 async def test_a_model_that_is_not_built_like_llama_cannot_be_quantised(harness, tmp_path):
     with pytest.raises(UnsupportedArchitecture, match="cannot be quantised"):
         await load(harness, save_tiny("gpt2", tmp_path), "gpt2", quant="fp8")
+
+
+async def test_what_is_guessed_changes_no_answer_and_is_counted(harness, tiny_llama):
+    said = "one two one two one two one two "
+    wanted, _ = await answer(harness, ask(said, max_tokens=60))
+    async with running_harness(speculation="ngram", draft_tokens=3) as (guessing, _):
+        await load(guessing, tiny_llama)
+        text, finished = await answer(guessing, ask(said, max_tokens=60))
+        async with asyncio.timeout(10):
+            while not guessing.stats("tiny").drafted_tokens_total:
+                await asyncio.sleep(0.05)
+        stats = guessing.stats("tiny")
+
+    assert text == wanted
+    assert finished.usage.completion_tokens == 60
+    assert stats.drafted_tokens_total >= stats.accepted_tokens_total
+    assert harness.stats("tiny").drafted_tokens_total == 0
