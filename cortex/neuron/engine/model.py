@@ -97,6 +97,20 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
     if isinstance(body, Stack) and job.quant is not None:
         saved = body.quantise(QUANTISED[job.quant])
         weights = attrs.evolve(weights, used_bytes=weights.used_bytes - saved)
+    return _stepped(job, weights, body, heads, f"{body.name}: {why}", device)
+
+
+def _stepped(  # noqa: PLR0917 - what it is made of
+    job: Load,
+    weights: Weights,
+    body: probe.Body,
+    heads: dict[int, Heads],
+    said: str,
+    device: torch.device,
+) -> Model:
+    """Return a model whose *body* runs steps, with a cache in what room there is."""
+    shards, recurrent = weights.shards, recurrences(weights.module)
+    group = None if shards is None else shards.group
     mtp, foresees = _mtp(job, weights, body)
     if mtp is not None:
         heads[mtp.layer] = mtp.heads
@@ -124,7 +138,7 @@ def build(job: Load, weights: Weights, device: torch.device) -> Model:
         weights=weights,
         engine=_engine(job, weights, runner, Blocks(blocks), rows, kept, mtp=mtp),
         context=context,
-        body=f"{body.name}: {why}{foresees}",
+        body=said + foresees,
         used_bytes=weights.used_bytes + cache.used_bytes + pictures,
         group=group,
     )
