@@ -100,6 +100,7 @@ class Gateway:
             queues=self.queues,
             tasks=tasks,
         )
+        self.requests = Requests(self.loads)
         self._keeper = self._make_keeper(tasks)
         self._translators = Translators(every_dialect(config, plugins, where))
         self._router = Router(
@@ -114,7 +115,6 @@ class Gateway:
         self._reload = Reload(
             read or self.current, self.current, self.adopt, service or Service({}), self.events
         )
-        self.requests = Requests(self.loads)
         self._watch = Watch(self.nodes, self.loads, self.events)
         self.metrics.registry.register(FleetCollector(self.nodes, self.queues))
         plugins.gather("cortex_register_collectors", registry=self.metrics.registry, role="gateway")
@@ -125,6 +125,7 @@ class Gateway:
             names=self.names,
             loads=self.loads,
             queues=self.queues,
+            requests=self.requests,
             sizes=Sizes(self.config.gateway.state_path),
             tasks=tasks,
         )

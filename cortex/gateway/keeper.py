@@ -1,8 +1,8 @@
 """
 What the gateway does by itself, once a second.
 
-It unloads what nobody uses, loads what is wanted from the start, has devices re-packed, and keeps
-what it has learned.
+It frees seats whose answer nobody reads, unloads what nobody uses, loads what is wanted from the
+start, has devices re-packed, and keeps what it has learned.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from cortex.gateway.node import Node
 from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import state_of
 from cortex.gateway.queue import Queues
+from cortex.gateway.requests import Requests
 from cortex.gateway.sizes import Sizes
 
 EVERY_S = 1.0
+UNREAD_S = 60.0  # as long as a body may pause, or a node: who is only slow, or on a train, is back
 RETRY_S, MAX_RETRY_S = 2.0, 300.0
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Keeper:
         names: Names,
         loads: Loads,
         queues: Queues[Any],
+        requests: Requests,
         sizes: Sizes,
         tasks: asyncio.TaskGroup,
     ) -> None:
@@ -47,6 +50,7 @@ class Keeper:
         self._names = names
         self._loads = loads
         self._queues = queues
+        self._requests = requests
         self._sizes = sizes
         self._tasks = tasks
         self._defrag = Defrag(nodes=nodes, names=names, loads=loads, queues=queues, tasks=tasks)
@@ -77,6 +81,7 @@ class Keeper:
 
     def tick(self, now: float) -> None:
         """Start what is due."""
+        self._free_seats()
         self._names.learn()
         for node, model in list(self._idle(now)):
             log.info("unload %s from %s: nobody has used it", model, node.name)
@@ -86,6 +91,21 @@ class Keeper:
             self._again[spec.id] = inf  # until it has failed
             self._tasks.create_task(self._preload(spec), name=f"preload {spec.id}")
         self._defrag.tick()
+
+    def _free_seats(self) -> None:
+        """Break off the answers that nobody has read for `UNREAD_S`, if others wait for a seat."""
+        for recording in self._requests.recordings():
+            node, exchange = self._nodes.get(recording.node), recording.exchange
+            if node is None or exchange is None or exchange not in node.exchanges:
+                continue
+            unread_s, model = exchange.unread_s(), recording.model
+            if unread_s > UNREAD_S and (model in self._queues or model in node.closing):
+                log.warning(
+                    "request %s is broken off: its client has read nothing for %.0f s, and others"
+                    " wait for its seat, %s on %s",
+                    *(recording.id, unread_s, model, node.name),
+                )
+                exchange.abandon()
 
     def _idle(self, now: float) -> Iterator[tuple[Node, str]]:
         """Yield what has been idle for the time to live of its model."""

@@ -16,6 +16,7 @@ class Kept:
         self._pieces: list[bytes] = []
         self._size = 0  # of the pieces
         self._blocks: list[bytes] = []
+        self._said = 0  # all of it, but for the pieces
 
     def feed(self, data: bytes) -> None:
         """Take what goes by."""
@@ -26,11 +27,14 @@ class Kept:
 
     def whole(self) -> bytes | None:
         """Return all that went by; None if it was too much."""
-        if len(self._blocks) * BLOCK_BYTES > MAX_BYTES:
+        if self._said > MAX_BYTES:
             return None
         return b"".join([*map(zlib.decompress, self._blocks), *self._pieces])
 
     def _pack(self) -> None:
-        if len(self._blocks) * BLOCK_BYTES <= MAX_BYTES:
+        self._said += self._size
+        if self._said <= MAX_BYTES:
             self._blocks.append(zlib.compress(b"".join(self._pieces), LEVEL))
+        else:
+            self._blocks.clear()
         self._pieces, self._size = [], 0

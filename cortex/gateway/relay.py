@@ -19,7 +19,7 @@ import msgspec
 from aiohttp import web
 
 from cortex.chat.events import Usage
-from cortex.connection import WRITE_BYTES
+from cortex.connection import WRITE_BYTES, taken_of
 from cortex.errors import CortexError
 from cortex.gateway.hold import Hold, Relayed
 from cortex.gateway.kept import Kept
@@ -102,6 +102,7 @@ class Exchange:
         self._begun = b""  # of an event whose end has not come
         self._out: list[bytes] = []
         self._is_paused = False
+        self._taken, self._taken_s = -1, 0.0
         self._last_read_s = perf_counter()
         self._finished = False
         self._keeps_upstream = False
@@ -293,6 +294,18 @@ class Exchange:
     def silent_s(self) -> float:
         """How long the node has said nothing, while somebody listened."""
         return perf_counter() - self._last_read_s
+
+    def unread_s(self) -> float:
+        """Return how long the client has taken nothing of what waits, as seen call by call."""
+        if not self._is_paused or self._client.is_closing():
+            return 0.0
+        if (taken := taken_of(self._client)) != self._taken:
+            self._taken, self._taken_s = taken, perf_counter()
+        return perf_counter() - self._taken_s
+
+    def abandon(self) -> None:
+        """Break the client's connection, as if it had left: it takes nothing, not even an error."""
+        self._client.abort()
 
     # The end.
 

@@ -105,6 +105,10 @@ class Requests:
         """Return once none is under way."""
         await self._idle.wait()
 
+    def recordings(self) -> list[Recording]:
+        """Return what is recorded of those under way."""
+        return [entry.recording for entry in self._open]
+
     def states(self) -> list[RequestState]:
         """Return those under way and the last that are over, the newest first of each."""
         now = perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
@@ -40,7 +41,7 @@ from cortex.gateway.app import Gateway
 from cortex.gateway.reload import Read
 from cortex.logs import Logs
 from cortex.plugins import Plugins
-from cortex.testing import FakeNeuron
+from cortex.testing import FakeNeuron, until
 from cortex.web import listening
 
 HERE = Address("127.0.0.1", 0)
@@ -119,6 +120,20 @@ class Running:
 
     def in_flight(self) -> int:
         return sum(node.in_flight.total() for node in self.gateway.nodes)
+
+
+async def ticks(gateway: Running, count: int = 3) -> None:
+    """Wait until the keeper has looked a few times more."""
+    seen, kept = 0, gateway.gateway._keeper
+    tick = kept.tick
+
+    def counting(now):
+        nonlocal seen
+        tick(now)
+        seen += 1
+
+    kept.tick = counting
+    await until(lambda: seen >= count)
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -246,6 +261,15 @@ class Wire:
     @classmethod
     async def to(cls, address: Address, **more) -> Wire:
         return cls(*await asyncio.open_connection(address.host, address.port, **more))
+
+    @classmethod
+    async def slow(cls, address: Address, **more) -> Wire:
+        """Connect with little room for what is not read: the sender soon has to wait."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (address.host, address.port))
+        return cls(*await asyncio.open_connection(sock=sock, limit=1 << 10, **more))
 
     def post(self, body: bytes, version: str = "1.1", headers: str = "") -> None:
         head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\n{headers}"

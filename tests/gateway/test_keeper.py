@@ -15,7 +15,7 @@ from cortex.fleet.model import ModelSpec
 from cortex.gateway import keeper
 from cortex.gateway.sizes import Sizes, forget, made_of
 from cortex.testing import FakeNeuron, until
-from tests.gateway.running import running
+from tests.gateway.running import running, ticks
 
 BRIEF = ModelSpec(id="m", ttl_s=60)
 
@@ -28,20 +28,6 @@ def ticks_often(monkeypatch) -> None:
 
 def later(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr(keeper, "monotonic", lambda: monotonic() + seconds)
-
-
-async def ticks(gateway, count: int = 3) -> None:
-    """Wait until the keeper has looked a few times more."""
-    seen, kept = 0, gateway.gateway._keeper
-    tick = kept.tick
-
-    def counting(now):
-        nonlocal seen
-        tick(now)
-        seen += 1
-
-    kept.tick = counting
-    await until(lambda: seen >= count)
 
 
 async def test_a_model_nobody_has_used_for_its_time_to_live_is_unloaded(monkeypatch):

@@ -114,6 +114,22 @@ async def test_who_leaves_is_gone_from_a_node_behind_tls(ours):
             assert gateway.in_flight() == 0
 
 
+async def test_a_gateway_knows_what_a_client_behind_tls_has_taken(ours):
+    async with FakeNeuron(["m"]) as node, running(node, tls=ours.section()) as gateway:
+        node.answer = " ".join(["x" * 16_000] * 1_000)
+        trust = {"ssl": ours.trusting(), "server_hostname": "127.0.0.1"}
+        async with await Wire.slow(gateway.address, **trust) as slow:
+            slow.post(chat("m", stream=True))
+            await slow.head()
+            [held] = gateway.gateway.nodes
+            [exchange] = held.exchanges
+            await until(lambda: 0 < exchange.unread_s() < exchange.unread_s(), 20)
+
+            exchange.abandon()
+            await until(lambda: gateway.in_flight() == node.in_flight["m"] == 0)
+            assert [record.outcome for record in gateway.records] == ["cancelled"]
+
+
 async def test_a_client_has_to_trust_the_listener_and_to_speak_tls(ours, theirs):
     async with FakeNeuron(["m"]) as node, running(node, tls=ours.section()) as gateway:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
