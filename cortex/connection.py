@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from struct import Struct
 
 from aiohttp import web
@@ -94,13 +95,15 @@ class ClientConnection(web.RequestHandler):
             self.force_close()
 
 
-def taken_of(transport: asyncio.BaseTransport) -> int:
+def taken_of(transport: asyncio.BaseTransport) -> int | None:
     """
-    Return how many bytes the other end of an open connection has acknowledged so far.
+    Return how many bytes the other end of an open connection has acknowledged; None off Linux.
 
     What a transport still holds tells less: megabytes wait in the kernel, and a third of them must
     go before it takes more.
     """
+    if sys.platform != "linux":
+        return None
     sock = transport.get_extra_info("socket")
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, ACKED_AT + ACKED.size)
     acked: int = ACKED.unpack_from(info, ACKED_AT)[0]

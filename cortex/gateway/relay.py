@@ -102,7 +102,8 @@ class Exchange:
         self._begun = b""  # of an event whose end has not come
         self._out: list[bytes] = []
         self._is_paused = False
-        self._taken, self._taken_s = -1, 0.0
+        self._taken: int | None = None
+        self._taken_s = 0.0
         self._last_read_s = perf_counter()
         self._finished = False
         self._keeps_upstream = False
@@ -299,7 +300,8 @@ class Exchange:
         """Return how long the client has taken nothing of what waits, as seen call by call."""
         if not self._is_paused or self._client.is_closing():
             return 0.0
-        if (taken := taken_of(self._client)) != self._taken:
+        taken = taken_of(self._client)
+        if taken is None or taken != self._taken:
             self._taken, self._taken_s = taken, perf_counter()
         return perf_counter() - self._taken_s
 
