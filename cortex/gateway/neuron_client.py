@@ -9,6 +9,7 @@ closed.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator
@@ -172,9 +173,7 @@ class NeuronClient:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             kind = UpstreamSlow if isinstance(error, TimeoutError) else UpstreamUnreachable
-            raise kind(
-                f"{self._base} does not answer: {str(error) or type(error).__name__}"
-            ) from None
+            raise kind(f"{self._base} does not answer: {cause_of(error)}") from None
         if response.status >= 400:  # noqa: PLR2004
             raise remote_error(response.status, answer)
         return answer
@@ -199,9 +198,7 @@ class NeuronClient:
                 async for piece in response.content.iter_any():
                     yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamUnreachable(
-                f"{self._base} does not answer: {str(error) or type(error).__name__}"
-            ) from None
+            raise UpstreamUnreachable(f"{self._base} does not answer: {cause_of(error)}") from None
 
     # Connections.
 
@@ -256,3 +253,17 @@ def remote_error(status: int, body: bytes) -> RemoteError:
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         text = body[:200].decode("utf-8", "replace")
         return RemoteError(f"status {status}: {text}", code="upstream_error", status=status)
+
+
+def cause_of(error: Exception) -> str:
+    """Say why nothing came; of a connection that failed without aiohttp's settings and repeats."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
+        error, aiohttp.ClientSSLError
+    ):
+        cause = error.os_error
+        if isinstance(cause, ConnectionRefusedError):
+            return "nobody listens there"
+        if cause.errno and cause.errno > 0:  # those of name resolution are below
+            return os.strerror(cause.errno)
+        return cause.strerror or str(cause)
+    return str(error) or type(error).__name__

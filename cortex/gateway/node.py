@@ -19,6 +19,7 @@ from cortex.gateway.neuron_client import NeuronClient
 from cortex.gateway.relay import Exchange
 
 HEAT_HALF_LIFE_S = 600.0
+NOT_POLLED = "not polled yet"
 LONGEST_REST_S = 60.0
 REST_S = 1.0  # where a refusal does not say for how long
 HEARTBEAT_S = 10.0  # a neuron sends a keep-alive every 5 s
@@ -66,7 +67,7 @@ class Node:
     healthy: bool = False
     gone: bool = False
     drained: bool = False
-    error: str | None = "not polled yet"
+    error: str | None = NOT_POLLED
     misses: int = 0
     breaker: Breaker = attrs.field(factory=Breaker)
     resting: dict[str, float] = attrs.field(factory=dict)

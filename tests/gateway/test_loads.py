@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Awaitable
 from time import monotonic
 from typing import TypeVar
 
+import aiohttp
 import attrs
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 
 from cortex.errors import RepoFetchFailed, UnsupportedArchitecture
 from cortex.fleet.model import ModelSpec
+from cortex.gateway.neuron_client import cause_of
+from cortex.gateway.poller import poll
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
 
@@ -277,7 +283,29 @@ async def test_an_unreachable_neuron_is_503_with_retry_after():
         error = await gateway.refused(503, "no_node_available")
 
         assert error["headers"]["retry-after"] == "5"
-        assert f"{node.endpoint} does not answer" in error["message"]
+        assert f"{node.endpoint} does not answer: nobody listens there" in error["message"]
+
+
+async def test_a_neuron_that_never_answered_is_told_in_the_log_once(caplog):
+    async with FakeNeuron() as node:
+        pass
+    async with running(node) as gateway:
+        [known] = gateway.gateway.nodes
+        await poll(known, gateway.gateway.nodes)
+        await poll(known, gateway.gateway.nodes)
+
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    why = f"{node.endpoint} does not answer: nobody listens there"
+    assert said.count(f"node {known.name}: {why}") == 1
+
+
+def test_why_a_neuron_does_not_answer_is_said_without_what_is_ours():
+    key = ConnectionKey("beast", 13131, False, True, None, None, None)
+    unreachable = OSError(errno.EHOSTUNREACH, "Connect call failed ('10.0.0.1', 13131)")
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    for cause, said in ((unreachable, "No route to host"), (unknown, unknown.strerror)):
+        assert cause_of(aiohttp.ClientConnectorError(key, cause)) == said
+    assert cause_of(TimeoutError()) == "TimeoutError"
 
 
 async def test_a_neuron_that_comes_back_is_used_at_once():
