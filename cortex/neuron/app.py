@@ -264,8 +264,13 @@ def build_harnesses(
     Build the harnesses the configuration names, or every one offered.
 
     Raises:
-        ConfigError: One is unknown, has wrong options, or its engine is not installed.
+        ConfigError: One is unknown, has wrong options, or its engine is not installed; or the
+            file has options for one that nobody offers.
     """
+    for name in config.harness:
+        plugins.choose("harness", name, f"{where}: harness")
+    for name in config.sources:
+        plugins.choose("source", name, f"{where}: sources")
     names = config.harnesses
     if names is None:
         names = tuple(offer.name for offer in plugins.offers("harness"))

@@ -260,7 +260,11 @@ class Models:
             in_flight = stats.in_flight + stats.queue_depth
             if (in_flight or entry.job) and not force:
                 doing = f"has {in_flight} requests in flight" if in_flight else "is loading"
-                raise ModelBusy(f"{model_id} {doing}", details={"in_flight": in_flight})
+                raise ModelBusy(
+                    f"{model_id} {doing}",
+                    hint="with force it is unloaded all the same",
+                    details={"in_flight": in_flight},
+                )
             entry.leaving = self.spawn(self._unload(entry), f"unload {model_id}")
             self._set(entry, "unloading")
         await asyncio.wait({entry.leaving})

@@ -168,7 +168,7 @@ async def test_a_busy_model_is_unloaded_only_by_force():
             await stream.content.readuntil(b"word")
             error = (await node.post("/models/unload", 409, model_id="m"))["error"]
             assert (error["code"], error["in_flight"]) == ("model_busy", 1)
-            assert error["message"] == "m has 1 requests in flight"
+            assert error["message"].startswith("m has 1 requests in flight (with force")
 
             answer = await node.post("/models/unload", model_id="m", force=True)
 
@@ -181,7 +181,7 @@ async def test_a_load_that_is_called_off_tells_who_waits():
         waiting = asyncio.create_task(node.load("m", 503))
         await until(lambda: [m.id for m in node.neuron.models.list()] == ["m"])
         error = (await node.post("/models/unload", 409, model_id="m"))["error"]
-        assert error["message"] == "m is loading"
+        assert error["message"] == "m is loading (with force it is unloaded all the same)"
 
         await node.post("/models/unload", model_id="m", force=True)
 
@@ -584,6 +584,8 @@ async def test_sigterm_while_a_model_loads_exits_soon(tmp_path):
     ("text", "more", "message"),
     [
         ("harnesses = ['ecko']", [], "bad.toml: harnesses: no harness is called 'ecko'"),
+        ("[harness.ecko]", [], "bad.toml: harness: no harness is called 'ecko'"),
+        ("[sources.fiel]", [], "bad.toml: sources: no source is called 'fiel'"),
         (
             ECHO + "delay = 1",
             *([], "bad.toml: harness.echo: delay: unknown key (did you mean 'delay_s'?)"),
