@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        help="this host's neuron.toml, for its [sources] and [plugins] (default: none)",
+        help="this host's neuron.toml, for its [sources] and [plugins] "
+        "(default: ./neuron.toml if there is one)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one object: model, path, format, size_bytes"
@@ -44,13 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fetch, and say where it is."""
     from cortex.cli.console import size
-    from cortex.config.load import cache_dir, load_neuron
+    from cortex.config.load import cache_dir, default_file, load_neuron
     from cortex.fleet.model import ModelSpec
     from cortex.plugins import Plugins
 
-    config = load_neuron(args.config)
+    path = args.config or default_file("neuron.toml")
+    config = load_neuron(path)
     spec = ModelSpec(id=args.model, source=args.source, quant=args.quant)
-    where = args.config.name if args.config else "neuron.toml"
+    where = path.name if path else "neuron.toml"
     source = Plugins(config.plugins).source_of(spec, config.sources, where, cache_dir())
     with _display(args.model) as report:
         checkpoint = source.fetch(spec, report)

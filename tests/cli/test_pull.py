@@ -35,6 +35,16 @@ def test_the_first_source_that_knows_the_id_fetches_it(config, weights, capsys):
     assert capsys.readouterr() == (f"{weights}  2.0 KiB\n", "org/tiny: already here\n")
 
 
+def test_the_neurons_file_of_this_folder_says_where_weights_are(
+    config, weights, monkeypatch, capsys
+):
+    monkeypatch.chdir(config.parent)
+
+    assert main(["pull", "org/tiny"]) == 0
+
+    assert capsys.readouterr().out == f"{weights}  2.0 KiB\n"
+
+
 def test_a_source_can_be_named_with_a_place(weights, capsys):
     assert main(["pull", "whatever", "--source", f"file:{weights}", "--json"]) == 0
 
