@@ -20,6 +20,7 @@ from cortex.cli.top.view import View
 from cortex.fleet.node import RequestState
 
 MOST_OVER = 100
+AT_ONCE_S = 0.05  # what is over so soon after its first byte was no stream
 OVER = frozenset({"ok", "error", "cancelled"})
 FIGURES = (
     *(Column("AGE", 7, right=True), Column("TTFT", 7, right=True)),
@@ -104,11 +105,11 @@ def keyed(rows: tuple[RequestState, ...]) -> dict[str, RequestState]:
 
 
 def tok_s(row: RequestState) -> float | None:
-    """Return tokens a second since the first byte; None if nothing came yet."""
+    """Return tokens a second since the first byte; None if nothing came yet, or all at once."""
     if row.ttft_s is None or not row.completion_tokens:
         return None
     took_s = (row.age_s if row.duration_s is None else row.duration_s) - row.ttft_s
-    return row.completion_tokens / took_s if took_s > 0 else None
+    return row.completion_tokens / took_s if took_s > AT_ONCE_S else None
 
 
 def cells(row: RequestState, shape: tuple[Column, ...], flexible: int) -> Cells:

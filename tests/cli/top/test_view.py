@@ -225,6 +225,7 @@ def test_two_requests_of_one_id_are_two_rows():
         ({"ttft_s": 1.0, "completion_tokens": 30}, 10.0),
         ({"ttft_s": 1.0, "completion_tokens": 30, "duration_s": 2.0}, 30.0),
         ({"ttft_s": 4.0, "completion_tokens": 30}, None),
+        ({"ttft_s": 1.999, "completion_tokens": 30, "duration_s": 2.0}, None),
     ],
 )
 def test_a_requests_rate_is_since_its_first_byte(more, rate):
