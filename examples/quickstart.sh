@@ -213,10 +213,10 @@ say "$question"
 start chat "${cortex[@]}" chat -m smollm2-135m --temperature 0 --max-tokens 64 --stats "$question"
 finish chat || fail "no answer came" "$temp/neuron.log"
 
+[[ -z $once ]] || exit 0
 say "Ask it yourself:"
 printf "curl -N %s/v1/chat/completions -H 'content-type: application/json' -d '%s'\n" "$url" \
   '{"model": "smollm2-135m", "messages": [{"role": "user", "content": "Name a river in France."}], "stream": true, "max_tokens": 200}'
-[[ -z $once ]] || exit 0
 say "Or talk to it:"
 echo "CORTEX_URL=$url $python $pyz chat"
 say "Logs are in $temp.  Ctrl-C stops everything."

@@ -14,7 +14,7 @@ examples:
   cortex logs -f Qwen/Qwen3-8B        what any of them says of a model
   cortex logs gateway --level warning --json
 
-Programs keep their last 2,000 lines; `journalctl -u cortex` may have more.
+Programs keep their last 2,000 lines; `journalctl -u 'cortex-*'` may have more.
 Exit codes: 0 done, 1 nobody could be asked, 2 bad usage, 130 Ctrl-C.
 """
 

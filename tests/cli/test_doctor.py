@@ -63,7 +63,7 @@ def test_a_laptop_with_a_gateway_it_reaches_is_fine(well, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert f"ok    versions: cortex {__version__}, Python" in lines[0]
     assert "skip  driver: no NVIDIA driver is loaded here" in lines
-    assert "ok    models: 1 names can be asked for" in lines
+    assert "ok    models: names that can be asked for: 1" in lines
     assert "ok    node a: http://a:1 is in use, on its CPU" in lines
 
 

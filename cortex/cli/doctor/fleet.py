@@ -84,7 +84,9 @@ def _inside(there: Gateway) -> Iterator[Finding]:
         return
     rows = listed.body.get("data", []) if isinstance(listed.body, dict) else []
     if rows:
-        yield Finding(check="models", state="ok", message=f"{len(rows)} names can be asked for")
+        yield Finding(
+            check="models", state="ok", message=f"names that can be asked for: {len(rows)}"
+        )
     else:
         do = "list some in models.toml, and `cortex reload`"
         yield Finding(check="models", state="warn", message="there is none to ask for", do=do)
@@ -126,7 +128,7 @@ def _seen(node: FleetNode, version: str) -> Iterator[Finding]:
     yield from sick(check, node.health)
     for model in node.models:
         if not model.servable.ok:
-            said = f"{model.id} is loaded and cannot answer: {model.servable.reason}"
+            said = f"{model.id} cannot answer: {model.servable.reason}"
             do = f"cortex models unload {model.id} --node {node.name}; the node's log says why"
             yield Finding(check=check, state="warn", message=said, do=do)
     theirs = node.health.version if node.health else ""

@@ -12,7 +12,7 @@ from cortex.errors import CortexError
 EXAMPLES = """\
 examples:
   cortex top                          the fleet of $CORTEX_URL; ? shows the keys
-  cortex top --url http://box:31313 --light
+  cortex top --gateway http://box:31313 --light
   cortex top --web                    the same at http://127.0.0.1:8000
 """
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--light", action="store_true", help="for terminals that are light")
     add("--web", action="store_true", help="serve it to browsers instead")
     add("--host", default="127.0.0.1", help="where to serve it (default: %(default)s)")
-    add("--port", type=int, default=8000, help="of --host (default: %(default)s)")
+    add("--port", type=int, default=8000, help="of --host (default: %(default)s; 0: a free one)")
 
 
 def run(args: argparse.Namespace) -> int:
