@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             chosen.add_arguments(command)
             command.set_defaults(run=chosen.run)
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        failed = _guarded(argv[0], lambda: _ask_plugins(commands))
+        asked = None if completing else argv[0]
+        failed = _guarded(argv[0], lambda: _ask_plugins(commands, asked))
         if failed:
             return failed
     if completing:
@@ -95,13 +96,21 @@ def wrong_python() -> str | None:
     return f"cortex: this file was built for Python {want}, and {have}: run it with python{want}"
 
 
-def _ask_plugins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> int:
+def _ask_plugins(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], asked: str | None
+) -> int:
+    """Add the commands of plugins; one that is *asked* for and nobody has is bad usage."""
     from cortex.config.load import default_file, load_gateway
     from cortex.plugins import Plugins
+    from cortex.registry import did_you_mean
 
     settings = load_gateway(default_file("cortex.toml"))[0].plugins
     Plugins(settings).manager.hook.cortex_register_commands(commands=commands)
-    return 0
+    if asked is None or asked in commands.choices:
+        return 0
+    hint = did_you_mean(asked, commands.choices)
+    print(f"cortex: no command is called {asked!r} ({hint})", file=sys.stderr)
+    return BAD_USAGE
 
 
 def _guarded(command: str, work: Callable[[], int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
 
@@ -103,8 +103,14 @@ class Registry(Generic[T]):
         return len(self._offers)
 
 
+def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """Return a hint: the nearest of *known*; empty if none is so much *alike*."""
+    near = get_close_matches(name, list(known), n=1, cutoff=alike)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
 def did_you_mean(name: str, known: Mapping[str, object]) -> str:
     """Return a hint: the nearest of *known*, or all of them."""
-    if near := get_close_matches(name, known, n=1):
-        return f"did you mean {near[0]!r}?"
+    if hint := nearest(name, known):
+        return hint
     return f"known: {', '.join(sorted(known))}" if known else "none is known"

@@ -40,11 +40,12 @@ from cortex.errors import (
 from cortex.fleet.model import ModelCard
 from cortex.hookspecs import Role
 from cortex.plugins import Plugins
-from cortex.registry import did_you_mean
+from cortex.registry import did_you_mean, nearest
 from cortex.wire import decode, encode
 
 MAX_BODY_BYTES = 64 << 20
 BODY_IDLE_S = 60.0
+ALIKE = 0.8  # a path without its /v1, or with two, is as near to what was meant
 STOPS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -111,7 +112,8 @@ def explain(request: web.Request, error: web.HTTPException) -> CortexError:
     """Return our error for one aiohttp raised."""
     match error:
         case web.HTTPNotFound():
-            return RouteNotFound(f"no such path: {request.path}")
+            hint = nearest(request.path, request.app[ROUTES], ALIKE)
+            return RouteNotFound(f"no such path: {request.path}", hint=hint)
         case web.HTTPMethodNotAllowed():
             allowed = error.headers["Allow"].replace(",", ", ")
             return MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")

@@ -91,12 +91,13 @@ def _show(found: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    names = [len(offer["name"]) for plugin in found["plugins"] for offer in plugin["offers"]]
     parts: list[RenderableType] = []
     for plugin in found["plugins"]:
         name = Text(plugin["name"], "bold")
         if plugin["distribution"] != "cortex-fleet":
             name += Text(f" ({plugin['distribution']})", "not bold")
-        parts += [name, _offers(plugin)]
+        parts += [name, _offers(plugin, max(names, default=1))]
     for failure in found["failures"]:
         who = f"{failure['name']} ({failure['distribution']})"
         parts.append(Text.assemble((f"failed: {who}: ", "red"), failure["cause"]))
@@ -109,7 +110,7 @@ def _show(found: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _offers(plugin: dict[str, Any]) -> RenderableType:
+def _offers(plugin: dict[str, Any], name_columns: int) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -119,7 +120,7 @@ def _offers(plugin: dict[str, Any]) -> RenderableType:
     kind_columns = max(map(len, KINDS)) + 3
     rows = Table.grid(padding=(0, 1))
     rows.add_column(no_wrap=True, width=kind_columns, style="dim")
-    rows.add_column(no_wrap=True, min_width=14, style="green")
+    rows.add_column(no_wrap=True, width=name_columns, style="green")
     rows.add_column()
     for offer in plugin["offers"]:
         rows.add_row(f"   {offer['kind']}", Text(offer["name"]), Text(offer["summary"]))

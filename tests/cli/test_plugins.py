@@ -80,6 +80,23 @@ def test_built_ins_are_listed_with_their_offers(capsys):
     assert not [row for row in shown if row.startswith("failed")]
 
 
+def test_a_command_nobody_has_is_told_with_the_nearest(capsys):
+    assert main(["stauts"]) == 2
+
+    assert (
+        capsys.readouterr().err
+        == "cortex: no command is called 'stauts' (did you mean 'status'?)\n"
+    )
+
+
+def test_what_all_plugins_offer_is_one_table(capsys):
+    assert main(["plugins"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    said = ("fewest requests under way", "POST /v1/embeddings", "POST /v1/completions")
+    assert len({line.index(what) for what in said for line in lines if what in line}) == 1
+
+
 def test_every_broken_plugin_is_named_with_its_cause_and_the_good_one_works(config, command):
     done = command("plugins", "--config", str(config))
 

@@ -88,6 +88,14 @@ async def test_a_body_of_70_mib_is_413_and_counted_as_such(declared):
     ("method", "path", "status", "code", "message"),
     [
         ("GET", "/v1/nothing", 404, "not_found", "no such path: /v1/nothing"),
+        (
+            *("POST", "/chat/completions", 404, "not_found"),
+            "no such path: /chat/completions (did you mean '/v1/chat/completions'?)",
+        ),
+        (
+            *("POST", "/v1/v1/messages", 404, "not_found"),
+            "no such path: /v1/v1/messages (did you mean '/v1/messages'?)",
+        ),
         ("POST", "/", 405, "method_not_allowed", "/ takes GET, HEAD, not POST"),
         (
             *("GET", "/v1/chat/completions", 405, "method_not_allowed"),
