@@ -112,7 +112,8 @@ def explain(request: web.Request, error: web.HTTPException) -> CortexError:
     """Return our error for one aiohttp raised."""
     match error:
         case web.HTTPNotFound():
-            hint = nearest(request.path, request.app[ROUTES], ALIKE)
+            routes = request.app[ROUTES]
+            hint = nearest(request.path, routes, ALIKE)
             return RouteNotFound(f"no such path: {request.path}", hint=hint)
         case web.HTTPMethodNotAllowed():
             allowed = error.headers["Allow"].replace(",", ", ")

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import attrs
 import pytest
 
 from cortex.chat.request import RequestHead
 from cortex.config.load import load_gateway, load_neuron
-from cortex.config.schema import PluginSettings
+from cortex.config.schema import Address, Catalogue, GatewayConfig, NeuronConfig, PluginSettings
 from cortex.config.strict import structure
 from cortex.fleet.model import Candidate
 from cortex.plugins import Plugins
@@ -86,6 +88,33 @@ def test_every_line_commented_out_in_an_example_may_be_used(name, tmp_path):
     else:
         config, catalogue = load_gateway(tmp_path / "cortex.toml")
         assert len(config.neurons) + len(catalogue.models) == 3 + (name == "models.toml")
+
+
+def keys_of(kind: type) -> set[str]:
+    """Return the keys of a table and of those in it; an address is a string there."""
+    found = set()
+    for field in attrs.fields(attrs.resolve_types(kind)):
+        found.add(field.name)
+        within = [field.type, *get_args(field.type)]
+        within += [each for outer in within[1:] for each in get_args(outer)]
+        for table in within:
+            if attrs.has(table) and table is not Address:
+                found |= keys_of(table)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("cortex.toml", GatewayConfig), ("models.toml", Catalogue), ("neuron.toml", NeuronConfig)],
+)
+def test_an_example_has_every_key_there_is(name, kind):
+    keys = keys_of(kind)
+    if kind is NeuronConfig:
+        plugins = Plugins(PluginSettings(only=frozenset()))
+        for offer in (*plugins.offers("harness"), *plugins.offers("source")):
+            keys |= keys_of(offer.options) if offer.options else set()
+    text = (EXAMPLES / name).read_text("utf-8")
+    assert not {key for key in keys if not re.search(rf"\b{key}(?: =|[\].])", text)}
 
 
 # The plugin.
