@@ -120,7 +120,8 @@ def _guarded(command: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except ConfigError as error:
-        print(f"cortex {command}: {error}", file=sys.stderr)
+        for mistake in error.each:
+            print(f"cortex {command}: {mistake}", file=sys.stderr)
         return BAD_USAGE
     except CortexError as error:
         print(f"cortex {command}: {error}", file=sys.stderr)

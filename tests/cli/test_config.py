@@ -146,7 +146,7 @@ def test_values_are_shown_with_who_said_them(folder, capsys, monkeypatch):
     rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert 'routing.strategy "least-loaded" cortex.toml' in rows
     assert "queue.max_depth 7 CORTEX_QUEUE__MAX_DEPTH" in rows
-    assert "eviction.max_turn_s 30.0 default" in rows
+    assert "gateway.dialects - default" in rows
     assert "plugins.only [] CORTEX_PLUGINS" in rows
     assert "models.toml" in rows
 

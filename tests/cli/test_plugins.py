@@ -89,6 +89,17 @@ def test_a_command_nobody_has_is_told_with_the_nearest(capsys):
     )
 
 
+def test_each_mistake_of_a_file_is_a_line(tmp_path, capsys):
+    path = tmp_path / "cortex.toml"
+    path.write_text("[gatway]\n[gateway]\nlisten = '127.0.0.1'\n[queue]\nmax_wait_s = 'x'\n")
+
+    assert main(["plugins", "--config", str(path)]) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3
+    assert all(line.startswith("cortex plugins: cortex.toml: ") for line in lines)
+
+
 def test_what_all_plugins_offer_is_one_table(capsys):
     assert main(["plugins"]) == 0
 
