@@ -181,8 +181,9 @@ def _problems(fleet: Fleet) -> Iterator[Text]:
             elif model.status == "loaded" and not model.servable.ok:
                 why = model.servable.reason or "it gave no reason"
                 yield Text(f"{node.name}: {model.id} cannot answer: {why}", "red")
-        if node.discovery and (reason := node.discovery.cuda_unavailable_reason):
-            yield Text(f"{node.name}: no CUDA: {reason}", "yellow")
+        found = node.discovery
+        if found and found.cuda_unavailable_reason and not found.lacks_driver:
+            yield Text(f"{node.name}: no CUDA: {found.cuda_unavailable_reason}", "yellow")
         for row in node.health.models if node.health else ():
             if row.body and row.body.startswith("plain: "):
                 why = row.body.removeprefix("plain: ")

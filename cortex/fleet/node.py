@@ -111,6 +111,11 @@ class Discovery:
     dialects: tuple[str, ...] = ()
     cuda_unavailable_reason: str | None = None
 
+    @property
+    def lacks_driver(self) -> bool:
+        """Whether the host has no driver of NVIDIA's, nor, most likely, a GPU."""
+        return "LibraryNotFound" in (self.cuda_unavailable_reason or "")
+
 
 @attrs.frozen(kw_only=True)
 class Limit:

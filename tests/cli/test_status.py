@@ -45,6 +45,21 @@ def test_nodes_devices_models_loads_and_trouble_are_shown(gateway, fleet, capsys
     assert any("beast cuda:0" in r and "18.2 / 24.0 GiB 76% 97% 71 °C ok" in r for r in shown)
 
 
+@pytest.mark.parametrize(
+    ("reason", "is_told"),
+    [("NVMLError_LibraryNotFound: NVML Shared Library Not Found", False), ("no permission", True)],
+)
+def test_a_node_without_a_driver_is_a_cpu_node_by_choice(gateway, fleet, capsys, reason, is_told):
+    benjy = fleet.nodes[1]
+    found = attrs.evolve(benjy.discovery, cuda_unavailable_reason=reason)
+    nodes = (fleet.nodes[0], attrs.evolve(benjy, discovery=found), *fleet.nodes[2:])
+    gateway.json("GET", PATH, attrs.evolve(fleet, nodes=nodes))
+
+    assert main(["status"]) == 0
+
+    assert (f"benjy: no CUDA: {reason}" in rows(capsys.readouterr().out)) is is_told
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])
 def test_no_line_is_wider_than_the_terminal(gateway, fleet, capsys, monkeypatch, columns):
     gateway.json("GET", PATH, fleet)

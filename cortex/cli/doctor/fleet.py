@@ -22,7 +22,6 @@ from cortex.fleet.node import Fleet, FleetNode, Health
 
 OFF_S, BAD_S = 5.0, 120.0
 AT_ONCE = 16
-NO_DRIVER = "LibraryNotFound"  # nor, most likely, a GPU
 OK, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 200, 401, 403, 404
 FIX_CLOCK = "have both follow a time server: `timedatectl set-ntp true`, or chrony"
 
@@ -135,8 +134,8 @@ def _seen(node: FleetNode, version: str) -> Iterator[Finding]:
     if theirs and theirs != version:
         said = f"it is cortex {theirs}, the gateway {version}"
         yield Finding(check=check, state="warn", message=said, do="update the older of the two")
-    reason = (node.discovery and node.discovery.cuda_unavailable_reason) or ""
-    if reason and not _has_gpu(node.health) and NO_DRIVER not in reason:
+    reason = node.discovery and node.discovery.cuda_unavailable_reason
+    if node.discovery and reason and not _has_gpu(node.health) and not node.discovery.lacks_driver:
         said = f"no GPU is in use there: {reason}"
         do = "if it has one, run `cortex doctor` on that host"
         yield Finding(check=check, state="warn", message=said, do=do)

@@ -59,10 +59,14 @@ def test_many_small_weights_are_not_many_reports():
 
 
 def test_the_bars_of_others_are_as_they_were_afterwards(tiny_llama):
+    def mine(make, args, kwargs):
+        return make(*args, **kwargs)
+
     before = transformers.modeling_gguf_pytorch_utils.tqdm
+    others = transformers.utils.logging.set_tqdm_hook(mine)
     loaded(tiny_llama.path)
     assert transformers.modeling_gguf_pytorch_utils.tqdm is before
-    assert transformers.utils.logging.set_tqdm_hook(None) is None
+    assert transformers.utils.logging.set_tqdm_hook(others) is mine
 
 
 def test_a_tokenizer_may_have_more_tokens_than_the_model(tiny_llama, tmp_path):
