@@ -11,7 +11,8 @@ import torch
 
 from cortex.neuron.engine.scheduler import Chunk
 
-DECODES = (0, 2, 4, 8, 16, 32, 64, 128, 256)
+DECODES = (0, 8, 16, 32, 64, 128, 256)
+FEW = (0, 1, 2, 4)  # decodes, where there is nothing else
 TOKENS = (0, 32, 64, 128, 256, 512, 1024, 2048)
 CHUNKS = 16
 
@@ -80,7 +81,8 @@ class Shape:
             return None
         tokens = TOKENS[bisect_left(TOKENS, self.tokens)]
         chunks = CHUNKS if tokens else 0
-        waves = [DECODES[bisect_left(DECODES, first)]]
+        sizes = DECODES if tokens else (*FEW, *DECODES[1:])
+        waves = [sizes[bisect_left(sizes, first)]]
         if later:  # as if all tried as many tokens as any
             waves += [_power(max(later))] * _power(len(later))
         return Shape(

@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from cortex.neuron.engine.batch import CHUNKS, DECODES, TOKENS, Batch, Shape, pack
+from cortex.neuron.engine.batch import CHUNKS, DECODES, TOKENS, Batch, Shape, pack, waves_of
+from cortex.neuron.engine.foresight import trails
 from cortex.neuron.engine.jobs import Generate
 from cortex.neuron.engine.scheduler import Chunk
 from cortex.neuron.engine.sequence import Sequence
@@ -64,3 +65,54 @@ def test_a_token_the_host_does_not_know_is_minus_one():
 )
 def test_what_no_shape_has_room_for_is_not_padded(decodes, tokens, chunks):
     assert Shape(tokens, chunks, chunks, 32, (decodes,)).padded() is None
+
+
+@pytest.mark.parametrize(
+    ("waves", "tokens", "padded"),
+    [
+        ((1, 1, 1, 1), 0, (1, 1, 1, 1, 1)),  # three tokens after the first are as four
+        ((3, 3, 2), 0, (4, 4, 4)),
+        ((5, 1), 0, (8, 1)),
+        ((5, 1), 30, (8, 1)),
+        ((1, 1), 30, (8, 1)),
+        ((), 30, (0,)),
+    ],
+)
+def test_waves_are_padded_to_few_sizes(waves, tokens, padded):
+    shape = Shape(tokens, int(tokens > 0), int(tokens > 0), 32, waves).padded()
+    assert shape.waves == padded
+    assert Shape.told(shape.numbers) == shape
+    assert bool(shape.chunks) == bool(shape.tiles) == bool(tokens)
+    assert shape.spans[0] == (0, padded[0])
+
+
+@pytest.mark.parametrize("has_trails", [False, True])
+def test_what_comes_alone_is_packed_wave_by_wave(has_trails):
+    made = [
+        Sequence(
+            Generate(id=f"{n}", model="m", prompt=[*range(10 * n, 10 * n + 5)], max_tokens=9), row=n
+        )
+        for n in (1, 2, 3)
+    ]
+    chunks = [
+        Chunk(made[0], 4, 1),
+        Chunk(made[1], 3, 2, draft=(77, 78)),  # one token again, one new, and two guesses
+        Chunk(made[2], 0, 4),
+    ]
+    waves, others = waves_of(chunks, is_waved=True)
+    shape = Shape.of(waves, others, 32, has_trails=has_trails).padded()
+    packed = pack(waves, others, shape) + (trails(waves, others, shape) if has_trails else [])
+    batch = Batch(torch.tensor(packed), shape)
+
+    assert shape.waves == (8, 1, 1, 1, 1)
+    assert batch.said[[0, 1, 8, 9, 10]].tolist() == [14, 23, 24, 77, 78]
+    assert batch.positions[[0, 1, 8, 9, 10]].tolist() == [4, 3, 4, 5, 6]
+    assert batch.said[12:16].tolist() == [30, 31, 32, 33]
+    assert batch.keepers.tolist() == [1, *[0] * (len(batch.keepers) - 1)]
+    if has_trails:
+        assert batch.following[[0, 1, 8, 9, 10]].tolist() == [-1, 24, -9, -10, -11]
+        assert batch.following[12:16].tolist() == [31, 32, 33, 34]
+        assert batch.after.nonzero().flatten().tolist() == [8, 9]
+        assert batch.after[[8, 9]].tolist() == [9, 10]
+        assert batch.tips[:2].tolist() == [0, 8]
+        assert set(batch.tips[2:].tolist()) == {-1}
