@@ -191,7 +191,10 @@ echo "listen = '127.0.0.1:$neuron_port'" >"$temp/neuron.toml"
 start neuron "${cortex[@]}" neuron --config "$temp/neuron.toml" >"$temp/neuron.log" 2>&1
 address neuron
 cat >"$temp/cortex.toml" <<END
-gateway = { listen = "127.0.0.1:$gateway_port", metrics_listen = "127.0.0.1:0" }
+[gateway]
+listen = "127.0.0.1:$gateway_port"
+metrics_listen = "127.0.0.1:0"
+state_path = "state.json"  # another gateway of this user may run
 
 [[neurons]]
 name = "here"

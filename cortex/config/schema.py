@@ -118,7 +118,7 @@ class GatewaySection:
         drain_s: How long answers under way may go on once the gateway is told to stop, in seconds.
         state_path: A small file for what the gateway learns, which is the memory models take; not
             set is ``cortex/gateway-state.json`` in ``$XDG_STATE_HOME``.  Pins and drains by hand
-            are beside it, in a file that ends in ``.orders.json``.
+            are beside it, in a file that ends in ``.orders.json``.  Each gateway needs its own.
     """
 
     listen: Address = Address("0.0.0.0", 31313)  # noqa: S104 - an endpoint is there to be reached

@@ -106,6 +106,7 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
 
     from cortex.config.load import environment
     from cortex.gateway.app import Gateway
+    from cortex.gateway.claims import claimed
     from cortex.gateway.metrics_server import MetricsServer
     from cortex.log_lines import say
     from cortex.logs import Logs
@@ -116,6 +117,7 @@ async def serve(config: GatewayConfig, catalogue: Catalogue, where: str, read: R
     plugins, service, logs = Plugins(config.plugins), Service(environment()), Logs()
     async with (
         logs.kept(),
+        claimed(config.gateway, where),
         asyncio.TaskGroup() as tasks,
         aiohttp.ClientSession() as session,
         lifespans(plugins, "gateway"),

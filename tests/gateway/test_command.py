@@ -256,6 +256,33 @@ async def test_a_port_in_use_exits_2_with_one_sentence(tmp_path, option):
     assert "Traceback" not in str(caught.value)
 
 
+async def test_a_second_gateway_with_the_same_state_file_exits_2_and_names_it(tmp_path):
+    text = config(tmp_path, more='state_path = "here.json"\n')
+    async with program(tmp_path, text, "serve") as first:
+        with pytest.raises(AssertionError) as caught:
+            async with program(tmp_path, text, "serve"):
+                pass
+        said = f"serve.toml: gateway.state_path: {tmp_path}/here.json is in use by another gateway"
+        assert f"cortex serve: {said}, process {first.process.pid} (stop it" in str(caught.value)
+        assert "Traceback" not in str(caught.value)
+        first.process.kill()  # it leaves its lock file behind
+
+    assert (tmp_path / "here.lock").exists()
+    async with program(tmp_path, text, "serve"):
+        pass
+
+
+async def test_a_state_file_that_cannot_be_locked_is_a_warning(tmp_path):
+    (tmp_path / "file").touch()
+    text = config(tmp_path, more='state_path = "file/state.json"\n')
+    async with program(tmp_path, text, "serve") as gateway:
+        gateway.process.terminate()
+        said = (await gateway.process.stderr.read()).decode()
+
+    assert "state.lock" in said
+    assert "another gateway may use the same files" in said
+
+
 @pytest.mark.parametrize(
     ("more", "options", "message"),
     [
