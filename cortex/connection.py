@@ -47,10 +47,33 @@ async def accept(
             ssl_handshake_timeout=None if tls is None else HEAD_S,
         )
     except OSError as error:
-        cause = (error.strerror or str(error)).rpartition("): ")[2]  # asyncio adds the address
-        raise ConfigError(
-            f"cannot listen on {address}: {cause}", hint="stop what holds it, or use --listen"
-        ) from None
+        raise refused(address, error) from None
+
+
+def check_free(address: Address, option: str) -> None:
+    """
+    Check that an *address*, which *option* is to change, can be listened on.
+
+    Raises:
+        ConfigError: It is taken or not ours.
+    """
+    is_v6 = ":" in address.host
+    try:
+        with socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_v6:  # who has the port of IPv4 has another
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((address.host, address.port))
+    except OSError as error:
+        raise refused(address, error, option) from None
+
+
+def refused(address: Address, error: OSError, option: str = "--listen") -> ConfigError:
+    """Return what there is to say of an *address* that cannot be listened on."""
+    cause = (error.strerror or str(error)).rpartition("): ")[2]  # asyncio adds the address
+    return ConfigError(
+        f"cannot listen on {address}: {cause}", hint=f"stop what holds it, or use {option}"
+    )
 
 
 class ClientConnection(web.RequestHandler):

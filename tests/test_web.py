@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager, closing
 from unittest.mock import Mock
 
@@ -13,6 +14,7 @@ from aiohttp.test_utils import make_mocked_request
 import cortex
 from cortex.api import Endpoint
 from cortex.config.schema import Address, PluginSettings
+from cortex.connection import check_free
 from cortex.errors import ConfigError
 from cortex.plugins import Plugins
 from cortex.testing import VirtualLoop
@@ -63,6 +65,19 @@ async def test_an_address_that_is_taken_is_said_in_a_sentence():
     assert str(caught.value) == (
         f"cannot listen on {taken}: address already in use (stop what holds it, or use --listen)"
     )
+
+
+def test_a_port_taken_for_ipv4_is_free_for_ipv6():
+    with socket.socket() as taken, socket.socket(socket.AF_INET6) as other:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        address = Address("::", taken.getsockname()[1])
+        check_free(address, "--port")
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind((address.host, address.port))
+        other.listen()
+        with pytest.raises(ConfigError, match=r"(?i)address already in use .*--port"):
+            check_free(address, "--port")
 
 
 class Versioned:

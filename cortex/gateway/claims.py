@@ -1,7 +1,8 @@
 """
-What a gateway has for itself while it runs: the file of what it learned, and that beside it.
+What a gateway has for itself while it runs: its ports, and the files of what it learned.
 
-Two that wrote them would each undo what the other did.  The lock is the kernel's, on a file beside
+Whatever of it another program has is said at once.  Two that wrote the files would each undo what
+the other did.  Their lock is the kernel's, on a file beside
 them: it goes with the process, however that ends, and a file that is left says nothing.
 """
 
@@ -14,7 +15,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from cortex.config.mistakes import Mistakes
 from cortex.config.schema import GatewaySection
+from cortex.connection import check_free
 from cortex.errors import ConfigError
 
 SUFFIX = ".lock"
@@ -31,10 +34,17 @@ async def claimed(section: GatewaySection, where: str) -> AsyncIterator[None]:
         where: The file it is of.
 
     Raises:
-        ConfigError: Another gateway has it.
+        ConfigError: Another program has some of it; with all of that.
     """
-    file = None if section.state_path is None else _lock(section.state_path, where)
+    mistakes, file = Mistakes(), None
+    with mistakes:
+        check_free(section.listen, "--listen")
+    with mistakes:
+        check_free(section.metrics_listen, "--metrics-listen")
+    with mistakes:
+        file = None if section.state_path is None else _lock(section.state_path, where)
     try:
+        mistakes.raise_any()
         yield
     finally:
         if file is not None:

@@ -17,7 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from cortex.config.schema import Address
-from cortex.errors import ConfigError
+from cortex.connection import refused
 
 ASK_S = 10.0  # for a request to come
 SWITCH_S = 0.001  # an answer takes about ten turns with a loop that never rests
@@ -46,10 +46,7 @@ class MetricsServer:
                 address.host, address.port, app, server_class=_Server, handler_class=_Quiet
             )
         except OSError as error:
-            cause = error.strerror or str(error)
-            raise ConfigError(
-                f"cannot listen on {address}: {cause}", hint="see gateway.metrics_listen"
-            ) from None
+            raise refused(address, error, "--metrics-listen") from None
         self.address = Address(address.host, self._server.server_port)
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="metrics", daemon=True

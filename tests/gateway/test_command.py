@@ -272,6 +272,25 @@ async def test_a_second_gateway_with_the_same_state_file_exits_2_and_names_it(tm
         pass
 
 
+async def test_all_that_another_gateway_has_is_said_at_once(tmp_path):
+    text = config(tmp_path, more='state_path = "here.json"\n')
+    async with program(tmp_path, text, "serve") as first:
+        line = (await first.process.stdout.readline()).decode()
+        metrics = line.removeprefix("metrics on http://").partition("/")[0]
+        taken = ["--listen", str(first.address), "--metrics-listen", metrics]
+        with pytest.raises(AssertionError) as caught:
+            async with program(tmp_path, text, "serve", *taken):
+                pass
+
+    lines = str(caught.value).lower().split("\n")
+    said = [line for line in lines if line.startswith("cortex serve: ")]
+    use = "address already in use (stop what holds it, or use"
+    assert said[0] == f"cortex serve: cannot listen on {first.address}: {use} --listen)"
+    assert said[1] == f"cortex serve: cannot listen on {metrics}: {use} --metrics-listen)"
+    assert "gateway.state_path" in said[2]
+    assert len(said) == 3
+
+
 async def test_a_state_file_that_cannot_be_locked_is_a_warning(tmp_path):
     (tmp_path / "file").touch()
     text = config(tmp_path, more='state_path = "file/state.json"\n')
