@@ -52,20 +52,20 @@ def values(config: Any, table: Mapping[str, Any], where: str) -> Iterator[Value]
     """
     prefix = PREFIXES.get(type(config), "")
     env = environment()
-    for key, value, said in _leaves(shown(config), table, "", DEFAULT):
-        source = where if said == "" else said
-        if source not in (DEFAULT, where):
-            source = prefix + source
+    for key, value, said in _leaves(shown(config), table, "", where):
+        source = said
+        if said not in (DEFAULT, where):
+            source = prefix + said
         elif key == "plugins.only" and "CORTEX_PLUGINS" in env:
             source = "CORTEX_PLUGINS"
-        elif source == DEFAULT and value is not None and key in _OPENTELEMETRY:
+        elif said == DEFAULT and value is not None and key in _OPENTELEMETRY:
             source = _OPENTELEMETRY[key]
         yield Value(key=key, value=_masked(key, value), source=source)
 
 
 def _leaves(value: Any, said: Any, key: str, source: str) -> Iterator[tuple[str, Any, str]]:
     """
-    Yield key, value and who said it: `DEFAULT`, a variable without its prefix, or nothing.
+    Yield key, value and who said it: `DEFAULT`, the file, or a variable without its prefix.
 
     Args:
         value: As `shown` has it.
@@ -74,7 +74,7 @@ def _leaves(value: Any, said: Any, key: str, source: str) -> Iterator[tuple[str,
         source: Who said what is around it.
     """
     if isinstance(said, FromEnvironment):
-        source = key.upper().replace(".", "__")
+        source, said = key.upper().replace(".", "__"), said.value()
     parts: dict[str, Any] = {}
     if isinstance(value, dict):
         parts = {f"{key}.{name}" if key else name: name for name in value}
@@ -83,8 +83,7 @@ def _leaves(value: Any, said: Any, key: str, source: str) -> Iterator[tuple[str,
     for path, part in parts.items():
         yield from _leaves(value[part], _inside(said, part), path, source)
     if not parts:
-        mine = said is not None and source == DEFAULT
-        yield key, value, "" if mine else source
+        yield key, value, DEFAULT if said is None else source
 
 
 def _inside(said: Any, part: str | int) -> Any:

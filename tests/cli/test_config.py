@@ -6,9 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import attrs
 import pytest
 
 from cortex.__main__ import main
+from cortex.neuron.harnesses.torch import TorchOptions
+from cortex.neuron.images.options import ImageOptions
+from cortex.sources.hf import HfOptions
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BROKEN = """\
@@ -41,6 +45,11 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def findings(capsys) -> list[dict]:
     return json.loads(capsys.readouterr().out)["findings"]
+
+
+def sources(capsys) -> dict[str, tuple[object, str]]:
+    [values] = json.loads(capsys.readouterr().out)["files"].values()
+    return {value["key"]: (value["value"], value["source"]) for value in values}
 
 
 def test_files_without_a_mistake_are_ok(folder, capsys):
@@ -151,6 +160,46 @@ def test_values_are_shown_with_who_said_them(folder, capsys, monkeypatch):
     assert "models.toml" in rows
 
 
+def test_every_option_of_harnesses_and_sources_is_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEURON_HARNESS__TORCH__IMAGES__MAX_MB", "7")
+    (tmp_path / "neuron.toml").write_text("[harness.torch]\nthreads = 2\n")
+
+    assert main(["config", "show", "--json"]) == 0
+
+    said = sources(capsys)
+    assert said["harness.torch.threads"] == (2, "neuron.toml")
+    assert said["harness.torch.images.max_mb"] == (7, "NEURON_HARNESS__TORCH__IMAGES__MAX_MB")
+    for table, options in (
+        ("harness.torch", TorchOptions),
+        ("harness.torch.images", ImageOptions),
+        ("sources.hf", HfOptions),
+    ):
+        for field in attrs.fields(options):
+            if field.name not in ("threads", "max_mb", "images"):
+                assert said[f"{table}.{field.name}"] == (field.default, "default")
+
+
+def test_options_of_what_is_not_run_are_shown_only_if_they_are_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'harnesses = ["echo"]\n[harness.torch]\nthreads = 2\n'
+    (tmp_path / "neuron.toml").write_text(text)
+
+    assert main(["config", "show", "--json"]) == 0
+
+    shown = [key for key in sources(capsys) if key.startswith("harness.")]
+    assert "harness.echo.delay_s" in shown
+    assert [key for key in shown if "torch" in key] == ["harness.torch.threads"]
+
+
+def test_an_option_that_cannot_be_used_is_not_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "neuron.toml").write_text("[harness.torch]\nthread = 2\n")
+
+    assert main(["config", "show"]) == 2
+    assert "neuron.toml: harness.torch: thread: unknown key" in capsys.readouterr().err
+
+
 def test_a_table_out_of_a_variable_is_that_variables(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NEURON_HARNESS", "{echo = {delay_s = 1}}")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")
@@ -158,9 +207,9 @@ def test_a_table_out_of_a_variable_is_that_variables(tmp_path, capsys, monkeypat
 
     assert main(["config", "show", "--role", "neuron", "--json"]) == 0
 
-    [values] = json.loads(capsys.readouterr().out)["files"].values()
-    said = {value["key"]: (value["value"], value["source"]) for value in values}
+    said = sources(capsys)
     assert said["harness.echo.delay_s"] == (1, "NEURON_HARNESS")
+    assert said["harness.echo.load_s"] == (0, "default")
     assert said["tracing.endpoint"] == ("http://c:4318", "OTEL_EXPORTER_OTLP_ENDPOINT")
     assert said["listen"] == ("0.0.0.0:13131", "default")
 

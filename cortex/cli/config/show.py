@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from cortex.cli.config.files import KINDS, Subject
 from cortex.config.effective import DEFAULT, Value, values
 from cortex.config.load import catalogue_path, load_catalogue, load_gateway, load_neuron, read_table
-from cortex.config.schema import Catalogue
+from cortex.config.schema import Catalogue, NeuronConfig
+from cortex.plugins import Plugins
+from cortex.registry import Offer
 
 
 def run(subjects: Sequence[Subject], args: argparse.Namespace) -> int:
@@ -44,10 +47,38 @@ def _values(subject: Subject) -> Iterator[tuple[str, list[Value]]]:
         assert path is not None  # noqa: S101 - a catalogue is never a default
         yield str(path), list(values(load_catalogue(path), table, name))
     elif subject.kind == "neuron":
-        yield str(path or "neuron"), list(values(load_neuron(path), table, name))
+        config = with_options(load_neuron(path), name)
+        yield str(path or "neuron"), list(values(config, table, name))
     else:
-        config, catalogue = load_gateway(path)
-        yield str(path or "gateway"), list(values(config, table, name))
+        gateway, catalogue = load_gateway(path)
+        yield str(path or "gateway"), list(values(gateway, table, name))
         models = catalogue_path(table, path.parent if path else Path())
         if models.exists():
             yield str(models), list(values(catalogue, read_table(models, Catalogue), models.name))
+
+
+def with_options(config: NeuronConfig, where: str) -> NeuronConfig:
+    """
+    Return *config* with every option of the harnesses it runs and the sources there are.
+
+    Raises:
+        ConfigError: A table has what its plugin does not take.
+    """
+    plugins, only = Plugins(config.plugins), config.harnesses
+    harnesses = [each for each in plugins.offers("harness") if only is None or each.name in only]
+    return attrs.evolve(
+        config,
+        harness=_options(harnesses, config.harness, f"{where}: harness"),
+        sources=_options(plugins.offers("source"), config.sources, f"{where}: sources"),
+    )
+
+
+def _options(
+    offers: Iterable[Offer[Any]], tables: Mapping[str, Mapping[str, Any]], at: str
+) -> dict[str, Any]:
+    """Return *tables*, with all options of *offers*; what nobody here offers is as it was said."""
+    found: dict[str, Any] = dict(tables)
+    for offer in offers:
+        if (options := offer.read(tables.get(offer.name), f"{at}.{offer.name}")) is not None:
+            found[offer.name] = options
+    return found
