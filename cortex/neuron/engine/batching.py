@@ -175,7 +175,7 @@ class Batching:
             if sequence.reason is not None:
                 self._end(sequence, sequence.done(sequence.reason), ended)
         for chunk, epoch in launched.drafted:
-            if chunk.sequence.reason is None and chunk.sequence.epoch == epoch:
+            if chunk.sequence.id in going and chunk.sequence.epoch == epoch:
                 self.scheduler.settle(chunk)
         guessed = launched.guessed()
         for name, sequence in going.items():

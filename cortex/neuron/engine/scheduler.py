@@ -15,6 +15,7 @@ where those after it are likely to part from it.
 from __future__ import annotations
 
 from math import inf
+from operator import eq
 
 import attrs
 
@@ -189,11 +190,14 @@ class Scheduler:
 
         Its sequence goes on behind what came true.  A state that tokens got into which did not is
         that of before, and so what the step computed is computed again, with what comes next.
+        Of a sequence that ended it is only counted: behind the end nothing came true.
         """
         sequence = chunk.sequence
-        accepted = len(sequence.tokens) - chunk.end - 1
+        accepted = sum(map(eq, sequence.tokens[chunk.end :], chunk.draft))
         self.drafted_tokens += len(chunk.draft)
         self.accepted_tokens += accepted
+        if sequence.reason is not None:
+            return
         sequence.planned = chunk.end + accepted
         if self.snapshots is not None and accepted < len(chunk.draft):
             self.copies.append((self._spare(sequence), sequence.row))

@@ -150,6 +150,65 @@ def test_an_end_token_in_a_draft_ends_the_answer(model):
     engine.scheduler.check()
 
 
+class Knowing:
+    """Guesses what will be said, whole."""
+
+    def __init__(self, prompt, answer):
+        self._prompt, self._answer = prompt, answer
+
+    def drafts(self, tokens, foreseen):
+        return self._answer[len(tokens) - len(self._prompt) :]
+
+    def settle(self, drafted, accepted):
+        raise AssertionError("its answer ends in the first draft")
+
+
+@pytest.mark.parametrize(
+    ("guess", "ends", "accepted"),
+    [
+        ("true", "stop", 6),
+        ("true", "length", 10),
+        ("wrong at the end token", "stop", 5),
+        ("wrong behind it", "stop", 6),
+    ],
+)
+def test_a_draft_an_answer_ends_in_is_counted(model, guess, ends, accepted):
+    (prompt,) = prompts(1, seed=4)
+    answer = greedy(model, prompt, 12)
+    assert answer.index(answer[6]) == 6  # said for the first time
+    guessed = list(answer)
+    if guess != "true":
+        guessed[6 if "at" in guess else 7] += 1
+    engine = engine_of(
+        model,
+        end_tokens=[answer[6]] if ends == "stop" else [],
+        guesser=lambda: Knowing(prompt, guessed),
+    )
+
+    _, ended = run(engine, [ask("r", prompt, 12)])
+
+    assert ended["r"].reason == ends
+    figures = engine.figures("m", 0.0)
+    assert (figures.drafted_tokens, figures.accepted_tokens) == (10, accepted)
+    engine.scheduler.check()
+
+
+def test_a_draft_whose_client_left_is_not_counted(model):
+    (prompt,) = prompts(1)
+    answer = greedy(model, prompt, 12)
+    engine = engine_of(model, runs_ahead=True, guesser=lambda: Knowing(prompt, answer))
+    launched = counted(engine)
+    engine.add(ask("r", prompt, 12))
+    while not any(chunk.draft for chunks in launched for chunk in chunks):
+        engine.step()
+
+    engine.cancel("r")
+    run(engine)
+
+    assert engine.scheduler.drafted_tokens == 0
+    engine.scheduler.check()
+
+
 def test_who_is_adjusted_gets_no_draft_beside_one_who_does(model):
     asked = prompts(2)
     more = {"repetition_penalty": 1.3}
