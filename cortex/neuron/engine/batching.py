@@ -103,7 +103,7 @@ class Batching:
         """Launch what is next, take in what is through; returns tokens, and ends of requests."""
         tokens: list[Token] = []
         ended: list[End] = []
-        while self._launched and self.scheduler.is_drafting:
+        while self._guesser and self._launched and self.scheduler.is_drafting:
             self._take(self._launched.popleft(), tokens, ended)
         if chunks := self._able(self.scheduler.plan(perf_counter()), ended):
             self._launch(chunks, ended)

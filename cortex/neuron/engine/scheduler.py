@@ -153,7 +153,7 @@ class Scheduler:
                 and sequence.row >= 0
                 and (chunk := self._continue(sequence, left, chunks, now))
             ):
-                if chunk.samples and len(sequence.draft) < min(left - chunk.count, drafts) + 1:
+                if 0 < len(sequence.draft) <= min(left - chunk.count, drafts) and chunk.samples:
                     chunk = self._drafting(chunk)
                 self._foresee(chunk)
                 chunks.append(chunk)
@@ -255,7 +255,7 @@ class Scheduler:
         Where a snapshot is wanted it tries none, which would be in it.
         """
         sequence, draft = chunk.sequence, chunk.sequence.draft
-        is_able = draft and not sequence.marks and chunk.count <= 1 + MOST_REDONE
+        is_able = not sequence.marks and chunk.count <= 1 + MOST_REDONE
         if not is_able or not self._grow(sequence, chunk.end + len(draft)):
             return chunk
         if self.snapshots is not None:

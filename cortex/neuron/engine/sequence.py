@@ -146,9 +146,10 @@ class Sequence:
 
     def guess(self, foreseen: Tokens[int] = ()) -> None:
         """Guess what comes next, as far as it would still be of use; see `Guesser.drafts`."""
+        if self.guesser is None:
+            return
         left = self.job.max_tokens - self.completion_tokens - 1
-        if self.guesser is not None:
-            self.draft = self.guesser.drafts(self.tokens, foreseen)[: max(left, 0)]
+        self.draft = self.guesser.drafts(self.tokens, foreseen)[: max(left, 0)]
 
     def done(self, reason: str) -> Done:
         """Return the closing event."""
