@@ -137,9 +137,9 @@ class Runner:
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Queue a step; nothing of *chunks* has been noted as launched yet."""
-        layout, picks, tips = self._laid_out(chunks)
+        layout, picks, tips, shown = self._laid_out(chunks)
         samplers = [pick.sequence for pick in picks]
-        drawn = self.run(layout, samplers, self._shown(chunks))
+        drawn = self.run(layout, samplers, shown)
         logits, picked, which, ends, _ = drawn
         if not picks:
             return Launched()
@@ -162,15 +162,17 @@ class Runner:
             logits=logits.clone() if wants else None,
         )
 
-    def _laid_out(self, chunks: list[Chunk]) -> tuple[Layout, list[Pick], list[Tip]]:
-        """Return a step of *chunks*, what is picked, and who is guessed at."""
+    def _laid_out(
+        self, chunks: list[Chunk]
+    ) -> tuple[Layout, list[Pick], list[Tip], dict[str, Any] | None]:
+        """Return a step of *chunks*, what is picked, who is guessed at, and what is to be seen."""
         is_pictured = any(chunk.is_pictured for chunk in chunks)
         foresees = self._foresight is not None and any(c.sequence.guesser for c in chunks)
         if not (is_pictured or foresees) and all(chunk.is_decode for chunk in chunks):
             rows = [chunk.sequence.row for chunk in chunks]
-            return Layout(rows=rows), [Pick.of(chunk) for chunk in chunks], []
-        waves, others = self._waves(chunks)
+            return Layout(rows=rows), [Pick.of(chunk) for chunk in chunks], [], None
         has_trails = self._foresight is not None
+        waves, others = waves_of(chunks, is_waved=has_trails or bool(self._cache.states.layers))
         shape = filled = Shape.of(waves, others, self._cache.tile_tokens, has_trails=has_trails)
         if self._graphs is not None and not is_pictured:
             shape = filled.padded() or filled
@@ -195,11 +197,8 @@ class Runner:
             places=None if is_all else [place for place, _ in picks],
         )
         tips = [*tipped(waves, others, shape)] if has_trails else []
-        return layout, [Pick.of(piece) for _, piece in picks], tips
-
-    def _waves(self, chunks: list[Chunk]) -> tuple[list[list[Chunk]], list[Chunk]]:
-        is_waved = bool(self._cache.states.layers) or self._foresight is not None
-        return waves_of(chunks, is_waved=is_waved)
+        shown = self._shown(pieces) if is_pictured else None
+        return layout, [Pick.of(piece) for _, piece in picks], tips, shown
 
     def run(
         self,
@@ -327,14 +326,10 @@ class Runner:
             return logits, picked
         return logits, picked, self._foresight.guesses(batch, step, states, picked)
 
-    def _shown(self, chunks: list[Chunk]) -> dict[str, Any] | None:
-        """Return what a step has to know of pictures in it, if there are any."""
-        if self._tower is None or not any(chunk.is_pictured for chunk in chunks):
-            return None
-        waves, others = self._waves(chunks)
-        in_order = [*chain(*waves), *others]
-        pieces = [(chunk.sequence.places, chunk.start, chunk.end) for chunk in in_order]
-        places, shown = self._tower.show(pieces)
+    def _shown(self, pieces: list[Chunk]) -> dict[str, Any]:
+        """Return what a step of *pieces* has to know of pictures in it."""
+        assert self._tower is not None  # noqa: S101 - else nobody's tokens have places
+        places, shown = self._tower.show([(p.sequence.places, p.start, p.end) for p in pieces])
         return {"places": places, "shown": shown}
 
     def _places(self, owners: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
