@@ -109,9 +109,7 @@ class Scheduler:
     ) -> None:
         self.blocks = blocks
         self.snapshots = snapshots
-        self._foreseen_tokens = (
-            foreseen_tokens  # whose keys are written, though nothing hangs on it
-        )
+        self._foreseen_tokens = foreseen_tokens  # their keys are written, though nothing needs them
         self.running: dict[str, Sequence] = {}
         self.waiting = Waiting()
         self.moved: dict[tuple[int, int], int] = {}
