@@ -57,13 +57,14 @@ def check_free(address: Address, option: str) -> None:
     Raises:
         ConfigError: It is taken or not ours.
     """
-    is_v6 = ":" in address.host
     try:
-        with socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET) as probe:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, *_, place = found[0]
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if is_v6:  # who has the port of IPv4 has another
+            if family == socket.AF_INET6:  # who has the port of IPv4 has another
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind((address.host, address.port))
+            probe.bind(place)
     except OSError as error:
         raise refused(address, error, option) from None
 
