@@ -60,7 +60,10 @@ class Reference(torch.nn.Module):
         both = [self.pre_fc_norm_embedding(embedded), self.pre_fc_norm_hidden(hidden)]
         x = self.fc(torch.cat(both, -1))[None]
         mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, device=DEVICE).triu(1)
-        turned = rotary(x, index[..., None, :])
+        index = index[..., None, :]
+        if hasattr(rotary, "mrope_section"):  # some versions of transformers want all three axes
+            index = index.expand(3, -1, -1)
+        turned = rotary(x, index)
         out = self.layers[0](x, position_embeddings=turned, attention_mask=mask[None, None])
         return self.norm(out)[0]
 
