@@ -129,7 +129,7 @@ def trails(waves: list[list[Chunk]], others: list[Chunk], shape: Shape) -> list[
         latest[name] = last
     tips = [-1] * shape.tips
     for number, owner in tipped(waves, others, shape):
-        tips[number] = ends[owner.id]
+        tips[number] = ends.get(owner.id, -1)  # one token of a prompt comes alone, but has none
     return [*following, *after, *tips]
 
 

@@ -11,7 +11,7 @@ from cortex.neuron.engine.batching import Batching
 from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.drafts import Foreseen
-from cortex.neuron.engine.jobs import Done, Generate
+from cortex.neuron.engine.jobs import Done, Generate, Lost
 from cortex.neuron.engine.modules import Modules, record, recurrences
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.snapshots import Snapshots
@@ -152,13 +152,21 @@ def ask(name, prompt, count, **more):
     return Generate(id=name, model="m", prompt=list(prompt), max_tokens=count, **more)
 
 
-def run(engine, jobs=(), until=None):
-    """Return what was said, by request, and how each ended."""
+def stepped(engine, losing=()):
+    """Step; return its tokens and ends, of which none but those of *losing* failed."""
+    tokens, ended = engine.step()
+    lost = {event.id: event.message for event in ended if isinstance(event, Lost)}
+    assert lost.keys() <= {*losing}, lost
+    return tokens, ended
+
+
+def run(engine, jobs=(), until=None, losing=()):
+    """Return what was said, by request, and how each ended: well, but for those of *losing*."""
     for job in jobs:
         engine.add(job)
     said, ends = {}, {}
     while engine.has_work and not (until and until(said)):
-        tokens, ended = engine.step()
+        tokens, ended = stepped(engine, losing)
         for token in tokens:
             said.setdefault(token.request, []).append(token.id)
         ends |= {event.id: event for event in ended}

@@ -261,7 +261,7 @@ def test_memory_that_runs_out_costs_who_asked_for_most_of_it_and_nobody_else(lla
         return real(step, cache)
 
     monkeypatch.setattr(body, "logits", logits)
-    said, ends = run(engine, [ask("short", short, 5), ask("long", long, 5)])
+    said, ends = run(engine, [ask("short", short, 5), ask("long", long, 5)], losing=["long"])
 
     assert isinstance(ends["long"], Lost)
     assert "too little memory" in ends["long"].message

@@ -24,6 +24,7 @@ from tests.neuron.engine.engines import (
     model_of,
     prompts,
     run,
+    stepped,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_gradients")
@@ -120,7 +121,7 @@ def test_log_probabilities_are_the_same_with_drafts_and_without(model):
         engine.add(job)
         heard = []
         while engine.has_work:
-            heard += engine.step()[0]
+            heard += stepped(engine)[0]
         return heard
 
     plain = told(engine_of(model))
@@ -234,7 +235,7 @@ def test_a_client_may_leave_while_its_draft_is_tried(model):
     for step in range(200):
         if step == 6:
             assert engine.cancel("leaves").reason == "cancelled"
-        for token in engine.step()[0]:
+        for token in stepped(engine)[0]:
             said.setdefault(token.request, []).append(token.id)
         engine.scheduler.check()
 

@@ -181,7 +181,7 @@ def test_a_step_that_breaks_off_half_way_leaves_states_as_they_were(
     begun, _ = run(
         engine, [ask("short", short, 12)], until=lambda said: len(said.get("short", ())) == 3
     )
-    said, ends = run(engine, [ask("long", long, 5)])
+    said, ends = run(engine, [ask("long", long, 5)], losing=["long"])
 
     assert isinstance(ends["long"], Lost)
     assert isinstance(ends["short"], Done)

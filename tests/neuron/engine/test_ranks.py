@@ -31,6 +31,7 @@ from tests.neuron.engine.engines import (
     model_of,
     prompts,
     run,
+    stepped,
 )
 from tests.neuron.engine.engines import FAMILIES as TRIED
 from tests.neuron.engine.ranks import Rank, Together, share_of, split_engine
@@ -170,7 +171,7 @@ def test_every_kind_of_sampling_draws_what_one_rank_draws(ranks):
         engine.add(asked[0], Even())
         said = {}
         while engine.has_work:
-            for token in engine.step()[0]:
+            for token in stepped(engine)[0]:
                 said.setdefault(token.request, []).append(token)
         return said
 

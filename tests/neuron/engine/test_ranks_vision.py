@@ -174,7 +174,7 @@ def test_rank_0_looks_once_and_what_it_cannot_look_at_costs_its_own_request_alon
 
     monkeypatch.setattr(kind, "get_image_features", noted)
     with split_engine(module, 2, budget_tokens=9) as engine:
-        said, ends = run(engine, [text, bad, good])
+        said, ends = run(engine, [text, bad, good], losing=["bad"])
         run(engine, [msgspec.structs.replace(good, id="again")])
 
     assert isinstance(ends["bad"], Lost)

@@ -394,7 +394,7 @@ def test_a_picture_that_cannot_be_looked_at_costs_its_own_request_alone(
 
     monkeypatch.setattr(dense.model, "get_image_features", broken)
     engine, recorded = engine_seeing(dense, budget_tokens=512)
-    answers, ends = run(engine, [text, bad, good])
+    answers, ends = run(engine, [text, bad, good], losing=["bad"])
     monkeypatch.undo()
 
     assert isinstance(ends["bad"], Lost)
