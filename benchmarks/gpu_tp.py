@@ -1,12 +1,14 @@
 """
 Models split over several GPUs of a host: values first, then speed beside one GPU.
 
-    python benchmarks/gpu_tp.py                all of it on two GPUs, under eight minutes
+    python benchmarks/gpu_tp.py                all of it on two GPUs, under six minutes
     python benchmarks/gpu_tp.py --models 8B    less of it
     python benchmarks/gpu_tp.py --tiny         of itself: two CPU processes, models of no size
 
-Each rank is a process of its own, and all run this program side by side; rank 0 tells.  Models to
-be measured have random weights of the real shapes.
+Each rank is a process of its own that sees one GPU, as a worker does, and all run this program side
+by side; rank 0 tells.  First they try which GPUs a process has to see for sums to go through memory
+that these share.  Models to be measured have random weights of the real shapes; split ones are
+measured with all sums by NCCL, then with small ones in shared memory.
 """
 
 from __future__ import annotations
@@ -14,12 +16,9 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import queue
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +28,30 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gpu_sums import Here, reductions, seconds  # noqa: E402
+from gpu_ranks import (  # noqa: E402
+    SEEN,
+    Here,
+    device_of,
+    fitting,
+    grouped,
+    leave,
+    longest,
+    probe_sums,
+    seconds,
+    start,
+)
+from gpu_sums import endures, reductions  # noqa: E402
 
 from cortex.neuron.engine import plan, probe  # noqa: E402
-from cortex.neuron.engine.group import Ranks  # noqa: E402
 from cortex.neuron.engine.jobs import Done, Generate, Load  # noqa: E402
 from cortex.neuron.engine.leading import Follower  # noqa: E402
 from cortex.neuron.engine.model import Model, build  # noqa: E402
-from cortex.neuron.engine.place import Place  # noqa: E402
 from cortex.neuron.engine.runner import Runner  # noqa: E402
 from cortex.neuron.engine.shards import Shards  # noqa: E402
 from cortex.neuron.engine.weights import Weights  # noqa: E402
 
-LIMIT_S = 480
-QUIET = {
-    "NCCL_NVLS_ENABLE": "0",
-    "NVSHMEM_DISABLE_NVLS": "1",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "TQDM_DISABLE": "1",
-}
+LIMIT_S = 350
+WAYS = ("one", "nccl", "shared")
 QWEN3 = {
     "vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
     "max_position_embeddings": 40960,
@@ -86,79 +90,60 @@ def main() -> None:
     """Check and measure; ends with 1 if a value is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--models", default="8B,32B")
+    parser.add_argument("--ways", default=",".join(WAYS), help="on one GPU, and split")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seen", choices=SEEN, help="GPUs a rank sees; not given: what works")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--skip-values", action="store_true")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.rank is None:
-        sys.exit(start(asked.ranks))
-    run(asked)
-    os._exit(0)  # nothing is worth waiting for
-
-
-def start(ranks: int) -> int:
-    """Run a process for each rank; returns 1 if one fails, which ends the others."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *sys.argv, f"--folder={folder}"]
-        running = [
-            subprocess.Popen([*command, f"--rank={rank}"], env={**os.environ, **QUIET})  # noqa: S603
-            for rank in range(ranks)
-        ]
         deadline = time.monotonic() + LIMIT_S
-        try:
-            codes = [process.wait(deadline - time.monotonic()) for process in running]
-        finally:
-            for process in running:
-                process.kill()
-                process.wait()
-    return int(any(codes))
+        seen = asked.seen or ("all" if asked.tiny else fitting(asked.ranks))
+        sys.exit(start(asked.ranks, seen, deadline - time.monotonic()))
+    probe_sums(asked) if asked.probe else run(asked)
+    os._exit(0)  # nothing is worth waiting for
 
 
 def run(asked: argparse.Namespace) -> None:
     """Do what a rank does."""
-    device = torch.device("cpu" if asked.tiny else f"cuda:{asked.rank}")
-    if asked.tiny:
-        torch.set_num_threads(1)
-    else:
-        torch.cuda.set_device(device)
-    heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    place = Place(rank=asked.rank, ranks=asked.ranks, folder=asked.folder)
-    group = Ranks(place, device, hear=heard.put, lost=leave)
-    group.models.add("m")
-    here = Here(group=group, device=device, heard=heard, is_tiny=asked.tiny)
-    name = "CPU" if asked.tiny else torch.cuda.get_device_name()
-    here.say(f"# {asked.ranks} x {name}, torch {torch.__version__}")
+    device = device_of(asked)
+    is_right = True
     with torch.inference_mode():
+        here, others = (grouped(asked, device, shares=shares) for shares in (True, False))
+        name = "CPU" if asked.tiny else torch.cuda.get_device_name()
+        how = "by NCCL" if here.group.sums is None else "in shared memory"
+        here.say(f"# {asked.ranks} x {name}, torch {torch.__version__}")
+        here.say(f"# a rank sees {asked.seen}; small sums go {how}")
         if not asked.skip_values:
-            values(here)
-        for name in ["tiny"] if asked.tiny else asked.models.split(","):
-            for split in (False, True):
-                measure(here, name, split=split)
-        reductions(here, asked.folder)
-    group.leave("m")
-
-
-def leave(why: str) -> None:
-    """End, since another rank is gone."""
-    print(why, file=sys.stderr, flush=True)
-    os._exit(1)
+            values(here, others)
+            is_right = endures(here, others)
+        ways = {"one": None, "nccl": others, "shared": here}
+        for model in ["tiny"] if asked.tiny else asked.models.split(","):
+            for way in asked.ways.split(","):
+                measure(ways[way] or here, model, way=way)
+        reductions(here, others)
+    for each in (others, here):
+        each.group.leave("m")
+    if not is_right:
+        leave("some sums were wrong")
 
 
 # Values.
 
 
-def values(here: Here) -> None:
-    """Compare a split model with a whole one."""
+def values(here: Here, others: Here) -> None:
+    """Compare a split model with a whole one, and one whose sums go another way."""
     for family in FAMILIES[::3] if here.is_tiny else FAMILIES:
         for dtype, limit in KINDS.items():
             if dtype != torch.float32 and (here.is_tiny or family in EXACT):
                 continue
-            off, same, total = compared(here, family, dtype)
+            off, same, total, both = compared(here, others, family, dtype)
             here.say(
                 f"{family} {dtype}: logits off by {off:.1e}, {same} of {total} tokens are those of"
-                f" one device"
+                f" one device, {both} those of sums by NCCL"
             )
             is_wrong = off > limit or (dtype == torch.float32 and same < total)
             if here.leads and is_wrong:
@@ -166,15 +151,21 @@ def values(here: Here) -> None:
             here.group.meet("")
 
 
-def compared(here: Here, family: str, dtype: torch.dtype) -> tuple[float, int, int]:
-    """Return how far logits are off, and how many tokens are the same, of how many; rank 0 does."""
+def compared(
+    here: Here, others: Here, family: str, dtype: torch.dtype
+) -> tuple[float, int, int, int]:
+    """
+    Return how far logits are off, and how many tokens are the same; rank 0 does.
+
+    Returns:
+        The distance; how many tokens are those of one device, of how many; how many are those of
+        the other group.
+    """
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **SMALL)
     whole = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    shards = Shards(config, here.group)
-    share, _ = shards.model(shards.of(whole.state_dict()), dtype=dtype)
-    share.eval().to(here.device)
-    shards.join(share)
+    share, shards = share_of(here, whole, config)
+    other, by = share_of(others, whole, config)
     tried = probe.sequences(config.vocab_size, here.device)
     got = probe.truth(share, tried)
     wanted, alone = got, []
@@ -183,9 +174,27 @@ def compared(here: Here, family: str, dtype: torch.dtype) -> tuple[float, int, i
         alone = answers(here, model_of(here, weights_of(whole, config)))
     model = model_of(here, weights_of(share, config, shards))
     together = answers(here, model)
-    same = sum(a == b for ours, others in zip(together, alone, strict=False)
-               for a, b in zip(ours, others, strict=True))  # fmt: skip
-    return probe.distance(got, wanted), same, sum(map(len, alone))
+    theirs = answers(others, model_of(others, weights_of(other, config, by)))
+    return (
+        probe.distance(got, wanted),
+        alike(together, alone),
+        sum(map(len, alone)),
+        alike(together, theirs),
+    )
+
+
+def share_of(here: Here, whole: Any, config: Any) -> tuple[Any, Shards]:
+    """Return a rank's share of a model in a group, and how it was cut."""
+    shards = Shards(config, here.group)
+    share, _ = shards.model(shards.of(whole.state_dict()), dtype=whole.dtype)
+    shards.join(share.eval().to(here.device))
+    return share, shards
+
+
+def alike(ours: list[list[int]], theirs: list[list[int]]) -> int:
+    """Return how many tokens of answers are the same."""
+    return sum(a == b for mine, other in zip(ours, theirs, strict=False)
+               for a, b in zip(mine, other, strict=True))  # fmt: skip
 
 
 def answers(here: Here, model: Model) -> list[list[int]]:
@@ -254,11 +263,11 @@ def model_of(here: Here, weights: Weights) -> Model:
 # Speed.
 
 
-def measure(here: Here, name: str, *, split: bool) -> None:
+def measure(here: Here, name: str, *, way: str) -> None:
     """Print a model's figures; of one that is not split rank 0 alone has some."""
     before = taken(here)
-    if split or here.leads:
-        figures(here, name, split=split)
+    if way != "one" or here.leads:
+        figures(here, name, way=way)
     gc.collect()
     if here.device.type == "cuda":
         torch.cuda.synchronize()
@@ -276,8 +285,9 @@ def taken(here: Here) -> int:
     return torch.cuda.memory_allocated() if here.device.type == "cuda" else 0
 
 
-def figures(here: Here, name: str, *, split: bool) -> None:
+def figures(here: Here, name: str, *, way: str) -> None:
     """Print decode steps and the time to a first token."""
+    split = way != "one"
     config = transformers.AutoConfig.for_model("qwen3", **SHAPES[name])
     shards = Shards(config, here.group) if split else None
     dtype = torch.float32 if here.is_tiny else torch.bfloat16
@@ -290,8 +300,8 @@ def figures(here: Here, name: str, *, split: bool) -> None:
         shards.join(module.eval())
     began = time.perf_counter()
     model = model_of(here, weights_of(module.eval(), config, shards))
-    ranks = here.group.ranks if split else 1
-    here.say(f"\n## {name}, TP {ranks}: built in {time.perf_counter() - began:.1f} s; {model.body}")
+    how = f"TP {here.group.ranks}, sums {way}" if split else "TP 1"
+    here.say(f"\n## {name}, {how}: built in {time.perf_counter() - began:.1f} s; {model.body}")
     engine: Any = model.engine
     runner: Runner = engine._runner  # noqa: SLF001
     context, count = (64, 3) if here.is_tiny else (CONTEXT, 30)
@@ -300,6 +310,9 @@ def figures(here: Here, name: str, *, split: bool) -> None:
         here.say(
             f"decode, {batch:3} x {context}: {1e3 * step_s:6.2f} ms, {batch / step_s:7.0f} tok/s"
         )
+    if not here.is_tiny:
+        step = stepper(here, runner, 1, context)
+        here.say("\n".join(["where a step of 1 goes:", *longest(step)]))
     length = 256 if here.is_tiny else 2048
     best = min(first_token_s(here, model, length, number) for number in range(4))
     here.say(f"first token of {length}: {1e3 * best:.1f} ms")
@@ -312,7 +325,12 @@ def figures(here: Here, name: str, *, split: bool) -> None:
 
 
 def decode_s(here: Here, runner: Runner, batch: int, context: int, count: int) -> float:
-    """Return how long a step of so many sequences takes; all ranks run it, nobody is told."""
+    """Return how long a step of so many sequences takes."""
+    return seconds(here, stepper(here, runner, batch, context), count)
+
+
+def stepper(here: Here, runner: Runner, batch: int, context: int) -> Callable[[], object]:
+    """Return what runs a step of so many sequences; all ranks do, nobody is told."""
     rows, blocks = runner.rows, context // 16 + 1
     which = torch.arange(1, batch + 1, device=here.device)
     there = len(next(iter(runner._cache.pages.values())).keys)  # noqa: SLF001
@@ -325,7 +343,7 @@ def decode_s(here: Here, runner: Runner, batch: int, context: int, count: int) -
         rows.lengths[which] = context - 1
         Runner.run(runner, layout, [])
 
-    return seconds(here, step, count)
+    return step
 
 
 def first_token_s(here: Here, model: Model, length: int, number: int) -> float:

@@ -73,12 +73,17 @@ def test_what_measures_split_models_finds_them_right_and_measures_all_there_is_t
         text=True,
     )
     lines = done.stdout.splitlines()
-    assert sum("60 of 60 tokens are those of one device" in line for line in lines) == 2
-    assert sum(line.startswith("## tiny, TP ") for line in lines) == 2
-    assert sum(line.startswith("decode, ") for line in lines) == 6
-    assert sum(line.startswith("first token of ") for line in lines) == 2
-    assert sum(" eager " in line for line in lines) == 2
-    assert sum(line.startswith("unloaded: 0 MiB, 0 MiB") for line in lines) == 2
+    tokens = "60 of 60 tokens are those of one device, 60 those of sums by NCCL"
+    assert sum(tokens in line for line in lines) == 2
+    assert sum(": the same on all ranks, " in line for line in lines) == 2
+    assert lines.count("by NCCL: the same bits") == 2
+    assert [line.split(":")[0] for line in lines if line.startswith("## tiny")] == [
+        *("## tiny, TP 1", "## tiny, TP 2, sums nccl", "## tiny, TP 2, sums shared"),
+    ]
+    assert sum(line.startswith("decode, ") for line in lines) == 9
+    assert sum(line.startswith("first token of ") for line in lines) == 3
+    assert sum(" copied in " in line and " in place " in line for line in lines) == 2
+    assert sum(line.startswith("unloaded: 0 MiB, 0 MiB") for line in lines) == 3
 
 
 def test_every_dialect_is_measured_alone_and_against_every_other():

@@ -13,6 +13,7 @@ ALONE = {  # what ranks of a group say to each other stays on this host; no NVLi
     "NCCL_SOCKET_IFNAME": "lo",
     "NCCL_NVLS_ENABLE": "0",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES": "1",  # each worker calls its own GPU the first
 }
 
 

@@ -15,9 +15,16 @@ import pytest
 from cortex.chat.events import Failed
 from cortex.chat.request import EmbeddingRequest, JsonFormat
 from cortex.neuron import discovery
+from cortex.testing import until
 from tests.neuron.engine.conftest import CPU, load, running_harness, running_neuron
 from tests.neuron.engine.test_harness import PROMPTS, answer, ask, reference
-from tests.neuron.engine.test_rank_workers import check_pictures
+from tests.neuron.engine.test_rank_workers import (
+    SAID,
+    check_pictures,
+    long_answer,
+    said,
+    workers_of,
+)
 from tests.neuron.engine.tiny import save_tiny_seeing
 
 HAS_GPU = subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True, check=False)
@@ -105,8 +112,26 @@ async def test_a_killed_worker_gives_its_memory_back_and_returns(tiny_llama, dev
     assert used_mb() < held
 
 
-@pytest.mark.skipif(HAS_GPU.stdout.count(b"UUID") < 2, reason="needs two NVIDIA GPUs")
+needs_two = pytest.mark.skipif(HAS_GPU.stdout.count(b"UUID") < 2, reason="needs two NVIDIA GPUs")
+
+
+@needs_two
 async def test_a_model_split_over_two_gpus_sees_as_on_one(tmp_path):
     found, checkpoint = discovery.discover().devices[:2], save_tiny_seeing(tmp_path)
     async with running_neuron(checkpoint, found, max_sequences=8, dtype="float32") as node:
         await check_pictures(node)
+
+
+@needs_two
+async def test_a_rank_that_dies_or_hangs_ends_the_other_and_both_come_back(tiny_llama, monkeypatch):
+    monkeypatch.setattr("cortex.neuron.workers.PING_S", 0.5)
+    found = discovery.discover().devices[:2]
+    async with running_neuron(tiny_llama, found, max_sequences=8, watchdog_s=20.0) as node:
+        await node.post("/models/load", model_id="both", tensor_parallel=2)
+        wanted = await said(node, "both", **SAID)
+        for fault in (signal.SIGKILL, signal.SIGSTOP):
+            async with long_answer(node) as response:
+                os.kill(workers_of(node)[1].pid, fault)  # rank 0 waits for it, on its GPU
+                assert b"upstream_died" in await response.content.read()
+            await until(lambda: node.neuron.models.entry("both").status == "loaded", 150)
+            assert await said(node, "both", **SAID) == wanted

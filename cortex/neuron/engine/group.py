@@ -2,7 +2,8 @@
 A group of ranks: the device workers that run the same models together, each a share of them.
 
 Rank 0 leads: it plans, and tells its peers, in order.  Tensors meet in collectives: NCCL's on CUDA,
-gloo's on a CPU, over a process group of this group's own.  A rank that leaves without a word takes
+gloo's on a CPU, over a process group of this group's own; sums also in memory that the GPUs share,
+where that was seen to work.  A rank that leaves without a word takes
 the others along, whatever they wait for: none of them can go on.
 """
 
@@ -20,7 +21,7 @@ import msgspec
 import torch
 import torch.distributed
 
-from cortex.neuron.engine import frames
+from cortex.neuron.engine import frames, sums
 from cortex.neuron.engine.place import Place
 
 MEETING_S = 3600.0  # who waits so long for others was forgotten; the neuron ends who is stuck
@@ -41,6 +42,9 @@ class Group(Protocol):
 
     def sum(self, part: torch.Tensor) -> torch.Tensor:
         """Return the sum of what the ranks have, on all of them; *part* may be overwritten."""
+
+    def add(self, part: torch.Tensor, to: torch.Tensor, factor: float) -> None:
+        """Add *factor* times that sum to a contiguous tensor."""
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
         """Return what each rank has: [ranks, ...]."""
@@ -76,6 +80,7 @@ class Ranks:
 
     Attributes:
         models: Names of them.
+        sums: What adds up what is small; None: the collectives do, as everything else.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Ranks:
         *,
         hear: Callable[[bytes], None],
         lost: Callable[[str], None],
+        shares: bool = True,
     ) -> None:
         """
         Wait for the other ranks.
@@ -94,6 +100,7 @@ class Ranks:
             device: Where tensors are.
             hear: Called with what rank 0 tells, on another thread.
             lost: Called with what there is to say of a rank that is gone, on another thread.
+            shares: Whether sums go through memory that GPUs share, where that works.
         """
         self.rank, self.ranks = place.rank, place.ranks
         self.models: set[str] = set()
@@ -105,6 +112,11 @@ class Ranks:
         self._store.set_timeout(timedelta(seconds=MEETING_S))
         self._links = self._linked(folder / "plans")
         self._collectives = _collectives(self._store, place, device)
+        self.sums: sums.Sums | None = None
+        if shares:
+            store = _c10d().PrefixStore("sums", self._store)
+            told = (store, place, device, self._collectives)
+            self.sums = sums.tried(*told, self._reduced, self.meet)
 
     def _linked(self, path: Path) -> list[socket.socket]:
         """Return sockets to the peers, or to rank 0 if this is one of them."""
@@ -135,8 +147,20 @@ class Ranks:
 
     def sum(self, part: torch.Tensor) -> torch.Tensor:
         part = part.contiguous()
+        if self.sums is not None and self.sums.takes(part):
+            return self.sums.sum(part)
+        return self._reduced(part)
+
+    def _reduced(self, part: torch.Tensor) -> torch.Tensor:
         self._collectives.allreduce([part]).wait()
         return part
+
+    def add(self, part: torch.Tensor, to: torch.Tensor, factor: float) -> None:
+        part = part.contiguous()
+        if self.sums is not None and self.sums.takes(part):
+            self.sums.add(part, to, factor)
+        else:
+            to.add_(self._reduced(part), alpha=factor)
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
         part = part.contiguous()
@@ -208,6 +232,9 @@ class Ranks:
             with suppress(OSError):  # the other end may be first
                 link.shutdown(socket.SHUT_RDWR)
             link.close()
+        if self.sums is not None:
+            self.sums.leave()
+            self.sums = None
         self._collectives.shutdown()
 
 

@@ -36,6 +36,7 @@ class Load(Message, frozen=True, kw_only=True):
         max_batch_tokens: Tokens of one step.
         speculation: ``off``, ``ngram`` or ``auto``: what guesses ahead, *draft_tokens* at most.
         place: In the group that is to run it; None is this worker by itself.
+        sums: ``auto`` or ``nccl``: what adds up over the ranks of a group that is not there yet.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Load(Message, frozen=True, kw_only=True):
     speculation: str = "off"
     draft_tokens: int = 0
     place: Place | None = None
+    sums: str = "auto"
 
 
 class Unload(Message, frozen=True, kw_only=True):

@@ -214,8 +214,7 @@ class Stack:
         if self._shards is None:
             self.kernels.add(x, layer, residual, self._factor)
         else:
-            sums = self._shards.group.sum(self.kernels.linear(x, layer))
-            residual.add_(sums, alpha=self._factor)
+            self._shards.group.add(self.kernels.linear(x, layer), residual, self._factor)
 
 
 def _mixer(layer: Any) -> Any:

@@ -224,6 +224,7 @@ class Worker:
                 self._device,
                 hear=lambda body: self._jobs.put(plan.decode(body)),
                 lost=self._leave,
+                shares=job.sums == "auto",
             )
         group.models.add(job.model)
         return group

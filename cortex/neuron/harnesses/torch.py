@@ -68,6 +68,8 @@ class TorchOptions:
             what was said before, in prompt or answer; ``auto``: the model's own layer for it, where
             its checkpoint has one, else as ``ngram``.
         draft_tokens: Tokens that are guessed at a time, at most.
+        sums: What adds up the parts of models that are split over GPUs: ``auto``: memory that the
+            GPUs share, where that is seen to work, and NCCL for the rest; ``nccl``: NCCL alone.
         threads: CPU threads of a worker; 0 lets torch decide.
         watchdog_s: A worker whose step takes longer, or that is silent as long, is replaced.
         images: Those that requests bring for models that see.
@@ -81,6 +83,7 @@ class TorchOptions:
     max_sequences: int = 256
     speculation: Literal["off", "ngram", "auto"] = "off"
     draft_tokens: int = 4
+    sums: Literal["auto", "nccl"] = "auto"
     threads: int = 0
     watchdog_s: float = 120.0
     images: ImageOptions = attrs.field(factory=ImageOptions)
@@ -161,6 +164,7 @@ class TorchHarness:
             max_batch_tokens=self._options.max_batch_tokens,
             speculation=self._options.speculation,
             draft_tokens=self._options.draft_tokens,
+            sums=self._options.sums,
         )
         await self.unload(spec.id)  # what is left of a load that was cancelled
         self._on[spec.id] = on

@@ -39,6 +39,9 @@ class Rank:
     def sum(self, part):
         return torch.stack(self.meet(part.clone())).sum(0)
 
+    def add(self, part, to, factor):
+        to.add_(self.sum(part), alpha=factor)
+
     def gather(self, part):
         return torch.stack(self.meet(part.clone()))
 

@@ -20,6 +20,7 @@ SOME = 16  # tokens whose layers are bound by reading weights
 INT8_SOME = 64  # the same where a weight would have to be expanded first
 LIFT = tl.constexpr(2.0**60)  # twice, it makes up for how eight bits are widened
 LARGE, WIDE = 1 << 22, 8192  # of weights
+MANY_ROWS, VOCABULARY = 5000, 1 << 15  # of a weight, and those of a head
 
 
 @triton.jit
@@ -295,7 +296,12 @@ def _small(
 ) -> torch.Tensor:
     tokens, width = x.shape
     rows, columns, warps, stages = tile(
-        tokens, out.shape[1], width, is_gated=is_gated, is_quantised=layer.scale is not None
+        tokens,
+        out.shape[1],
+        width,
+        has_norm=before is not None,
+        is_gated=is_gated,
+        is_quantised=layer.scale is not None,
     )
     is_bits = tokens > 1 and _is_fp8(x, layer)
     linear_kernel[(triton.cdiv(out.shape[1], rows),)](
@@ -317,16 +323,22 @@ def _small(
 
 
 def tile(
-    tokens: int, out: int, width: int, *, is_gated: bool, is_quantised: bool
+    tokens: int, out: int, width: int, *, has_norm: bool, is_gated: bool, is_quantised: bool
 ) -> tuple[int, int, int, int]:
     """
     Return rows and columns of the weight a program takes at a time, its warps and stages.
 
-    Measured on an H200: docs/design/engine-speed.md.
+    Measured on an H200, by the shapes of Qwen3 whole and halved: docs/design/engine-speed.md.
     """
     if tokens > 1:
         is_wide = is_gated and out >= WIDE and not is_quantised
         return (64, 64, 4, 4) if is_wide else (32, 256, 4, 3)
-    if is_gated and not is_quantised:
-        return 8, 512, 4, 1
-    return (16, 512, 8, 1) if out * width >= LARGE else (4, 512, 4, 1)
+    if is_quantised:
+        return (16, 512, 8, 1) if out * width >= LARGE else (4, 512, 4, 1)
+    if is_gated:
+        return (16, 256, 8, 1) if out >= MANY_ROWS else (8, 256, 4, 1)
+    if not has_norm:
+        return (8, 512, 8, 1) if out * width >= 5 * LARGE else (4, 1024, 8, 1)
+    if out >= MANY_ROWS:
+        return (8, 512, 2, 1) if out >= VOCABULARY else (16, 512, 4, 1)
+    return (8, 1024, 4, 1) if out * width >= 2 * LARGE else (4, 512, 4, 1)
