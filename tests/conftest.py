@@ -25,6 +25,9 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")  # a machine that is busy makes no test fail
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: kernels run anyway
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: on busy cores threads wait for threads
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,7 +53,8 @@ def built(shared: Path) -> Built:
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
-            done = build(copy_sources(ROOT, checkout), "slim", "--json")
+            output = str(shared / "built" / "cortex.pyz")
+            done = build(copy_sources(ROOT, checkout), "slim", "--json", "--output", output)
             said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
     code, out, err = json.loads(said.read_text())
     assert code == 0, f"the slim build failed:\n{out}{err}"

@@ -10,17 +10,34 @@ python=$venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 
-command -v npm >/dev/null || { step "apt: npm"; apt-get -qq update; apt-get -qq install -y nodejs npm; }
-command -v strip >/dev/null || { step "apt: binutils"; apt-get -qq update; apt-get -qq install -y binutils; }
-command -v faketime >/dev/null || { step "apt: faketime"; apt-get -qq update; apt-get -qq install -y faketime; }
-command -v tmux >/dev/null || { step "apt: tmux"; apt-get -qq update; apt-get -qq install -y tmux; }
-command -v ip >/dev/null || { step "apt: iproute2"; apt-get -qq update; apt-get -qq install -y iproute2; }
-command -v systemd-analyze >/dev/null || { step "apt: systemd"; apt-get -qq update; apt-get -qq install -y systemd; }
-command -v rpmbuild >/dev/null || { step "apt: rpm"; apt-get -qq update; apt-get -qq install -y rpm; }
-command -v cpio >/dev/null || { step "apt: cpio"; apt-get -qq update; apt-get -qq install -y cpio; }
-command -v shellcheck >/dev/null || { step "apt: shellcheck"; apt-get -qq update; apt-get -qq install -y shellcheck; }
-command -v promtool >/dev/null || { step "apt: promtool"; apt-get -qq update; apt-get -qq install -y --no-install-recommends prometheus; }
-command -v chromium-headless-shell chromium >/dev/null || { step "apt: chromium"; apt-get -qq update; apt-get -qq install -y --no-install-recommends chromium-headless-shell; }
+# What the host lacks comes while pip works; each line is a program, and the package it is in.
+missing=()
+while read -r program package; do
+  command -v "$program" >/dev/null || missing+=("$package")
+done <<'END'
+npm npm
+node nodejs
+strip binutils
+faketime faketime
+tmux tmux
+ip iproute2
+systemd-analyze systemd
+rpmbuild rpm
+cpio cpio
+shellcheck shellcheck
+promtool prometheus
+END
+command -v chromium-headless-shell chromium >/dev/null || missing+=(chromium-headless-shell)
+host() {
+  if ((${#missing[@]})); then
+    step "apt: ${missing[*]}"
+    apt-get -qq update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}"
+  fi
+  mkdir -p "$venv-node"
+  cp tests/clients/node/package.json "$venv-node"
+  npm install --prefix "$venv-node" --no-audit --no-fund --ignore-scripts --loglevel error
+}
 if [ ! -x "$python" ]; then
   step "virtualenv in $venv"
   python3 -m venv "$venv"

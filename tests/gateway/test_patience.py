@@ -9,6 +9,7 @@ import pytest
 
 from cortex.errors import CortexError
 from cortex.fleet.model import ModelSpec
+from cortex.gateway import patience, poller
 from cortex.gateway.patience import LONGEST_S, QUIET_S, QUIET_S_PER_GIB, quiet_s
 from tests.gateway.test_planner import fleet, now, virtually
 
@@ -17,8 +18,10 @@ STEP_S = 200.0
 
 
 @pytest.fixture(autouse=True)
-def polled_often() -> None:
-    """Leave polls as often as they are: time costs nothing here."""
+def polled_often(monkeypatch) -> None:
+    """Have polls and looks as rare as the bounds here bear: hours of them take their time."""
+    monkeypatch.setattr(poller, "POLL_WHILE_LOADING_S", 2.0)
+    monkeypatch.setattr(patience, "LOOK_S", 4.0)
 
 
 async def outcome(minutes_of_progress: float, rest_s: float) -> tuple[str, float]:

@@ -79,27 +79,15 @@ def reference(checkpoint, prompts, count):
     return answers
 
 
-async def check_greedy(harness, model, checkpoint, count):
-    await load(harness, checkpoint, model)
+async def greedy(harness, model, count):
+    """Return the token ids of all prompts, and of what is said to them greedily."""
     running = harness._models[model]
     ids = [running.text.prompt(ask(text)).ids for text in PROMPTS]
     made = [
         jobs.Generate(id=str(n), model=model, prompt=i, max_tokens=count, temperature=0.0)
         for n, i in enumerate(ids)
     ]
-    got = await asyncio.gather(*(tokens_of(running.worker, job) for job in made))
-    await harness.unload(model)
-    assert got == await asyncio.to_thread(reference, checkpoint, ids, count)
-    assert sum(map(len, got)) > len(PROMPTS)
-
-
-@pytest.mark.model
-@pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore")
-async def test_greedy_output_of_smollm2_is_transformers_own_token_by_token(
-    harness, demo_checkpoint
-):
-    await check_greedy(harness, "smollm2", demo_checkpoint, 64)
+    return ids, await asyncio.gather(*(tokens_of(running.worker, job) for job in made))
 
 
 async def test_logprobs_are_transformers_own_whatever_the_sampling_did_to_the_logits(
@@ -142,7 +130,12 @@ def logprobs(checkpoint, ids):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 async def test_greedy_output_of_a_safetensors_family_is_transformers_own(family, harness, request):
-    await check_greedy(harness, family, request.getfixturevalue(f"tiny_{family}"), 32)
+    checkpoint = request.getfixturevalue(f"tiny_{family}")
+    await load(harness, checkpoint, family)
+    ids, got = await greedy(harness, family, 32)
+    await harness.unload(family)
+    assert got == await asyncio.to_thread(reference, checkpoint, ids, 32)
+    assert sum(map(len, got)) > len(PROMPTS)
 
 
 async def test_an_answer_is_started_deltas_finished_and_its_usage_adds_up(harness, tiny_llama):
@@ -187,21 +180,6 @@ async def test_an_answer_that_another_node_began_is_counted_as_one(harness):
         assert whole[:at] + rest == whole
         assert ended.reason == last.reason == "length"
         assert attrs.astuple(ended.usage)[:4] == attrs.astuple(last.usage)[:4], at
-
-
-@pytest.mark.model
-@pytest.mark.timeout(300)
-async def test_smollm2_goes_on_from_the_end_of_any_word_as_it_would_have(harness, demo_checkpoint):
-    await load(harness, demo_checkpoint, "smollm2")
-    whole, _ = await answer(harness, ask(PROMPTS[1], model="smollm2", max_tokens=48))
-    ends = [at for at in range(1, len(whole)) if whole[at - 1].isalpha() and whole[at] == " "]
-    assert len(ends) > 10
-    for at in ends[::4]:
-        turn = Message(role="assistant", parts=(Text(whole[:at]),))
-        more = ask(PROMPTS[1], model="smollm2", max_tokens=48)
-        more = attrs.evolve(more, messages=(*more.messages, turn))
-        assert (whole[:at] + (await answer(harness, more))[0]).startswith(whole), at
-    await harness.unload("smollm2")
 
 
 async def test_the_same_seed_gives_the_same_answer_whatever_else_runs(harness):

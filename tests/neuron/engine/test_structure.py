@@ -1,4 +1,4 @@
-"""Answers held to a schema or a grammar, by a random model and by a real one."""
+"""Answers held to a schema or a grammar, by a random model; by a real one in `test_smollm2`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from cortex.chat.events import Failed, Started
 from cortex.chat.request import JsonFormat
 from cortex.errors import InvalidRequest
 from cortex.neuron.engine import jobs
-from tests.neuron.engine.conftest import load
 from tests.neuron.engine.test_harness import answer, ask
 
 pytestmark = [
@@ -59,11 +58,12 @@ def formatted(text, number=0, schema=None, **more):
     return attrs.evolve(request, format=JsonFormat(schema=schema))
 
 
-async def check(harness, schema, model="tiny", seeds=4):
-    answers = set()
+async def check(harness, name, model="tiny", seeds=4):
+    answers, schema = set(), SCHEMAS[name]
     for number in range(seeds):
         request = formatted("Tell me about someone, as JSON.", number, schema)
-        text, finished = await answer(harness, attrs.evolve(request, model=model))
+        request = attrs.evolve(request, id=f"{name} {number}", model=model)
+        text, finished = await answer(harness, request)
         jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
         assert finished.reason == "stop"
         answers.add(text)
@@ -72,17 +72,7 @@ async def check(harness, schema, model="tiny", seeds=4):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 async def test_a_random_model_at_temperature_one_follows_a_schema(name, harness):
-    await check(harness, SCHEMAS[name])
-
-
-@pytest.mark.model
-@pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore")
-async def test_smollm2_at_temperature_one_follows_schemas(harness, demo_checkpoint):
-    await load(harness, demo_checkpoint, "smollm2")
-    for schema in SCHEMAS.values():
-        await check(harness, schema, "smollm2", seeds=2)
-    await harness.unload("smollm2")
+    await check(harness, name)
 
 
 async def test_an_answer_that_is_not_complete_at_the_limit_is_cut(harness):

@@ -23,7 +23,6 @@ from cortex.chat.request import (
     Message,
     Reasoning,
     Sampling,
-    Text,
     Tool,
     ToolChoice,
 )
@@ -203,22 +202,3 @@ async def test_log_probabilities_ride_on_the_text(harness):
     assert all(one.top[0].logprob >= one.top[1].logprob for one in told)
     text = b"".join(one.data for one in told).decode(errors="replace")
     assert text.startswith("".join(event.text for event in events[1:-1])[:1])
-
-
-@pytest.mark.model
-@pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore")
-async def test_a_prompt_of_smollm2_is_transformers_own(harness, demo_checkpoint):
-    from transformers import AutoTokenizer
-
-    await load(harness, demo_checkpoint, "smollm2")
-    text = harness._models["smollm2"].text
-    assert text.capabilities == ("text",)
-    folder, file = demo_checkpoint.path.parent, demo_checkpoint.path.name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    turns = [("user", "Is it warm?"), ("assistant", "Yes: 22 °C."), ("user", "Thanks <b>!")]
-    messages = tuple(Message(role=role, parts=(Text(said),)) for role, said in turns)
-    ids = text.prompt(ChatRequest(id="r", model="smollm2", messages=messages)).ids
-    own = [{"role": role, "content": said} for role, said in turns]
-    assert ids == tokenizer.apply_chat_template(own, add_generation_prompt=True)["input_ids"]
-    await harness.unload("smollm2")
