@@ -49,9 +49,11 @@ trap wait EXIT # it is not left behind, nor ended amid an installation
 host &         # beside pip and the checks
 host=$!
 "$python" -m pip install --quiet --upgrade 'pip>=25.1'
-"$python" -m pip install --quiet --group dev "${CORTEX_TORCH:-torch==2.13.0}" \
+"$python" -m pip install --quiet --no-compile --group dev "${CORTEX_TORCH:-torch==2.13.0}" \
   --editable '.[torch]' --editable './plugins/cortex-dialect-ollama[test]' \
   --editable './plugins/cortex-eviction-cost[test]' --editable './plugins/cortex-harness-vllm[test]'
+{ "$python" -m compileall -qq "$venv/lib" || true; } & # what pip would, beside the checks
+compiled=$!
 PATH=$PWD/$venv/bin:$PATH
 [[ $venv = /* ]] && PATH=$venv/bin:$PATH
 
@@ -63,6 +65,7 @@ mypy
 step "import-linter"
 lint-imports
 wait "$host"
+wait "$compiled"
 CORTEX_TEST_NODE=$(cd "$venv/node" && pwd)
 export CORTEX_TEST_NODE
 step "pytest" # which builds the docs, too
