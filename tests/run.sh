@@ -25,15 +25,17 @@ systemd-analyze systemd
 rpmbuild rpm
 cpio cpio
 shellcheck shellcheck
-promtool prometheus
 END
-command -v chromium-headless-shell chromium >/dev/null || missing+=(chromium-headless-shell)
+bare=() # without what apt recommends beside them
+command -v promtool >/dev/null || bare+=(prometheus)
+command -v chromium-headless-shell chromium >/dev/null || bare+=(chromium-headless-shell)
 
 host() { # what tests need beside Python
-  if ((${#missing[@]})); then
-    step "apt: ${missing[*]}"
+  if ((${#missing[@]} + ${#bare[@]})); then
+    step "apt: ${missing[*]} ${bare[*]}"
     apt-get -qq update
-    apt-get -qq install -y --no-install-recommends "${missing[@]}"
+    ((${#missing[@]} == 0)) || apt-get -qq install -y "${missing[@]}"
+    ((${#bare[@]} == 0)) || apt-get -qq install -y --no-install-recommends "${bare[@]}"
   fi
   mkdir -p "$venv/node"
   cp tests/clients/node/package.json "$venv/node"
