@@ -2,8 +2,8 @@
 What a gateway has for itself while it runs: its ports, and the files of what it learned.
 
 Whatever of it another program has is said at once.  Two that wrote the files would each undo what
-the other did.  Their lock is the kernel's, on a file beside
-them: it goes with the process, however that ends, and a file that is left says nothing.
+the other did.  Their lock is the kernel's, on a file beside them: it goes with the process, however
+that ends, and a file that is left says nothing.
 """
 
 from __future__ import annotations

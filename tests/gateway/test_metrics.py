@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import urllib.request
 from time import perf_counter
 
@@ -11,7 +12,7 @@ import pytest
 
 from cortex.chat.events import Started, TextDelta
 from cortex.config.schema import Address, PluginSettings
-from cortex.errors import RepoFetchFailed
+from cortex.errors import ConfigError, RepoFetchFailed
 from cortex.fleet.model import ModelSpec, RequestRecord
 from cortex.gateway import loop_delay
 from cortex.gateway.metrics import GatewayMetrics
@@ -287,3 +288,19 @@ def test_a_hundred_requests_of_as_many_clients_make_no_more_series_than_one():
         assert number == 0 or found == series
         series = found
     assert counted(metrics.registry, "cortex_requests_total") == 100
+
+
+def test_metrics_are_served_by_ipv6_as_well():
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"this host has no IPv6: {error}")
+    server = MetricsServer(GatewayMetrics().registry, Address("::1", 0))
+    try:
+        with urllib.request.urlopen(f"http://{server.address}/healthz", timeout=10) as answer:
+            assert answer.read() == b"ok\n"
+        with pytest.raises(ConfigError, match="cannot listen on"):
+            MetricsServer(GatewayMetrics().registry, server.address)
+    finally:
+        server.close()

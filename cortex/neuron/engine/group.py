@@ -3,8 +3,8 @@ A group of ranks: the device workers that run the same models together, each a s
 
 Rank 0 leads: it plans, and tells its peers, in order.  Tensors meet in collectives: NCCL's on CUDA,
 gloo's on a CPU, over a process group of this group's own; sums also in memory that the GPUs share,
-where that was seen to work.  A rank that leaves without a word takes
-the others along, whatever they wait for: none of them can go on.
+where that was seen to work.  A rank that leaves without a word takes the others along, whatever
+they wait for: none of them can go on.
 """
 
 from __future__ import annotations

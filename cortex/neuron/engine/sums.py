@@ -55,7 +55,7 @@ class Sums:
             store: Where the ranks meet.
             place: Which rank this is.
         """
-        from cortex.neuron.engine.kernels.fused import allreduce
+        from cortex.neuron.engine.kernels.fused import allreduce  # is in Triton, as GPUs have it
 
         self._kernel = allreduce
         self._name = Path(place.folder).name  # of no other group of this process

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import random
 import shutil
+import signal
 import socket
 import threading
 from collections import Counter
@@ -71,11 +73,16 @@ def harness(node):
     return node.neuron.models.harnesses["torch"]
 
 
+def row_of(node, model):
+    """Return what is known of a model, which the worker tells now and then."""
+    return next(row for row in node.neuron.health().models if row.id == model)
+
+
 async def idle(node, model="tiny"):
     """Return what the health says of a model once nothing runs."""
 
     def is_idle():
-        row = next(row for row in node.neuron.health().models if row.id == model)
+        row = row_of(node, model)
         at_work = (row.in_flight, row.queue_depth, row.running, row.waiting, row.tok_s)
         return at_work == (0, 0, 0, 0, 0.0)
 
@@ -94,13 +101,19 @@ async def test_sixty_four_at_once_in_a_cache_for_eight_say_what_each_says_alone(
     alone = [await answer(harness, request) for request in asked]
     before = await idle(node, "narrow")
 
-    together = await asyncio.gather(*(answer(harness, request) for request in asked))
+    worker = harness._workers[0]
+    os.kill(worker.pid, signal.SIGSTOP)  # when it goes on, all of them are there
+    answers = [asyncio.create_task(answer(harness, request)) for request in asked]
+    try:
+        await until(lambda: len(worker._streams) == len(asked), 30)
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    together = await asyncio.gather(*answers)
 
     assert [text for text, _ in together] == [text for text, _ in alone]
     assert {last.usage.completion_tokens for _, last in together} == {32}
-    after = await idle(node, "narrow")
-    assert after["preemptions_total"] > before["preemptions_total"]
-    assert after["kv_used_pct"] == 0.0
+    await until(lambda: row_of(node, "narrow").preemptions_total > before["preemptions_total"], 30)
+    assert (await idle(node, "narrow"))["kv_used_pct"] == 0.0
 
 
 async def first_text(harness, request):
