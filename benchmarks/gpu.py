@@ -17,12 +17,12 @@ import gc
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from engine import Continuous
+from gpu_clock import seconds
 
 from cortex.neuron.engine.jobs import Generate, Load
 from cortex.neuron.engine.model import build
@@ -97,19 +97,7 @@ def main() -> None:
 def measured_bandwidth() -> float:
     """Return how many bytes a second are read."""
     data = torch.empty(2 << 30, dtype=torch.uint8, device=GPU).view(torch.int64)
-    return data.nbytes / seconds(data.sum, 10)
-
-
-def seconds(run: Callable[[], Any], count: int) -> float:
-    """Return how long a run takes on the device."""
-    run()
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    began.record()
-    for _ in range(count):
-        run()
-    ended.record()
-    ended.synchronize()
-    return float(began.elapsed_time(ended)) / 1e3 / count
+    return data.nbytes / seconds(GPU, data.sum, 10)
 
 
 def made(name: str) -> Weights:
@@ -184,7 +172,7 @@ def decode_step(runner: Any, batch: int) -> float:
         rows.lengths[which] = CONTEXT - 1
         runner._decode(Layout(rows=numbers))  # noqa: SLF001
 
-    return seconds(step, 20)
+    return seconds(GPU, step, 20)
 
 
 def ask(number: int, tokens: int, count: int, **more: Any) -> Generate:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -22,10 +21,7 @@ from cortex.neuron.engine.group import Ranks  # noqa: E402
 from cortex.neuron.engine.place import Place  # noqa: E402
 from cortex.neuron.processes import ALONE  # noqa: E402
 
-PROBE_S = 60
-KERNELS = 12
 QUIET = {**ALONE, "NVSHMEM_DISABLE_NVLS": "1", "TQDM_DISABLE": "1"}
-SEEN = ("own", "all")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -54,25 +50,15 @@ class Here:
             print(text, flush=True)
 
 
-def fitting(ranks: int) -> str:
-    """Return which GPUs a rank has to see to share memory with the others; if none do, its own."""
-    for seen in SEEN:
-        print(f"# a rank sees {seen}:", flush=True)
-        if start(ranks, seen, PROBE_S, "--probe") == 0:
-            return seen
-    return SEEN[0]
-
-
-def start(ranks: int, seen: str, limit_s: float, *more: str) -> int:
-    """Run a process for each rank; returns 1 if one fails, which ends the others."""
-    there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(ranks)))
+def start(ranks: int, limit_s: float) -> int:
+    """Run a process for each rank, which sees one GPU; returns 1 if one fails, others then end."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = said.split(",") if said else [*map(str, range(ranks))]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *sys.argv, *more, f"--folder={folder}", f"--seen={seen}"]
+        command = [sys.executable, *sys.argv, f"--folder={folder}"]
         running = []
         for rank in range(ranks):
-            env = {**os.environ, **QUIET}
-            if seen == "own":
-                env["CUDA_VISIBLE_DEVICES"] = there.split(",")[rank]
+            env = {**os.environ, **QUIET, "CUDA_VISIBLE_DEVICES": there[rank % len(there)]}
             running.append(subprocess.Popen([*command, f"--rank={rank}"], env=env))  # noqa: S603
         deadline = time.monotonic() + limit_s
         try:
@@ -92,7 +78,7 @@ def device_of(asked: argparse.Namespace) -> torch.device:
     if asked.tiny:
         torch.set_num_threads(1)
         return torch.device("cpu")
-    device = torch.device("cuda", 0 if asked.seen == "own" else asked.rank)
+    device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
     return device
 
@@ -108,53 +94,7 @@ def grouped(asked: argparse.Namespace, device: torch.device, *, shares: bool) ->
     return Here(group=group, device=device, heard=heard, is_tiny=asked.tiny)
 
 
-def probe_sums(asked: argparse.Namespace) -> None:
-    """End with 1 unless sums go through shared memory."""
-    began = time.perf_counter()
-    with torch.inference_mode():
-        here = grouped(asked, device_of(asked), shares=True)
-    is_shared = here.group.sums is not None
-    here.say(f"{'memory is shared' if is_shared else 'no memory is shared'}, found in"
-             f" {time.perf_counter() - began:.1f} s")  # fmt: skip
-    here.group.leave("m")
-    if not is_shared:
-        os._exit(1)
-
-
 def leave(why: str) -> None:
     """End, since another rank is gone."""
     print(why, file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def seconds(here: Here, work: Callable[[], object], count: int) -> float:
-    """Return how long *work* takes on the device."""
-    work()
-    if here.device.type == "cpu":
-        clock = time.perf_counter()
-        for _ in range(count):
-            work()
-        return (time.perf_counter() - clock) / count
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    began.record()
-    for _ in range(count):
-        work()
-    ended.record()
-    ended.synchronize()
-    return float(began.elapsed_time(ended)) / 1e3 / count
-
-
-def longest(work: Callable[[], object], count: int = 10) -> list[str]:
-    """Return which kernels of *work* take longest on the device, in microseconds."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    work()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
-        for _ in range(count):
-            work()
-        torch.cuda.synchronize()
-    found = sorted(profile.key_averages(), key=lambda each: -each.device_time_total)
-    return [
-        f"{each.device_time_total / count:8.1f} us in {each.count / count:5.0f}: {each.key[:80]}"
-        for each in found[:KERNELS]
-    ]

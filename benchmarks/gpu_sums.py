@@ -21,7 +21,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gpu_ranks import Here, seconds  # noqa: E402
+from gpu_clock import seconds  # noqa: E402
+from gpu_ranks import Here  # noqa: E402
 
 WIDTHS = (8, 4096, 32768, 65536, 65544, 262144, 1048576)
 REPLAYS = 1000
@@ -179,11 +180,11 @@ def sum_s(here: Here, way: Callable[[torch.Tensor], object], size: int) -> float
     kind, count = (torch.float32, 4) if here.is_tiny else (torch.bfloat16, 20)
     tensor = torch.ones(size // kind.itemsize, dtype=kind, device=here.device)
     if here.device.type == "cpu":
-        return seconds(here, lambda: way(tensor), count)
+        return seconds(here.device, lambda: way(tensor), count)
     way(tensor)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(count):
             way(tensor)
-    return seconds(here, graph.replay, 20) / count
+    return seconds(here.device, graph.replay, 20) / count

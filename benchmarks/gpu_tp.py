@@ -6,8 +6,7 @@ Models split over several GPUs of a host: values first, then speed beside one GP
     python benchmarks/gpu_tp.py --tiny         of itself: two CPU processes, models of no size
 
 Each rank is a process of its own that sees one GPU, as a worker does, and all run this program side
-by side; rank 0 tells.  First they try which GPUs a process has to see for sums to go through memory
-that these share.  Models to be measured have random weights of the real shapes; split ones are
+by side; rank 0 tells.  Models to be measured have random weights of the real shapes; split ones are
 measured with all sums by NCCL, then with small ones in shared memory.
 """
 
@@ -28,18 +27,8 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gpu_ranks import (  # noqa: E402
-    SEEN,
-    Here,
-    device_of,
-    fitting,
-    grouped,
-    leave,
-    longest,
-    probe_sums,
-    seconds,
-    start,
-)
+from gpu_clock import longest, seconds  # noqa: E402
+from gpu_ranks import Here, device_of, grouped, leave, start  # noqa: E402
 from gpu_sums import endures, reductions  # noqa: E402
 
 from cortex.neuron.engine import plan, probe  # noqa: E402
@@ -92,18 +81,14 @@ def main() -> None:
     parser.add_argument("--models", default="8B,32B")
     parser.add_argument("--ways", default=",".join(WAYS), help="on one GPU, and split")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seen", choices=SEEN, help="GPUs a rank sees; not given: what works")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--skip-values", action="store_true")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.rank is None:
-        deadline = time.monotonic() + LIMIT_S
-        seen = asked.seen or ("all" if asked.tiny else fitting(asked.ranks))
-        sys.exit(start(asked.ranks, seen, deadline - time.monotonic()))
-    probe_sums(asked) if asked.probe else run(asked)
+        sys.exit(start(asked.ranks, LIMIT_S))
+    run(asked)
     os._exit(0)  # nothing is worth waiting for
 
 
@@ -115,8 +100,7 @@ def run(asked: argparse.Namespace) -> None:
         here, others = (grouped(asked, device, shares=shares) for shares in (True, False))
         name = "CPU" if asked.tiny else torch.cuda.get_device_name()
         how = "by NCCL" if here.group.sums is None else "in shared memory"
-        here.say(f"# {asked.ranks} x {name}, torch {torch.__version__}")
-        here.say(f"# a rank sees {asked.seen}; small sums go {how}")
+        here.say(f"# {asked.ranks} x {name}, torch {torch.__version__}; small sums go {how}")
         if not asked.skip_values:
             values(here, others)
             is_right = endures(here, others)
@@ -326,7 +310,7 @@ def figures(here: Here, name: str, *, way: str) -> None:
 
 def decode_s(here: Here, runner: Runner, batch: int, context: int, count: int) -> float:
     """Return how long a step of so many sequences takes."""
-    return seconds(here, stepper(here, runner, batch, context), count)
+    return seconds(here.device, stepper(here, runner, batch, context), count)
 
 
 def stepper(here: Here, runner: Runner, batch: int, context: int) -> Callable[[], object]:

@@ -58,15 +58,24 @@ def check_free(address: Address, option: str) -> None:
         ConfigError: It is taken or not ours.
     """
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, *_, place = found[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:  # who has the port of IPv4 has another
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(place)
+        bind(address)
     except OSError as error:
         raise refused(address, error, option) from None
+
+
+def bind(address: Address) -> None:
+    """
+    Have an *address* for a moment.
+
+    Raises:
+        OSError: It is taken or not ours.
+    """
+    family, *_, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # who has the port of IPv4 has another
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind(place)
 
 
 def refused(address: Address, error: OSError, option: str = "--listen") -> ConfigError:

@@ -25,9 +25,8 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")  # a machine that is busy makes no test fail
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: kernels run anyway
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: on busy cores threads wait for threads
+# before torch: on busy cores threads wait for threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

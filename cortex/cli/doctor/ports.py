@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Iterator
 from errno import EADDRINUSE
@@ -13,6 +12,7 @@ from cortex.cli.doctor.asking import ask
 from cortex.cli.doctor.findings import Finding
 from cortex.cli.doctor.host import Host
 from cortex.config.schema import Address
+from cortex.connection import bind
 
 OK = 200
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
@@ -80,7 +80,7 @@ def look(listener: Listener) -> Finding:
     if address.port == 0:
         return Finding(check=check, state="skip", message=f"{listener.key}: the system chooses one")
     try:
-        _bind(address)
+        bind(address)
     except OSError as error:
         if error.errno == EADDRINUSE:
             return _taken(listener, check)
@@ -89,15 +89,6 @@ def look(listener: Listener) -> Finding:
         return Finding(check=check, state="fail", message=said, do=do)
     said = f"{address} is free; no {listener.what} is running here"
     return Finding(check=check, state="ok", message=said)
-
-
-def _bind(address: Address) -> None:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:  # who has the port of IPv4 has another
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        probe.bind((address.host, address.port))
 
 
 def _taken(listener: Listener, check: str) -> Finding:
