@@ -13,6 +13,7 @@ import triton.language as tl
 
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Pages
+from cortex.neuron.engine.kernels.fused.overlap import LAUNCH, let_next_begin, wait_for_last
 from cortex.neuron.engine.step import Step
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -74,6 +75,8 @@ def attend_kernel(
 
     A row is a token and a head of the group: row r is token r // group of the tile.
     """
+    let_next_begin()
+    wait_for_last()
     GROUP: tl.constexpr = HEADS // KV_HEADS
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     owner, first, count, end = tile_of(owners, lengths, tiles, tile, IS_TILED)
@@ -128,6 +131,8 @@ def combine_kernel(
     PAD_VALUE_WIDTH: tl.constexpr, SPLITS: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Put together what the splits of one head of one sequence found."""
+    let_next_begin()
+    wait_for_last()
     number = tl.program_id(0)
     split, wide = tl.arange(0, SPLITS), tl.arange(0, PAD_VALUE_WIDTH)
     at = number * SPLITS + split
@@ -166,7 +171,7 @@ def attend(queries: torch.Tensor, pages: Pages, step: Step) -> torch.Tensor:
                 HEADS=count, VALUE_WIDTH=heads.value,
                 PAD_VALUE_WIDTH=triton.next_power_of_2(heads.value), SPLITS=splits,
                 HAS_SINKS=heads.sinks is not None,
-                num_warps=2,
+                num_warps=2, **LAUNCH,
             )  # fmt: skip
     if step.tiles is not None:
         _launch(queries, pages, step, out, out, tiles=step.tiles)
@@ -199,5 +204,5 @@ def _launch(
         PAGE=BLOCK_TOKENS, ROWS=rows, KEYS=keys, SPLITS=splits,
         WINDOW=heads.window or 0, IS_TILED=tiles is not None, HAS_SOFTCAP=bool(heads.softcap),
         HAS_SINKS=heads.sinks is not None,
-        num_warps=8 if rows >= WIDE else warps, num_stages=2,
+        num_warps=8 if rows >= WIDE else warps, num_stages=2, **LAUNCH,
     )  # fmt: skip

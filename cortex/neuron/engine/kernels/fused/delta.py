@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cortex.neuron.engine.kernels.fused.overlap import LAUNCH, let_next_begin, wait_for_last
 from cortex.neuron.engine.layers import Delta
 from cortex.neuron.engine.states import State
 from cortex.neuron.engine.step import Step
@@ -30,6 +31,8 @@ def convolve_kernel(
     CHANNELS: tl.constexpr, TAPS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Convolve some channels of one token with those before it, and keep it for those after."""
+    let_next_begin()
+    wait_for_last()
     number, at = tl.program_id(0), tl.program_id(1) * PART + tl.arange(0, PART)
     is_in = at < CHANNELS
     row = tl.load(rows + number)
@@ -133,6 +136,8 @@ def delta_kernel(
     KEY_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
 ):  # fmt: skip
     """Write one head of one token into its memory, read it, norm what is read and gate it."""
+    let_next_begin()
+    wait_for_last()
     number, head = tl.program_id(0), tl.program_id(1)
     low, wide = tl.arange(0, KEY_PAD), tl.arange(0, VALUE_PAD)
     is_low, is_wide = low < KEY, wide < VALUE
@@ -270,13 +275,13 @@ def delta(projected: torch.Tensor, layer: Delta, state: State, step: Step) -> to
         rows = step.rows[start:end]
         convolve_kernel[end - start, triton.cdiv(shape.channels, PART)](
             state.inputs, latest[start:], layer.taps, rows, mixed[start:], stride,
-            CHANNELS=shape.channels, TAPS=shape.taps, PART=PART,
+            CHANNELS=shape.channels, TAPS=shape.taps, PART=PART, **LAUNCH,
         )  # fmt: skip
         delta_kernel[end - start, shape.value_heads](
             mixed[start:], gates[start:], amounts[start:], times[start:],
             layer.decay, layer.delay, layer.after.weight,
             state.memory, rows, out[start:], stride, eps,
-            VALUE_PAD=value_pad, num_warps=8, **sizes,
+            VALUE_PAD=value_pad, num_warps=8, **sizes, **LAUNCH,
         )  # fmt: skip
     if sequences > decodes:
         _pieces(mixed, latest, amounts, times, layer, state, step, sizes)

@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from cortex.neuron.engine.kernels.fused.overlap import LAUNCH, let_next_begin, wait_for_last
+from cortex.neuron.engine.kernels.fused.tiles import tile
 from cortex.neuron.engine.layers import Linear, Norm
 
 SOME = 16  # tokens whose layers are bound by reading weights
 INT8_SOME = 64  # the same where a weight would have to be expanded first
 LIFT = tl.constexpr(2.0**60)  # twice, it makes up for how eight bits are widened
-LARGE, WIDE = 1 << 22, 8192  # of weights
-MANY_ROWS, VOCABULARY = 5000, 1 << 15  # of a weight, and those of a head
 
 
 @triton.jit
@@ -75,29 +75,57 @@ def expand_kernel(weight, scale, out, WIDTH: tl.constexpr, PAD: tl.constexpr):
 
 
 @triton.jit
+def read(weight, start, is_row, column, WIDTH: tl.constexpr, OFF: tl.constexpr):
+    """Return some columns of rows of a weight, and of those that are *OFF* behind them."""
+    is_in = is_row[:, None] & (column < WIDTH)[None, :]
+    at = weight + start[:, None] + column[None, :]
+    w = tl.load(at, mask=is_in, other=0.0)
+    u = w
+    if OFF > 0:
+        u = tl.load(at + OFF, mask=is_in, other=0.0)
+    return w, u
+
+
+@triton.jit
+def added(
+    sums, ups, squares, w, u, x, norm, column, shift, WIDTH: tl.constexpr, OFF: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Add what some columns of a weight come to."""
+    part = tl.load(x + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        squares += part * part
+        part *= tl.load(norm + column, mask=column < WIDTH, other=0.0).to(tl.float32) + shift
+    sums += w.to(tl.float32) * part[None, :]
+    if OFF > 0:
+        ups += u.to(tl.float32) * part[None, :]
+    return sums, ups, squares
+
+
+@triton.jit
 def summed(
     x, weight, norm, start, is_row, shift, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, OFF: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Multiply one token with rows of a weight: [1, rows]; and say how long it is, squared."""
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    ups = tl.zeros([ROWS, COLUMNS], tl.float32)
+    """
+    Multiply one token with rows of a weight: [1, rows]; and say how long it is, squared.
+
+    What takes longest is asked for first: the weight before the token, and its first columns before
+    the kernel is done that makes the token.
+    """
+    column = tl.arange(0, COLUMNS)
+    w, u = read(weight, start, is_row, column, WIDTH, OFF)
+    wait_for_last()
+    none = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([COLUMNS], tl.float32)
-    for first in tl.range(0, WIDTH, COLUMNS, num_stages=1):  # more only cost registers
-        column = first + tl.arange(0, COLUMNS)
-        is_column = column < WIDTH
-        is_in = is_row[:, None] & is_column[None, :]
-        at = weight + start[:, None] + column[None, :]
-        w = tl.load(at, mask=is_in, other=0.0)  # what takes longest is asked for first
-        if OFF > 0:
-            u = tl.load(at + OFF, mask=is_in, other=0.0)
-        part = tl.load(x + column, mask=is_column, other=0.0).to(tl.float32)
-        if HAS_NORM:
-            squares += part * part
-            part *= tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32) + shift
-        sums += w.to(tl.float32) * part[None, :]
-        if OFF > 0:
-            ups += u.to(tl.float32) * part[None, :]
+    sums, ups, squares = added(
+        none, none, squares, w, u, x, norm, column, shift, WIDTH, OFF, HAS_NORM
+    )
+    for first in tl.range(COLUMNS, WIDTH, COLUMNS, num_stages=1):  # more only cost registers
+        w, u = read(weight, start, is_row, first + column, WIDTH, OFF)
+        sums, ups, squares = added(
+            sums, ups, squares, w, u, x, norm, first + column, shift, WIDTH, OFF, HAS_NORM
+        )
     return tl.sum(sums, 1)[None, :], tl.sum(ups, 1)[None, :], tl.sum(squares, 0)[None]
 
 
@@ -173,6 +201,8 @@ def linear_kernel(
 
     Where it is gated, row i of the weight is the gate and row OUT + i what it is for.
     """
+    if TOKENS == 1:
+        let_next_begin()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = row < OUT
     start = row.to(tl.int64) * WIDTH
@@ -317,28 +347,6 @@ def _small(
         WIDTH=width, OUT=out.shape[1], ROWS=rows, COLUMNS=columns, STAGES=stages,
         HAS_BIAS=layer.bias is not None, HAS_SCALE=layer.scale is not None,
         HAS_NORM=before is not None, IS_GATED=is_gated, IS_ADDED=is_added,
-        IS_BITS=is_bits, num_warps=warps,
+        IS_BITS=is_bits, num_warps=warps, **(LAUNCH if tokens == 1 else {}),
     )  # fmt: skip
     return out
-
-
-def tile(
-    tokens: int, out: int, width: int, *, has_norm: bool, is_gated: bool, is_quantised: bool
-) -> tuple[int, int, int, int]:
-    """
-    Return rows and columns of the weight a program takes at a time, its warps and stages.
-
-    Measured on an H200, by the shapes of Qwen3 whole and halved: docs/design/engine-speed.md.
-    """
-    if tokens > 1:
-        is_wide = is_gated and out >= WIDE and not is_quantised
-        return (64, 64, 4, 4) if is_wide else (32, 256, 4, 3)
-    if is_quantised:
-        return (16, 512, 8, 1) if out * width >= LARGE else (4, 512, 4, 1)
-    if is_gated:
-        return (16, 256, 8, 1) if out >= MANY_ROWS else (8, 256, 4, 1)
-    if not has_norm:
-        return (8, 512, 8, 1) if out * width >= 5 * LARGE else (4, 1024, 8, 1)
-    if out >= MANY_ROWS:
-        return (8, 512, 2, 1) if out >= VOCABULARY else (16, 512, 4, 1)
-    return (8, 1024, 4, 1) if out * width >= 2 * LARGE else (4, 512, 4, 1)

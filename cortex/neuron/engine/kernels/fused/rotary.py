@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from cortex.neuron.engine.cache import Pages
+from cortex.neuron.engine.kernels.fused.overlap import LAUNCH, let_next_begin, wait_for_last
 from cortex.neuron.engine.layers import Norm
 from cortex.neuron.engine.step import Step
 
@@ -23,6 +24,8 @@ def rotate_kernel(
 
     A query is *apart* from the next, which are WIDTH or more.
     """
+    let_next_begin()
+    wait_for_last()
     token, head = tl.program_id(0), tl.program_id(1)
     at = tl.arange(0, PAD)
     row = projected + token * stride
@@ -90,6 +93,6 @@ def rotate(
         TURNED=2 * turns.shape[2],
         PAD=triton.next_power_of_2(max(kept.key, kept.value)),
         IS_NORMED=norms is not None,
-        num_warps=1
+        num_warps=1, **LAUNCH,
     )  # fmt: skip
     return out
