@@ -77,7 +77,7 @@ class Foresight:
             slots=rows.slots(owners, positions),
             places=positions + rows.offsets[owners],
             rows=owners,
-            lengths=ends.int(),
+            lengths=ends,
             table=rows.table,
             decodes=len(ids),
             counts=() if ids.is_cuda else (1,) * len(ids),

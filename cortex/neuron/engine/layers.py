@@ -90,8 +90,9 @@ class Rotary:
         else:
             assert self.axes is not None  # noqa: S101 - only models that see have such positions
             each = positions[self.axes].T
-        angles = each.float() * self.frequencies
-        return torch.stack([angles.cos(), angles.sin()]) * self.scale
+        angles = each * self.frequencies
+        turns = torch.stack([angles.cos(), angles.sin()])
+        return turns if self.scale == 1 else turns * self.scale
 
 
 @attrs.frozen(kw_only=True, eq=False)

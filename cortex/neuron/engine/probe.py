@@ -198,7 +198,7 @@ def _step(
         positions=positions.to(device),
         slots=torch.cat(slots).to(device),
         rows=torch.tensor(order, device=device) + 1,
-        lengths=torch.tensor(ends, dtype=torch.int32, device=device),
+        lengths=torch.tensor(ends, device=device),
         table=torch.stack([torch.arange(f, f + width) for f in (0, *firsts)]).int().to(device),
         lasts=torch.tensor(starts[1:], device=device) - 1,
         wanted=torch.arange(sum(counts), device=device),

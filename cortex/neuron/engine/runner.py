@@ -249,24 +249,21 @@ class Runner:
         Returns:
             Logits and picked tokens.  # [rows, vocabulary], [rows] int64
         """
-        rows = self.rows
-        positions = rows.lengths[which]
-        ends = positions + 1
-        count = len(which)
+        rows, count = self.rows, len(which)
+        ids, positions, slots, ends = self._kernels.advance(rows, which)
         step = Step(
-            ids=rows.last[which],
+            ids=ids,
             positions=positions,
-            slots=self.rows.slots(which, positions),
+            slots=slots,
             places=self._places(which, positions),
             rows=which,
-            lengths=ends.int(),
+            lengths=ends,
             table=rows.table,
             decodes=count,
             counts=() if which.is_cuda else (1,) * count,
             ends=() if which.is_cuda else tuple(ends.tolist()),
         )
         logits = self._logits(step, is_whole)
-        rows.lengths[which] = ends * (which > 0)  # padding stays where it is
         picked = self._picked(logits, which, ends, is_whole)
         rows.last[which] = picked
         return logits, picked
@@ -305,7 +302,7 @@ class Runner:
             positions=batch.positions,
             slots=self.rows.slots(batch.owners, batch.positions),
             rows=batch.rows,
-            lengths=batch.lengths.int(),
+            lengths=batch.lengths,
             table=rows.table,
             decodes=batch.shape.decodes,
             waves=batch.shape.spans,

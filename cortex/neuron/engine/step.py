@@ -34,7 +34,7 @@ class Step:
         positions: Of each in its sequence.  # [tokens] int64
         slots: Where in the cache its key goes: block x `BLOCK_TOKENS` + place.  # [tokens] int64
         rows: Of each sequence, in *table*.  # [sequences] int64
-        lengths: Keys of each sequence, the new ones included.  # [sequences] int32
+        lengths: Keys of each sequence, the new ones included.  # [sequences] int64
         table: Blocks of each row; what is beyond its length is anything.  # [rows, blocks] int32
         lasts: The last token of each sequence, in the batch; None where all decode.
             # [sequences] int64

@@ -61,6 +61,23 @@ def limit_of(dtype, quantised, tokens):
     return 6e-2 if narrow and tokens > SOME else None
 
 
+def test_rows_advance():
+    rows, other = Rows(5, 4, DEVICE), Rows(5, 4, DEVICE)
+    for each in (rows, other):
+        each.lengths.copy_(torch.tensor([0, 15, 16, 40, 0]))
+        each.last.copy_(torch.arange(5) + 100)
+        each.table.copy_(torch.arange(20).view(5, 4))
+        each.table[0] = 0
+    which = torch.tensor([3, 1, 4, 2, 0, 0], device=DEVICE)
+
+    got = fused.advance(rows, which)
+
+    for ours, theirs in zip(got, reference.advance(other, which), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(rows.lengths, other.lengths)
+    assert rows.lengths.tolist() == [0, 16, 17, 41, 1]
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize("width", [64, 96])
@@ -116,7 +133,7 @@ def step_of(counts, before, blocks, tile_tokens):
         positions=positions.to(DEVICE),
         slots=slots.to(DEVICE),
         rows=torch.arange(len(counts), device=DEVICE),
-        lengths=torch.tensor(ends, dtype=torch.int32, device=DEVICE),
+        lengths=torch.tensor(ends, device=DEVICE),
         table=table.int().to(DEVICE),
         lasts=torch.tensor([*accumulate(counts)], device=DEVICE) - 1,
         decodes=counts.count(1),

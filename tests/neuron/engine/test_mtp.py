@@ -286,7 +286,7 @@ def test_several_tokens_of_a_sequence_may_decode_in_one_step(case):
     step = attrs.evolve(
         step,
         rows=step.rows.repeat_interleave(each),
-        lengths=(step.positions + 1).int(),
+        lengths=step.positions + 1,
         decodes=len(step.ids),
         counts=(1,) * len(step.ids),
         ends=tuple((step.positions + 1).tolist()),

@@ -21,6 +21,15 @@ class Kernels(Protocol):
     Triton.
     """
 
+    def advance(self, rows: Rows, which: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Take *which* rows a token further; row 0, which is padding's, stays where it is.
+
+        Returns:
+            The token each picked last, its position, where in the cache its key goes, and how many
+            keys there are with it.  # [rows] int64 each
+        """
+
     def linear(self, x: torch.Tensor, layer: Linear, before: Norm | None = None) -> torch.Tensor:
         """Return what *layer* makes of *x*, normed *before*: [tokens, out]."""
 

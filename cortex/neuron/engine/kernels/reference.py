@@ -17,6 +17,13 @@ FEW = 256  # tokens
 PIECE = 64  # tokens of a prompt that go through the delta rule together
 
 
+def advance(rows: Rows, which: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    positions = rows.lengths[which]
+    ends = positions + 1
+    rows.lengths[which] = ends * (which > 0)
+    return rows.last[which], positions, rows.slots(which, positions), ends
+
+
 def norm(x: torch.Tensor, of: Norm) -> torch.Tensor:
     weight = of.weight + of.shift if of.shift else of.weight
     return functional.rms_norm(x, weight.shape, weight, of.eps)

@@ -46,7 +46,7 @@ def tile_of(owners, lengths, tiles, number, IS_TILED: tl.constexpr):
         owner,
         number.to(tl.int64),
         tl.full([], 1, tl.int64),
-        tl.load(lengths + number).to(tl.int64),
+        tl.load(lengths + number),
     )
 
 
