@@ -10,7 +10,7 @@ from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.rows import Rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def advance_kernel(which, last, lengths, table, out, rows, stride, PAGE: tl.constexpr):
     """Take one row a token further."""
     number = tl.program_id(0)

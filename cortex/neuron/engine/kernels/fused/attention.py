@@ -61,7 +61,7 @@ def span(end, count, split, KEYS: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl
     return low, high
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["owners", "lengths", "tiles"])
 def attend_kernel(
     queries, keys, values, out, table, owners, lengths, tiles, sinks, sums,
     scale, softcap, query_stride, table_stride,

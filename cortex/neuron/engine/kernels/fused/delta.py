@@ -22,10 +22,15 @@ PART = 512  # channels of the convolution a program does, of one token
 SOME, TOKENS = 128, 32  # channels and tokens at a time, of several
 COLUMNS, WARPS = 32, 4  # of a memory, that pieces of prompts go through together
 SIZE = 16  # tokens that go through a memory together
+FEWEST = 16  # pieces a kernel is compiled for
+VARYING = {  # from step to step, so kernels are compiled for any
+    "do_not_specialize": ["tokens", "decodes", "sequences"],
+    "do_not_specialize_on_alignment": ["rows", "lasts"],
+}
 LOWEST = tl.constexpr(-1e30)  # a logarithm of nothing
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def convolve_kernel(
     inputs, latest, taps, rows, out, stride,
     CHANNELS: tl.constexpr, TAPS: tl.constexpr, PART: tl.constexpr,
@@ -72,7 +77,7 @@ def owned(token, lasts, rows, decodes, sequences, PIECES: tl.constexpr):
     return tl.load(rows + its, mask=its < sequences, other=0), first
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def convolve_pieces_kernel(
     inputs, latest, taps, rows, lasts, out, stride, tokens, decodes, sequences,
     CHANNELS: tl.constexpr, TAPS: tl.constexpr, PART: tl.constexpr, TOKENS: tl.constexpr,
@@ -98,7 +103,7 @@ def convolve_pieces_kernel(
     tl.store(to, total / (1.0 + tl.exp(-total)), mask=is_in)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def keep_kernel(
     inputs, latest, rows, lasts, stride, decodes,
     CHANNELS: tl.constexpr, TAPS: tl.constexpr, PART: tl.constexpr,
@@ -129,7 +134,7 @@ def softplus(time):
     return tl.where(time > LONG, time, tl.log(1.0 + tl.exp(tl.minimum(time, LONG))))
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def delta_kernel(
     mixed, gates, amounts, times, decay, delay, weight, memory, rows, out, stride, eps,
     KEY_HEADS: tl.constexpr, VALUE_HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
@@ -185,7 +190,7 @@ def inverse(lower, SIZE: tl.constexpr):
     return out
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def delta_pieces_kernel(
     mixed, amounts, times, decay, delay, memory, rows, lasts, stride, decodes,
     KEY_HEADS: tl.constexpr, VALUE_HEADS: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
@@ -236,7 +241,7 @@ def delta_pieces_kernel(
     tl.store(slot, kept, mask=is_own[:, None] & is_wide[None, :])
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def finish_kernel(
     mixed, gates, weight, out, stride, decodes, tokens, eps,
     SKIP: tl.constexpr, VALUE_HEADS: tl.constexpr, VALUE: tl.constexpr, VALUE_PAD: tl.constexpr,
@@ -312,7 +317,7 @@ def _pieces(
     convolve_pieces_kernel[tiles, triton.cdiv(shape.channels, SOME)](
         state.inputs, latest, layer.taps, *told, mixed, stride, tokens, decodes, sequences,
         CHANNELS=shape.channels, TAPS=shape.taps, PART=SOME, TOKENS=TOKENS,
-        PIECES=triton.next_power_of_2(pieces),
+        PIECES=max(FEWEST, triton.next_power_of_2(pieces)),
     )  # fmt: skip
     keep_kernel[pieces, triton.cdiv(shape.channels, PART)](
         state.inputs, latest, *told, stride, decodes,

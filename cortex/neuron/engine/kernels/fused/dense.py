@@ -188,7 +188,7 @@ def scaled(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def linear_kernel(
     x, weight, bias, scale, norm, out, eps, shift, factor, tokens,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,

@@ -205,7 +205,7 @@ def lowest_of(
     return lowest
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["which", "ends"])
 def pick_kernel(
     logits, which, knobs, top_ks, seeds, ends, few, ids, out,
     COUNT: tl.constexpr, PART: tl.constexpr, BITS: tl.constexpr, FEW: tl.constexpr,
@@ -261,7 +261,7 @@ def pick(logits: torch.Tensor, rows: Rows, which: torch.Tensor, ends: torch.Tens
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["which", "ends"])
 def best_kernel(
     logits, which, knobs, seeds, ends, out, first, COUNT: tl.constexpr, PART: tl.constexpr
 ):
