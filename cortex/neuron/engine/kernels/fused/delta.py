@@ -22,7 +22,7 @@ PART = 512  # channels of the convolution a program does, of one token
 SOME, TOKENS = 128, 32  # channels and tokens at a time, of several
 COLUMNS, WARPS = 32, 4  # of a memory, that pieces of prompts go through together
 SIZE = 16  # tokens that go through a memory together
-FEWEST = 16  # pieces a kernel is compiled for
+PIECES = 16  # that are looked through at a time
 VARYING = {  # from step to step, so kernels are compiled for any
     "do_not_specialize": ["tokens", "decodes", "sequences"],
     "do_not_specialize_on_alignment": ["rows", "lasts"],
@@ -68,12 +68,15 @@ def span(lasts, rows, decodes):
 @triton.jit
 def owned(token, lasts, rows, decodes, sequences, PIECES: tl.constexpr):
     """Return the rows of tokens that do not decode, 0 of padding, and their pieces' first ones."""
-    number = decodes + tl.arange(0, PIECES)
-    is_piece = tl.load(rows + number, mask=number < sequences, other=0) > 0
-    last = tl.load(lasts + number, mask=is_piece, other=0)
-    is_after = is_piece[None, :] & (token[:, None] > last[None, :])
-    first = tl.max(tl.where(is_after, last[None, :] + 1, decodes), 1)
-    its = decodes + tl.sum(is_after.to(tl.int32), 1)
+    first = tl.zeros_like(token) + decodes
+    its = tl.zeros_like(token) + decodes
+    for start in range(decodes, sequences, PIECES):
+        number = start + tl.arange(0, PIECES)
+        is_piece = tl.load(rows + number, mask=number < sequences, other=0) > 0
+        last = tl.load(lasts + number, mask=is_piece, other=0).to(tl.int32)
+        is_after = is_piece[None, :] & (token[:, None] > last[None, :])
+        first = tl.maximum(first, tl.max(tl.where(is_after, last[None, :] + 1, decodes), 1))
+        its += tl.sum(is_after.to(tl.int32), 1)
     return tl.load(rows + its, mask=its < sequences, other=0), first
 
 
@@ -317,7 +320,7 @@ def _pieces(
     convolve_pieces_kernel[tiles, triton.cdiv(shape.channels, SOME)](
         state.inputs, latest, layer.taps, *told, mixed, stride, tokens, decodes, sequences,
         CHANNELS=shape.channels, TAPS=shape.taps, PART=SOME, TOKENS=TOKENS,
-        PIECES=max(FEWEST, triton.next_power_of_2(pieces)),
+        PIECES=PIECES,
     )  # fmt: skip
     keep_kernel[pieces, triton.cdiv(shape.channels, PART)](
         state.inputs, latest, *told, stride, decodes,

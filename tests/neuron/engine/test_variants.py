@@ -1,0 +1,73 @@
+"""What kernels are compiled for is compiled before the first request, not while others wait."""
+
+from __future__ import annotations
+
+import inspect
+import random
+
+import pytest
+import torch
+from triton.runtime.interpreter import InterpretedFunction
+
+from cortex.neuron.engine.jobs import Generate
+from cortex.neuron.engine.kernels import fused
+from cortex.neuron.engine.stack import Stack
+from tests.neuron.engine.engines import DEVICE, engine_of, model_of
+
+pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="kernels are compiled there")
+
+
+class Eager:
+    """Graphs that are never captured."""
+
+    def run(self, _, step):
+        return step()
+
+
+def variant(kernel, args, options):
+    """Return what Triton compiles *kernel* for: types, and what it knows of values."""
+    given = kernel.kwargs
+    fixed = {name for name, a in inspect.get_annotations(kernel.fn).items() if "constexpr" in a}
+    found = []
+    for name, value in {**dict(zip(kernel.arg_names, args, strict=False)), **options}.items():
+        if name in fixed or name not in kernel.arg_names:
+            known = value
+        elif isinstance(value, torch.Tensor):
+            is_known = name not in (given["do_not_specialize_on_alignment"] or ())
+            known = value.dtype, is_known and value.data_ptr() % 16 == 0
+        elif isinstance(value, int) and name not in (given["do_not_specialize"] or ()):
+            known = value == 1, value % 16 == 0
+        else:
+            known = type(value)
+        found.append((name, known))
+    return kernel.fn.__name__, *found
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5_text"])
+def test_no_step_waits_for_a_compiler(monkeypatch, family):
+    seen = set()
+
+    def noted(kernel, *args, grid, warmup, **options):
+        seen.add(variant(kernel, args, options))
+        if "out" in kernel.arg_names:
+            args[kernel.arg_names.index("out")].fill_(1)  # tokens and rows are to exist
+
+    module = model_of(family)
+    engine = engine_of(module, body=Stack(module, fused), budget_tokens=2048, rows=256, blocks=4000)
+    runner = engine._runner
+    runner._kernels, runner._graphs = fused, Eager()
+    monkeypatch.setattr(InterpretedFunction, "run", noted)
+    with torch.inference_mode():
+        runner.warm_up()
+        ready, made = set(seen), random.Random(0)
+        for number in range(700):
+            prompt = [made.randrange(3, 300) for _ in range(made.choice((1, 5, 17, 40, 90)))]
+            tokens = made.randrange(1, 12)
+            job = Generate(id=str(number), model="m", prompt=prompt, max_tokens=tokens)
+            engine.add(job)
+            for _ in range(made.random() < 0.1):
+                engine.step()
+        while engine.has_work:
+            engine.step()
+    assert {found[0] for found in ready} >= {"attend_kernel", "linear_kernel", "pick_kernel"}
+    assert sorted(map(str, seen - ready)) == []
