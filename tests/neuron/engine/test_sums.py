@@ -7,7 +7,6 @@ that have files in common.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -168,17 +167,6 @@ def test_the_kernel_adds_up_between_processes(tmp_path):
             process.wait()
     assert [process.returncode for process in running] == [0] * ranks
     assert len(set(said)) == 1  # bit for bit, on all ranks
-
-
-@pytest.mark.timeout(120)
-def test_the_kernel_compiles_for_a_gpu_and_moves_words_whole():
-    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.neuron.engine.compiling"]
-    told = {"cwd": Path(__file__).parents[3], "env": env, "timeout": 100, "text": True}
-    said = subprocess.check_output(command, **told)
-    assert [line.split()[2:] for line in said.splitlines()] == [
-        ["ld.global.b64", "ld.volatile.global.b64", "st.global.b64"]
-    ] * 6
 
 
 @pytest.mark.parametrize("rank", [0, 1])

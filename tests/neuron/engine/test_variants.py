@@ -1,9 +1,13 @@
-"""What kernels are compiled for is compiled before the first request, not while others wait."""
+"""What kernels are compiled for: a GPU, and before the first request, not while others wait."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +47,19 @@ def variant(kernel, args, options):
     return kernel.fn.__name__, *found
 
 
+def crowd(engine, count):
+    """Have *count* requests answered, of all lengths, that come in crowds."""
+    made = random.Random(0)
+    for number in range(count):
+        prompt = [made.randrange(3, 300) for _ in range(made.choice((1, 5, 17, 40, 90)))]
+        tokens = made.randrange(1, 12)
+        engine.add(Generate(id=str(number), model="m", prompt=prompt, max_tokens=tokens))
+        if made.random() < 0.1:
+            engine.step()
+    while engine.has_work:
+        engine.step()
+
+
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_5_text"])
 def test_no_step_waits_for_a_compiler(monkeypatch, family):
     seen = set()
@@ -59,15 +76,28 @@ def test_no_step_waits_for_a_compiler(monkeypatch, family):
     monkeypatch.setattr(InterpretedFunction, "run", noted)
     with torch.inference_mode():
         runner.warm_up()
-        ready, made = set(seen), random.Random(0)
-        for number in range(700):
-            prompt = [made.randrange(3, 300) for _ in range(made.choice((1, 5, 17, 40, 90)))]
-            tokens = made.randrange(1, 12)
-            job = Generate(id=str(number), model="m", prompt=prompt, max_tokens=tokens)
-            engine.add(job)
-            for _ in range(made.random() < 0.1):
-                engine.step()
-        while engine.has_work:
-            engine.step()
+        ready = set(seen)
+        crowd(engine, 700)
     assert {found[0] for found in ready} >= {"attend_kernel", "linear_kernel", "pick_kernel"}
     assert sorted(map(str, seen - ready)) == []
+
+
+@pytest.mark.timeout(200)
+def test_kernels_compile_for_a_gpu_and_wait_for_what_they_read():
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.neuron.engine.compiling"]
+    told = {"cwd": Path(__file__).parents[3], "env": env, "timeout": 180, "text": True}
+    said = [line.split() for line in subprocess.check_output(command, **told).splitlines()]
+    sums = [line[3:] for line in said if line[0] == "sum"]
+    assert sums == [["ld.global.b64", "ld.volatile.global.b64", "st.global.b64"]] * 6  # whole
+    found = {name: tuple(what) for name, *what in said if name != "sum"}
+    assert len(found) > 12
+    alone = {name for name, what in found.items() if what == ("reads",)}
+    assert {name: what for name, what in found.items() if name not in alone} == {
+        "attend_kernel": ("overlaps", "waits"),
+        "combine_kernel": ("overlaps", "waits"),
+        "convolve_kernel": ("overlaps", "waits"),
+        "delta_kernel": ("overlaps", "waits"),
+        "linear_kernel-1": ("overlaps", "waits", "reads"),  # its weight
+        "rotate_kernel": ("overlaps", "waits"),
+    }

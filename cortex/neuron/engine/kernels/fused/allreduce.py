@@ -14,8 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from cortex.neuron.engine.kernels.fused.overlap import LAUNCH, let_next_begin, wait_for_last
-
 WORD = 4  # bytes
 SPAN = 128  # words that have turns of their own
 WARPS = SPAN // 32  # a thread has one word, so that a sum may be written where its part was
@@ -75,8 +73,6 @@ def allreduce_kernel(
     All are sent before the first is waited for, whichever programs run.  Sums are in the order of
     ranks, so that they have the same bits everywhere.
     """
-    let_next_begin()
-    wait_for_last()
     spans = tl.cdiv(words, SPAN)
     for span in range(tl.program_id(0), spans, tl.num_programs(0)):
         at = span * SPAN + tl.arange(0, SPAN)
@@ -140,5 +136,5 @@ def allreduce(
         part.view(-1).view(torch.int32), out.view(-1).view(torch.int32), rooms, turns,
         1.0 if factor is None else factor, words,
         LIKE=LIKE[part.dtype], RANK=rank, RANKS=len(rooms), ROOM=len(turns) * SPAN, SPAN=SPAN,
-        IS_HALF=part.itemsize < WORD, IS_ADDED=factor is not None, num_warps=WARPS, **LAUNCH,
+        IS_HALF=part.itemsize < WORD, IS_ADDED=factor is not None, num_warps=WARPS,
     )  # fmt: skip
