@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,23 @@ def test_what_measures_split_models_finds_them_right_and_measures_all_there_is_t
     assert sum(line.startswith("first token of ") for line in lines) == 3
     assert sum(" NCCL " in line and " ours " in line for line in lines) == 2
     assert sum(line.startswith("unloaded: 0 MiB, 0 MiB") for line in lines) == 3
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.xdist_group("torch")
+def test_every_layer_of_a_step_is_tried_in_tiles():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/gpu_tiles.py", "--tiny"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        timeout=110,
+        text=True,
+    )
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if line] == [
+        *("tiny", "gate_up 48x32", "down 32x48", "qkv 64x32", "o 32x32", "head 64x32"),
+    ]
+    assert done.stdout.count(" 16x256x2=") == 5
 
 
 def test_every_dialect_is_measured_alone_and_against_every_other():

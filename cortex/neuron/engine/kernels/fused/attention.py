@@ -61,6 +61,25 @@ def span(end, count, split, KEYS: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl
     return low, high
 
 
+@triton.jit
+def keep(
+    out, sums, sinks, part, head, is_row, most, total, sofar, VALUE_WIDTH: tl.constexpr,
+    PAD_VALUE_WIDTH: tl.constexpr, SPLITS: tl.constexpr, HAS_SINKS: tl.constexpr,
+):  # fmt: skip
+    """Write what rows found: the answer, or their part of it."""
+    value_wide = tl.arange(0, PAD_VALUE_WIDTH)
+    if SPLITS == 1:
+        if HAS_SINKS:
+            total += tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2_E - most)
+        sofar = sofar / tl.where(total > 0, total, 1.0)[:, None]
+    else:
+        tl.store(sums + part * 2, most, mask=is_row)
+        tl.store(sums + part * 2 + 1, total, mask=is_row)
+    to = part[:, None] * VALUE_WIDTH + value_wide[None, :]
+    is_out = is_row[:, None] & (value_wide < VALUE_WIDTH)[None, :]
+    tl.store(out + to, sofar.to(out.dtype.element_ty), mask=is_out)
+
+
 @triton.jit(do_not_specialize_on_alignment=["owners", "lengths", "tiles"])
 def attend_kernel(
     queries, keys, values, out, table, owners, lengths, tiles, sinks, sums,
@@ -112,17 +131,10 @@ def attend_kernel(
         sofar = sofar * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         most = now_most
     part = ((first + token) * HEADS + head) * SPLITS + split
-    is_row = token < count
-    if SPLITS == 1:
-        if HAS_SINKS:
-            total += tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2_E - most)
-        sofar = sofar / tl.where(total > 0, total, 1.0)[:, None]
-    else:
-        tl.store(sums + part * 2, most, mask=is_row)
-        tl.store(sums + part * 2 + 1, total, mask=is_row)
-    to = part[:, None] * VALUE_WIDTH + value_wide[None, :]
-    is_out = is_row[:, None] & (value_wide < VALUE_WIDTH)[None, :]
-    tl.store(out + to, sofar.to(out.dtype.element_ty), mask=is_out)
+    keep(
+        out, sums, sinks, part, head, token < count, most, total, sofar,
+        VALUE_WIDTH, PAD_VALUE_WIDTH, SPLITS, HAS_SINKS,
+    )  # fmt: skip
 
 
 @triton.jit
