@@ -43,7 +43,7 @@ class Graphs:
             except RuntimeError as error:
                 if is_poison(error):
                     raise
-                log.info("steps are not captured: %s", error)
+                log.warning("steps are not captured, and take longer: %s", error)
                 self._captures = False
         if found is None:
             self._found[key] = None

@@ -15,6 +15,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from cortex.neuron.engine.jobs import Generate
 from cortex.neuron.engine.kernels import fused
+from cortex.neuron.engine.kernels.fused import overlap
 from cortex.neuron.engine.stack import Stack
 from tests.neuron.engine.engines import DEVICE, engine_of, model_of
 
@@ -80,6 +81,31 @@ def test_no_step_waits_for_a_compiler(monkeypatch, family):
         crowd(engine, 700)
     assert {found[0] for found in ready} >= {"attend_kernel", "linear_kernel", "pick_kernel"}
     assert sorted(map(str, seen - ready)) == []
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "driver", "can"),
+    [
+        ("13.0", (9, 0), 13000, True),
+        ("12.8", (12, 0), 12040, True),
+        ("12.8", (9, 0), 12020, False),
+        ("12.8", (8, 9), 13000, False),
+        ("12.8", (9, 0), None, False),
+        (None, (9, 4), 13000, False),  # of another make
+    ],
+)
+def test_kernels_overlap_where_gpu_and_driver_can(monkeypatch, cuda, capability, driver, can):
+    def told():
+        if driver is None:
+            raise overlap.pynvml.NVMLError(1)
+        return driver
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(overlap.pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(overlap.pynvml, "nvmlSystemGetCudaDriverVersion_v2", told)
+    assert overlap.can_overlap() is can
 
 
 @pytest.mark.timeout(200)
