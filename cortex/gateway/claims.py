@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def _lock(state_path: Path, where: str) -> int | None:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(file, 0)
-        os.write(file, b"%d\n" % os.getpid())
+        os.write(file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
     except BlockingIOError:
         assert file is not None  # noqa: S101 - it is its lock that somebody has
         raise _in_use(state_path, where, file) from None

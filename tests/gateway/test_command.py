@@ -263,7 +263,8 @@ async def test_a_second_gateway_with_the_same_state_file_exits_2_and_names_it(tm
             async with program(tmp_path, text, "serve"):
                 pass
         said = f"serve.toml: gateway.state_path: {tmp_path}/here.json is in use by another gateway"
-        assert f"cortex serve: {said}, process {first.process.pid} (stop it" in str(caught.value)
+        by = f"process {first.process.pid} on {socket.gethostname()}"
+        assert f"cortex serve: {said}, {by} (stop it" in str(caught.value)
         assert "Traceback" not in str(caught.value)
         first.process.kill()  # it leaves its lock file behind
 
