@@ -116,6 +116,11 @@ class Node:
         return isinstance(self.entry, UpstreamEntry)
 
     @property
+    def is_new(self) -> bool:
+        """Whether it has neither answered a poll yet nor failed to."""
+        return self.error == NOT_POLLED
+
+    @property
     def in_service(self) -> bool:
         """Whether anything new may go here."""
         return self.healthy and not self.drained

@@ -16,7 +16,7 @@ from time import monotonic
 from cortex.config.schema import NeuronEntry, UpstreamEntry
 from cortex.fleet.node import Health, NodeModel
 from cortex.gateway.breaker import RetryBudget
-from cortex.gateway.node import NOT_POLLED, Node
+from cortex.gateway.node import Node
 from cortex.gateway.ranked import Ranked
 from cortex.plugins import Plugins
 
@@ -161,7 +161,7 @@ class Nodes:
 
         Not so while tokens flow from it and it *is_slow*: a busy node is not a dead one.
         """
-        if node.error == NOT_POLLED:  # later it is a change that is told of
+        if node.is_new:  # later it is a change that is told of
             log.warning("node %s: %s", node.name, error)
         node.error = error
         if is_slow and node.heard_of:

@@ -39,7 +39,7 @@ class Nowhere:
     It cannot be loaded now, or not ever.
 
     Attributes:
-        waits: A node that works may have room later.
+        waits: A node that works may have room later, or one may turn out to work.
         why: Tells the reasons, which are many words of many nodes, to whoever wants to know.
     """
 
@@ -165,7 +165,8 @@ def _nowhere(
     fit = (node for node in nodes if feasible_on(spec, node, rules.needs_mb) is None)
     first = next(fit, None)
     waits = first is not None and any(
-        node.in_service and node.name not in without for node in chain((first,), fit)
+        (node.in_service or node.is_new) and node.name not in without
+        for node in chain((first,), fit)
     )
     return Nowhere(
         ever=first is not None,

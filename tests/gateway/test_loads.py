@@ -16,6 +16,7 @@ from aiohttp.client_reqrep import ConnectionKey
 
 from cortex.errors import RepoFetchFailed, UnsupportedArchitecture
 from cortex.fleet.model import ModelSpec
+from cortex.gateway import poller
 from cortex.gateway.neuron_client import cause_of
 from cortex.gateway.poller import poll
 from cortex.testing import FakeNeuron, until
@@ -52,6 +53,29 @@ async def test_200_requests_for_a_cold_model_cause_one_load_and_are_all_answered
 async def timed(asked: Awaitable[T]) -> tuple[T, float]:
     """Return an answer, and when it was there."""
     return await asked, monotonic()
+
+
+class Slow(FakeNeuron):
+    """A neuron whose host is busy."""
+
+    def __init__(self, *models):
+        super().__init__(models)
+        self.may_tell = asyncio.Event()
+
+    async def _health(self, request):
+        await self.may_tell.wait()
+        return await super()._health(request)
+
+
+async def test_a_node_that_has_not_answered_yet_is_waited_for(monkeypatch):
+    monkeypatch.setattr(poller, "FIRST_ROUND_S", 0.05)
+    async with Slow("m") as node, running(node) as gateway:
+        asking = asyncio.create_task(gateway.ask())
+        await until(lambda: gateway.waiting == 1)
+        node.may_tell.set()
+
+        assert (await asking)["headers"]["x-cortex-node"] == "node0"
+        assert node.counts["load"] == 0
 
 
 async def test_a_waiter_that_leaves_does_not_stop_the_load():

@@ -8,7 +8,7 @@ from cortex.config.schema import NeuronEntry
 from cortex.eviction.lru import LeastRecentlyUsed
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Device, DeviceInfo, Discovery, Health, ModelHealth, NodeModel
-from cortex.gateway.node import Node
+from cortex.gateway.node import NOT_POLLED, Node
 from cortex.gateway.placement import LOOK_AT, Nowhere, Placement, Rules, place, state_of
 
 NOW = 1000.0
@@ -263,6 +263,15 @@ def test_where_room_is_made_nothing_else_is_placed():
 
 def test_without_a_node_there_is_no_reason_but_that():
     assert str(place(spec(), [], (), rules())) == "no node"
+
+
+def test_a_node_that_is_asked_for_the_first_time_is_waited_for():
+    new = node("a", healthy=False)
+    new.health, new.discovery, new.error = None, None, NOT_POLLED
+
+    found = place(spec(), [new], (), rules())
+
+    assert (found.ever, found.waits, str(found)) == (True, True, "a: not polled yet")
 
 
 def test_a_node_that_never_answered_may_yet_be_feasible():
