@@ -23,11 +23,11 @@ import torch
 import transformers
 from engine import Continuous
 from gpu_clock import seconds
+from gpu_steps import stepper
 
 from cortex.neuron.engine.jobs import Generate, Load
 from cortex.neuron.engine.model import build
 from cortex.neuron.engine.modules import recurrences
-from cortex.neuron.engine.plan import Layout
 from cortex.neuron.engine.states import slot_bytes
 from cortex.neuron.engine.weights import Weights
 
@@ -141,7 +141,7 @@ def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> Non
     state_bytes = 2 * slot_bytes(recurrences(weights.module), torch.bfloat16)
     rows = len(engine._runner._which)  # noqa: SLF001
     for batch in (batch for batch in BATCHES if batch <= rows):
-        step_s = decode_step(engine._runner, batch)  # noqa: SLF001
+        step_s = seconds(GPU, stepper(engine._runner, batch, CONTEXT), 20)  # noqa: SLF001
         floor_s = (read + batch * (CONTEXT * token_bytes + state_bytes)) / bandwidth
         print(
             f"decode, {batch:3} x {CONTEXT}: {1e3 * step_s:6.2f} ms, {batch / step_s:7.0f} tok/s; "
@@ -156,23 +156,6 @@ def measure(name: str, quant: str, bandwidth: float, *, with_peers: bool) -> Non
         print(
             f"128 in, 128 out, {batch:3} at once: {speed:.0f} tok/s; drawn {drawn:.0f}", flush=True
         )
-
-
-def decode_step(runner: Any, batch: int) -> float:
-    """Return how long a step of *batch* sequences takes on the device."""
-    rows, blocks = runner.rows, CONTEXT // 16 + 1
-    which = torch.arange(1, batch + 1, device=GPU)
-    count = len(next(iter(runner._cache.pages.values())).keys)  # noqa: SLF001
-    there = torch.arange(1, batch * blocks + 1, device=GPU) % count
-    rows.table[which, :blocks] = there.view(batch, blocks).int()
-    rows.knobs.zero_()
-    numbers = which.tolist()
-
-    def step() -> None:
-        rows.lengths[which] = CONTEXT - 1
-        runner._decode(Layout(rows=numbers))  # noqa: SLF001
-
-    return seconds(GPU, step, 20)
 
 
 def ask(number: int, tokens: int, count: int, **more: Any) -> Generate:

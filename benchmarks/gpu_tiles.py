@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from gpu_clock import seconds
+from gpu_steps import stepper
 
 from cortex.neuron.engine.cache import Cache
 from cortex.neuron.engine.kernels import fused
@@ -26,7 +27,6 @@ from cortex.neuron.engine.kernels.fused import attention, dense
 from cortex.neuron.engine.kernels.fused.tiles import Tile, tile
 from cortex.neuron.engine.layers import Linear
 from cortex.neuron.engine.modules import record
-from cortex.neuron.engine.plan import Layout
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.stack import Stack
 
@@ -145,12 +145,7 @@ def model_of(
 
     def made() -> Callable[[], object]:
         runner = Runner(body, cache, rows=1, blocks=blocks, device=device)
-        runner.rows.table[1, 1:blocks] = torch.arange(1, blocks, device=device).int()
-
-        def step() -> object:
-            runner.rows.lengths[1] = CONTEXT - 1 if device.type == "cuda" else 1
-            return runner._decode(Layout(rows=[1]))  # noqa: SLF001
-
+        step = stepper(runner, 1, CONTEXT if device.type == "cuda" else 2)
         if device.type == "cuda":
             step()  # what is captured is what has run
         return step

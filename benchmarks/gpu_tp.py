@@ -17,7 +17,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from gpu_clock import longest, seconds  # noqa: E402
 from gpu_ranks import Here, device_of, grouped, leave, start  # noqa: E402
+from gpu_steps import stepper  # noqa: E402
 from gpu_sums import endures, reductions  # noqa: E402
 
 from cortex.neuron.engine import plan, probe  # noqa: E402
@@ -290,12 +291,12 @@ def figures(here: Here, name: str, *, way: str) -> None:
     runner: Runner = engine._runner  # noqa: SLF001
     context, count = (64, 3) if here.is_tiny else (CONTEXT, 30)
     for batch in BATCHES:
-        step_s = decode_s(here, runner, batch, context, count)
+        step_s = seconds(here.device, stepper(runner, batch, context), count)
         here.say(
             f"decode, {batch:3} x {context}: {1e3 * step_s:6.2f} ms, {batch / step_s:7.0f} tok/s"
         )
     if not here.is_tiny:
-        step = stepper(here, runner, 1, context)
+        step = stepper(runner, 1, context)
         here.say("\n".join(["where a step of 1 goes:", *longest(step)]))
     length = 256 if here.is_tiny else 2048
     best = min(first_token_s(here, model, length, number) for number in range(4))
@@ -306,28 +307,6 @@ def figures(here: Here, name: str, *, way: str) -> None:
         tokens = sum(1 for _ in tokens_of(here, model, asked))
         rate = tokens / (time.perf_counter() - clock)
         here.say(f"128 in, {asked[0].max_tokens} out, {batch} at once: {rate:.0f} tok/s")
-
-
-def decode_s(here: Here, runner: Runner, batch: int, context: int, count: int) -> float:
-    """Return how long a step of so many sequences takes."""
-    return seconds(here.device, stepper(here, runner, batch, context), count)
-
-
-def stepper(here: Here, runner: Runner, batch: int, context: int) -> Callable[[], object]:
-    """Return what runs a step of so many sequences; all ranks do, nobody is told."""
-    rows, blocks = runner.rows, context // 16 + 1
-    which = torch.arange(1, batch + 1, device=here.device)
-    there = len(next(iter(runner._cache.pages.values())).keys)  # noqa: SLF001
-    found = torch.arange(1, batch * blocks + 1, device=here.device) % there
-    rows.table[which, :blocks] = found.view(batch, blocks).int()
-    rows.knobs.zero_()
-    layout = plan.Layout(rows=which.tolist())
-
-    def step() -> None:
-        rows.lengths[which] = context - 1
-        Runner.run(runner, layout, [])
-
-    return step
 
 
 def first_token_s(here: Here, model: Model, length: int, number: int) -> float:

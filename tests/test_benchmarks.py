@@ -17,6 +17,18 @@ from tests.neuron.engine.tiny import save_tiny
 ROOT = Path(__file__).parents[1]
 
 
+def said(name: str, *arguments: str, timeout_s: float, **env: str) -> str:
+    """Return what a benchmark prints."""
+    return subprocess.run(
+        [sys.executable, ROOT / f"benchmarks/{name}.py", *arguments],
+        capture_output=True,
+        check=True,
+        env={**os.environ, **env},
+        timeout=timeout_s,
+        text=True,
+    ).stdout
+
+
 def chats() -> dict[str, object]:
     """Return the built-in dialects that answer chats."""
     offers = Plugins(PluginSettings(only=frozenset())).offers("dialect")
@@ -25,25 +37,15 @@ def chats() -> dict[str, object]:
 
 
 def test_health_is_measured_with_streams_and_without():
-    command = [sys.executable, ROOT / "benchmarks/health.py", "--json"]
-    done = subprocess.run(
-        [*command, "--streams=5", "--seconds=0.4"], capture_output=True, check=True, timeout=30
-    )
-    rows = json.loads(done.stdout)
+    rows = json.loads(said("health", "--json", "--streams=5", "--seconds=0.4", timeout_s=30))
     assert rows.keys() == {"idle", "5 streams", "never rests"}
     assert all(row[path]["n"] > 0 for row in rows.values() for path in ("/healthz", "/metrics"))
 
 
 @pytest.mark.timeout(90)
 def test_every_promise_that_is_a_figure_is_measured():
-    command = [sys.executable, ROOT / "benchmarks/promises.py", "--json"]
-    done = subprocess.run(
-        [*command, "--streams=5", "--seconds=1", "--slow=3"],
-        capture_output=True,
-        check=True,
-        timeout=80,
-    )
-    rows = json.loads(done.stdout)
+    asked = ("--json", "--streams=5", "--seconds=1", "--slow=3")
+    rows = json.loads(said("promises", *asked, timeout_s=80))
     assert {row["number"] for row in rows} == {0, 11, 12, 13, 17}
     assert all(row["measured"] for row in rows)
     [others] = [row for row in rows if "neither answered nor refused" in row["what"]]
@@ -52,11 +54,7 @@ def test_every_promise_that_is_a_figure_is_measured():
 
 @pytest.mark.timeout(60)
 def test_a_soak_tells_memory_descriptors_and_what_went_wrong():
-    command = [sys.executable, ROOT / "benchmarks/soak.py", "--json"]
-    done = subprocess.run(
-        [*command, "--seconds=2", "--rate=20"], capture_output=True, check=True, timeout=50
-    )
-    found = json.loads(done.stdout)
+    found = json.loads(said("soak", "--json", "--seconds=2", "--rate=20", timeout_s=50))
     assert found["requests"] == found["ended"]["ok"] + found["ended"]["left"] > 0
     assert found["errors"] == 0
     assert found["memory_kib"]["end"] > 0
@@ -66,14 +64,7 @@ def test_a_soak_tells_memory_descriptors_and_what_went_wrong():
 @pytest.mark.timeout(180)
 @pytest.mark.xdist_group("torch")
 def test_what_measures_split_models_finds_them_right_and_measures_all_there_is_to():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/gpu_tp.py", "--tiny"],
-        capture_output=True,
-        check=True,
-        timeout=170,
-        text=True,
-    )
-    lines = done.stdout.splitlines()
+    lines = said("gpu_tp", "--tiny", timeout_s=170).splitlines()
     tokens = "60 of 60 tokens are those of one device, 60 those of sums by NCCL"
     assert sum(tokens in line for line in lines) == 2
     assert sum(": the same on all ranks, " in line for line in lines) == 2
@@ -90,28 +81,16 @@ def test_what_measures_split_models_finds_them_right_and_measures_all_there_is_t
 @pytest.mark.timeout(120)
 @pytest.mark.xdist_group("torch")
 def test_every_layer_of_a_step_is_tried_in_tiles():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/gpu_tiles.py", "--tiny"],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        timeout=110,
-        text=True,
-    )
-    assert [line.split(":")[0] for line in done.stdout.splitlines() if line] == [
+    found = said("gpu_tiles", "--tiny", timeout_s=110, TRITON_INTERPRET="1")
+    assert [line.split(":")[0] for line in found.splitlines() if line] == [
         *("tiny", "gate_up 48x32", "down 32x48", "qkv 64x32", "o 32x32", "head 64x32"),
     ]
-    assert done.stdout.count(" 16x256x2=") == 5
+    assert found.count(" 16x256x2=") == 5
 
 
 def test_every_dialect_is_measured_alone_and_against_every_other():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/dialects.py", "--json", "--rounds=1", "--chunks=4"],
-        capture_output=True,
-        check=True,
-        timeout=30,
-    )
-    rows = json.loads(done.stdout)["rows"]
+    asked = ("--json", "--rounds=1", "--chunks=4")
+    rows = json.loads(said("dialects", *asked, timeout_s=30))["rows"]
     found = {(row["kind"], row["read"], row["written"]) for row in rows}
 
     assert all(row["us"] > 0 for row in rows)
@@ -124,14 +103,8 @@ def test_every_dialect_is_measured_alone_and_against_every_other():
 
 
 def test_the_simulation_stands_between_the_best_there_can_be_and_nothing():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/simulate.py", "--arrivals=1000", "--policy=lru"],
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=30,
-    )
-    titles, _, *lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    found = said("simulate", "--arrivals=1000", "--policy=lru", timeout_s=30)
+    titles, _, *lines = [line.strip("| ").split(" | ") for line in found.splitlines()[2:]]
     rows = [dict(zip(titles, line, strict=True)) for line in lines]
 
     assert [(row["load"], row["policy"]) for row in rows] == [("zipf", "lru"), ("bursty", "lru")]
@@ -141,13 +114,8 @@ def test_the_simulation_stands_between_the_best_there_can_be_and_nothing():
 
 
 def test_the_gateway_is_measured_beside_the_node_alone():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/gateway.py", "--json", "--seconds=0.2", "--only=0"],
-        capture_output=True,
-        check=True,
-        timeout=30,
-    )
-    (row,) = json.loads(done.stdout).values()
+    asked = ("--json", "--seconds=0.2", "--only=0")
+    (row,) = json.loads(said("gateway", *asked, timeout_s=30)).values()
     assert row["direct"]["requests"] > 0
     assert row["gateway"]["requests"] > 0
     assert row["gateway"]["cpu_us"] > 0
@@ -155,25 +123,17 @@ def test_the_gateway_is_measured_beside_the_node_alone():
 
 @pytest.mark.timeout(120)
 def test_the_dashboard_is_measured_at_rest_and_with_events():
-    command = [sys.executable, ROOT / "benchmarks/top.py", "--only=0", "--seconds=0.5"]
-    done = subprocess.run(
-        [*command, "--events=3"], capture_output=True, check=True, timeout=100, text=True
-    )
-    assert "80x24\n  share of a core at rest  0." in done.stdout
-    assert "of 3 over 100" in done.stdout
+    found = said("top", "--only=0", "--seconds=0.5", "--events=3", timeout_s=100)
+    assert "80x24\n  share of a core at rest  0." in found
+    assert "of 3 over 100" in found
 
 
 @pytest.mark.timeout(180)
 def test_the_engine_is_measured_beside_its_peers_on_the_same_tokens(tmp_path):
     save_tiny("llama", tmp_path)
-    command = [sys.executable, ROOT / "benchmarks/engine.py", "--json", f"--model={tmp_path}"]
-    done = subprocess.run(
-        [*command, "--quick", "--threads=1", "--output-tokens=4", "--concurrency", "1", "3"],
-        capture_output=True,
-        check=True,
-        timeout=170,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
+    asked = ("--json", f"--model={tmp_path}", "--quick", "--threads=1", "--output-tokens=4")
+    lines = said("engine", *asked, "--concurrency", "1", "3", timeout_s=170).splitlines()
+    found = json.loads(lines[-1])
     assert {"ours", "transformers", "transformers, a batch"} <= found["tok_s"].keys()
     for name, row in found["tok_s"].items():
         assert row.keys() == {"1", "3"}

@@ -17,12 +17,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from cortex.neuron.engine.kernels import fused
 from cortex.neuron.engine.kernels.fused import overlap
 from cortex.neuron.engine.kernels.fused.allreduce import SPAN, WARPS, allreduce_kernel
-from cortex.neuron.engine.stack import Stack
-from tests.neuron.engine.engines import engine_of, model_of
-from tests.neuron.engine.test_variants import Eager, crowd
+from tests.neuron.engine.engines import model_of
+from tests.neuron.engine.test_variants import crowd, engine_over, named
 
 GPU = GPUTarget("cuda", 90, 32)
 WORDS = {
@@ -50,9 +48,7 @@ def sums():
 
 def steps():
     """Compile what steps run."""
-    module = model_of("qwen3_5_text").to(torch.bfloat16)
-    engine = engine_of(module, body=Stack(module, fused), budget_tokens=2048, rows=64, blocks=900)
-    engine._runner._kernels, engine._runner._graphs = fused, Eager()
+    engine = engine_over(model_of("qwen3_5_text").to(torch.bfloat16))
     JITFunction.run = noted
     with torch.inference_mode():
         engine._runner.warm_up()
@@ -75,10 +71,8 @@ def steps():
 
 def noted(kernel, *args, grid, warmup, **options):
     """Note the last call of a kernel; of a layer's, the last for one token."""
-    values = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
-    values = {name: values[name] for name in kernel.arg_names}
-    if "out" in values:
-        values["out"].fill_(1)  # tokens and rows are to exist
+    given = named(kernel, args, options)
+    values = {name: given[name] for name in kernel.arg_names}
     more = {name: value for name, value in options.items() if name not in values}
     name = kernel.fn.__name__
     seen[f"{name}-{values.get('TOKENS', 1)}" if "linear" in name else name] = kernel, values, more

@@ -29,12 +29,27 @@ class Eager:
         return step()
 
 
-def variant(kernel, args, options):
+def engine_over(module):
+    """Return an engine whose kernels are a GPU's."""
+    engine = engine_of(module, body=Stack(module, fused), budget_tokens=2048, rows=256, blocks=4000)
+    engine._runner._kernels, engine._runner._graphs = fused, Eager()
+    return engine
+
+
+def named(kernel, args, options):
+    """Return what a kernel that is not run is called with, by name."""
+    values = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
+    if "out" in values:
+        values["out"].fill_(1)  # tokens and rows are to exist
+    return values
+
+
+def variant(kernel, values):
     """Return what Triton compiles *kernel* for: types, and what it knows of values."""
     given = kernel.kwargs
     fixed = {name for name, a in inspect.get_annotations(kernel.fn).items() if "constexpr" in a}
     found = []
-    for name, value in {**dict(zip(kernel.arg_names, args, strict=False)), **options}.items():
+    for name, value in values.items():
         if name in fixed or name not in kernel.arg_names:
             known = value
         elif isinstance(value, torch.Tensor):
@@ -66,17 +81,12 @@ def test_no_step_waits_for_a_compiler(monkeypatch, family):
     seen = set()
 
     def noted(kernel, *args, grid, warmup, **options):
-        seen.add(variant(kernel, args, options))
-        if "out" in kernel.arg_names:
-            args[kernel.arg_names.index("out")].fill_(1)  # tokens and rows are to exist
+        seen.add(variant(kernel, named(kernel, args, options)))
 
-    module = model_of(family)
-    engine = engine_of(module, body=Stack(module, fused), budget_tokens=2048, rows=256, blocks=4000)
-    runner = engine._runner
-    runner._kernels, runner._graphs = fused, Eager()
+    engine = engine_over(model_of(family))
     monkeypatch.setattr(InterpretedFunction, "run", noted)
     with torch.inference_mode():
-        runner.warm_up()
+        engine._runner.warm_up()
         ready = set(seen)
         crowd(engine, 700)
     assert {found[0] for found in ready} >= {"attend_kernel", "linear_kernel", "pick_kernel"}
