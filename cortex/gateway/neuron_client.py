@@ -9,6 +9,7 @@ closed.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import socket
 import ssl
@@ -251,8 +252,11 @@ def remote_error(status: int, body: bytes) -> RemoteError:
         code = str(error.get("code") or error.get("kind") or "upstream_error")
         return RemoteError(str(error.get("message", code)), code=code, status=status, **details)
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        text = body[:200].decode("utf-8", "replace")
-        return RemoteError(f"status {status}: {text}", code="upstream_error", status=status)
+        said = f"status {status} {http.client.responses.get(status, '')}".rstrip()
+        text = body[:200].decode("utf-8", "replace").strip()
+        if text and not text.startswith("<"):  # nobody wants to read a page of a proxy's
+            said += f": {text}"
+        return RemoteError(said, code="upstream_error", status=status)
 
 
 def cause_of(error: Exception) -> str:

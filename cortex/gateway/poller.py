@@ -39,6 +39,8 @@ async def poll(node: Node, nodes: Nodes) -> None:
             node.breaker.closes()  # what the other process did is not held against this one
     except UpstreamSlow as error:
         nodes.missed(node, str(error), is_slow=True)
+    except RemoteError as error:
+        nodes.missed(node, f"{node.entry.endpoint} says: {error}")
     except CortexError as error:
         nodes.missed(node, str(error))
     except Exception as error:  # noqa: BLE001 - a neuron that talks nonsense is as good as silent

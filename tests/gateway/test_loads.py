@@ -12,7 +12,9 @@ from typing import TypeVar
 import aiohttp
 import attrs
 import pytest
+from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.test_utils import TestServer
 
 from cortex.errors import RepoFetchFailed, UnsupportedArchitecture
 from cortex.fleet.model import ModelSpec
@@ -321,6 +323,22 @@ async def test_a_neuron_that_never_answered_is_told_in_the_log_once(caplog):
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     why = f"{node.endpoint} does not answer: nobody listens there"
     assert said.count(f"node {known.name}: {why}") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("<html>a proxy's page", ""), ("no such host\n", ": no such host"), ("", "")],
+)
+async def test_what_is_no_neuron_is_told_with_what_it_answers(body, said):
+    async def answer(_):
+        return web.Response(status=404, text=body)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server, running(str(server.make_url("/"))) as gateway:
+        error = await gateway.refused(503, "no_node_available")
+
+        assert error["message"].endswith(f"/ says: status 404 Not Found{said}")
 
 
 def test_why_a_neuron_does_not_answer_is_said_without_what_is_ours():
