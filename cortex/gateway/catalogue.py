@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from cortex.config.schema import Catalogue
-from cortex.errors import InvalidRequest, ModelNotFound
+from cortex.errors import InvalidRequest, ModelNotFound, NoNodeAvailable
 from cortex.fleet.model import ModelCard, ModelSpec
 from cortex.fleet.node import NodeModel
 from cortex.fleet.principal import Principal
@@ -93,6 +93,7 @@ class Names:
 
         Raises:
             ModelNotFound: With the nearest name there is.
+            NoNodeAvailable: A node may have it that has not said yet what it has.
         """
         if (found := self._find(name)) is not None:
             return found
@@ -100,6 +101,11 @@ class Names:
         chosen = self._plugins.manager.hook.cortex_choose_model(name=name, known=sorted(known))
         if chosen is not None and (found := self._find(chosen)) is not None:
             return found
+        if new := [node.name for node in self._nodes if node.is_new]:
+            raise NoNodeAvailable(
+                f"no model is called {name!r} so far; {', '.join(new)} has not answered yet",
+                param="model",
+            )
         raise ModelNotFound(
             f"no model is called {name!r}", hint=did_you_mean(name, known), param="model"
         )
@@ -108,7 +114,7 @@ class Names:
         name = self._target(name)
         if (spec := self.specs.get(name)) is not None:
             return spec
-        here = any(name in node.models for node in self._nodes)
+        here = any(name in node.models or name in node.promised for node in self._nodes)
         return ModelSpec(id=name) if here else None
 
     def _target(self, name: str) -> str:
@@ -119,8 +125,8 @@ class Names:
         return self.aliases.get(max(patterns, key=len, default=""), name)
 
     def _known(self) -> dict[str, object]:
-        loaded = (model for node in self._nodes for model in node.models)
-        return dict.fromkeys([*self.specs, *self.aliases, *loaded])
+        there = (model for node in self._nodes for model in (*node.models, *node.promised))
+        return dict.fromkeys([*self.specs, *self.aliases, *there])
 
     def seeing(self, principal: Principal) -> list[str]:
         """Return the models loaded anywhere that see images, and that *principal* may use."""
@@ -146,9 +152,9 @@ class Names:
         """Return the rows of ``/v1/models``: catalogue, what nodes have besides, aliases."""
         specs = dict(self.specs)
         for node in self._nodes:
-            for model in node.models.values():
-                if model.routable:
-                    specs.setdefault(model.id, ModelSpec(id=model.id))
+            there = (model.id for model in node.models.values() if model.routable)
+            for name in (*there, *node.promised):
+                specs.setdefault(name, ModelSpec(id=name))
         cards = {model_id: self._card(spec) for model_id, spec in specs.items()}
         for alias, target in self.aliases.items():
             if target in cards and "*" not in alias:

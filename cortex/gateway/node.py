@@ -116,6 +116,11 @@ class Node:
         return isinstance(self.entry, UpstreamEntry)
 
     @property
+    def promised(self) -> tuple[str, ...]:
+        """The models that it serves whenever it answers, as its table says."""
+        return (self.entry.models or ()) if isinstance(self.entry, UpstreamEntry) else ()
+
+    @property
     def is_new(self) -> bool:
         """Whether it has neither answered a poll yet nor failed to."""
         return self.error == NOT_POLLED

@@ -194,7 +194,8 @@ def feasible_on(
 ) -> str | None:
     """Return why *node* could never hold *spec*, or None if it could, empty."""
     if node.is_upstream:
-        return None if spec.id in node.models else "it serves only what it has"
+        may = spec.id in node.models or node.health is None  # as below
+        return None if may else "it serves only what it has"
     if spec.pinned_on and node.name not in spec.pinned_on:
         return f"the model is pinned on {', '.join(spec.pinned_on)}"
     if node.discovery is None:

@@ -80,6 +80,19 @@ async def test_a_node_that_has_not_answered_yet_is_waited_for(monkeypatch):
         assert node.counts["load"] == 0
 
 
+async def test_a_name_is_unknown_only_once_every_node_has_said_what_it_has(monkeypatch):
+    monkeypatch.setattr(poller, "FIRST_ROUND_S", 0.05)
+    async with Slow("m") as node, running(node, models=[]) as gateway:
+        error = await gateway.refused(503, "no_node_available")
+        node.may_tell.set()
+        await until(lambda: not any(node.is_new for node in gateway.gateway.nodes))
+        await gateway.ask()
+        await gateway.refused(404, "model_not_found", "n")
+
+    assert error["message"] == "no model is called 'm' so far; node0 has not answered yet"
+    assert error["headers"]["retry-after"] == "5"
+
+
 async def test_a_waiter_that_leaves_does_not_stop_the_load():
     async with FakeNeuron() as node, running(node) as gateway:
         node.may_load.clear()

@@ -83,6 +83,25 @@ async def test_an_upstream_that_goes_and_comes_back_is_used_again():
 
 
 @pytest.mark.parametrize(
+    ("table", "catalogue"), [({"models": ("m",)}, []), ({}, [ModelSpec(id="m")])]
+)
+async def test_what_it_may_have_can_be_asked_for_again_before_it_answers(table, catalogue):
+    async with FakeNeuron(["m"]) as server:
+        pass
+    async with running(models=catalogue, upstreams=[upstream(server, **table)]) as gateway:
+        error = await gateway.refused(503, "no_node_available")
+        assert [row["id"] for row in (await gateway.get("/v1/models"))["data"]] == ["m"]
+        await gateway.refused(404, "model_not_found", "n")
+        await server.start()
+        await until(lambda: all(node.healthy for node in gateway.gateway.nodes))
+
+        await gateway.ask()
+        await server.stop()
+
+    assert f"up: {server.endpoint} does not answer: nobody listens there" in error["message"]
+
+
+@pytest.mark.parametrize(
     ("name", "target"),
     [("claude-opus-5", "m"), ("claude-haiku-4", "small"), ("claude-me", "me"), ("m", "m")],
 )
