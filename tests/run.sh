@@ -9,6 +9,8 @@ unset PYTHONDONTWRITEBYTECODE # tests start programs all the time
 venv=${CORTEX_TEST_VENV:-.venv-test}
 python=$venv/bin/python
 
+NEEDS_GIB=6 # the virtualenv takes 3
+
 step() { printf '\n== %s\n' "$*"; }
 
 missing=()
@@ -43,6 +45,13 @@ host() { # what tests need beside Python
 }
 
 if [ ! -x "$python" ]; then
+  for folder in . "${TMPDIR:-/tmp}"; do # a disk that fills up later fails tests in odd ways
+    free=$(($(df -k --output=avail "$folder" | tail -n 1) >> 20))
+    ((free >= NEEDS_GIB)) || {
+      echo "tests/run.sh: $NEEDS_GIB GiB are needed in $folder, $free are free" >&2
+      exit 1
+    }
+  done
   step "virtualenv in $venv"
   python3 -m venv "$venv"
 fi
