@@ -249,7 +249,10 @@ class Text:
         if not tools:
             return template.render(turns, **arguments)
         if not template.abilities.tools:
-            raise ToolsUnsupported("the model's chat template does not know tools", param="tools")
+            raise ToolsUnsupported(
+                "the model's chat template does not know tools: ask it without, or another model",
+                param="tools",
+            )
         written = self._guarded(written_tools(tools))
         if template.abilities.tools_in_system:
             return template.render(with_tools(turns, written), **arguments)
