@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import attrs
 from time import perf_counter
 
+import attrs
 import pytest
 
 from cortex.errors import ConfigError, PluginError

@@ -172,8 +172,7 @@ async def test_a_packed_body_is_unpacked_and_a_bomb_is_413():
         ),
         (
             POST + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
-            "the body is packed in a way that is not known here (send it as it is, or with"
-            " Content-Encoding: gzip)",
+            "the body is packed in a way that is not known here (send it as it is,",
         ),
     ],
 )
