@@ -26,6 +26,7 @@ from cortex.fleet.node import LogLine
 from cortex.log_lines import LEVELS
 from cortex.openapi import STREAM, Path
 from cortex.web import reply
+from cortex.wire import whole
 
 MAX_KEPT = 2000
 MAX_MESSAGE_CHARS = 8192
@@ -81,14 +82,12 @@ class Query:
         level, lines = query.get("level", LEVELS[0]), query.get("lines", str(LINES))
         if level not in LEVELS:
             raise InvalidRequest(f"expected {', '.join(LEVELS)}, got {level!r}", param="level")
-        if not lines.isdecimal() or int(lines) > MAX_KEPT:
+        if (count := whole(lines)) is None or count > MAX_KEPT:
             raise InvalidRequest(f"expected 0 to {MAX_KEPT} lines, got {lines!r}", param="lines")
         follow = query.get("follow", "0")
         if follow not in ("0", "1"):
             raise InvalidRequest(f"expected 0 or 1, got {follow!r}", param="follow")
-        return cls(
-            level=level, model=query.get("model", ""), lines=int(lines), follow=follow == "1"
-        )
+        return cls(level=level, model=query.get("model", ""), lines=count, follow=follow == "1")
 
     def wants(self, line: object) -> bool:
         """Tell whether a line is meant."""

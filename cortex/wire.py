@@ -1,4 +1,4 @@
-"""JSON from outside: decoded strictly, with errors in our words that name the field."""
+"""JSON and numbers from outside: read strictly, with errors in our words that name the field."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from cortex.errors import InvalidJson, InvalidRequest, MissingParameter
 
 T = TypeVar("T")
+MAX_DIGITS = 9  # of some thousands Python makes no number at all
 encode = msgspec.json.Encoder().encode
 
 
@@ -44,3 +45,8 @@ def explain(said: str) -> InvalidRequest:
     words = problem.replace("`", "")
     place = param or "the body"
     return InvalidRequest(f"{place}: {words[0].lower()}{words[1:]}", param=param or None)
+
+
+def whole(said: str) -> int | None:
+    """Return the whole number that a path or a query says; None is none, or one too long."""
+    return int(said) if said.isdecimal() and len(said) <= MAX_DIGITS else None

@@ -144,7 +144,13 @@ async def refused(gateway, query: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("query", "param"), [("level=loud", "level"), ("lines=-1", "lines"), ("follow=yes", "follow")]
+    ("query", "param"),
+    [
+        ("level=loud", "level"),
+        ("lines=-1", "lines"),
+        ("lines=" + "1" * 5000, "lines"),
+        ("follow=yes", "follow"),
+    ],
 )
 async def test_what_cannot_be_asked_for_is_refused(query, param):
     async with running() as gateway:

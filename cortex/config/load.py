@@ -161,7 +161,7 @@ def load_catalogue(path: Path) -> Catalogue:
             (1, model.min_devices, "min_devices"),
             (0, model.min_device_vram_mb, "min_device_vram_mb"),
             (0, model.vram_mb or 0, "vram_mb"),
-            (0, model.context or 0, "context"),
+            (1, 1 if model.context is None else model.context, "context"),
             (0, model.ttl_s, "ttl_s"),
         ):
             with mistakes:
@@ -191,6 +191,12 @@ def load_neuron(path: Path | None) -> NeuronConfig:
     table = read_table(path, NeuronConfig)
     where = path.name if path else "neuron.toml"
     config = structure(table, NeuronConfig, where)
+    mistakes = Mistakes()
+    for number, model in enumerate(config.default_models):
+        with mistakes:
+            context = 1 if model.context is None else model.context
+            _at_least(1, context, f"{where}: default_models[{number}].context")
+    mistakes.raise_any()
     folder = path.parent if path else Path()
     return attrs.evolve(
         config,

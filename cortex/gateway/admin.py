@@ -46,6 +46,7 @@ from cortex.logs import Logs
 from cortex.plugins import KINDS, Plugins
 from cortex.registry import did_you_mean
 from cortex.web import read_json, reply
+from cortex.wire import whole
 
 
 @attrs.frozen(kw_only=True)
@@ -114,10 +115,11 @@ class Admin:
         return reply(PluginRows(self.plugins.loaded(), offers, [*self.plugins.failures]))
 
     async def _usage(self, request: web.Request) -> web.Response:
-        days = request.query.get("days", "30")
-        if not days.isdecimal() or not 1 <= int(days) <= MAX_DAYS:
-            raise InvalidRequest(f"expected 1 to {MAX_DAYS} days, got {days!r}", param="days")
-        since = int(time() // DAY_S) - int(days) + 1
+        said = request.query.get("days", "30")
+        days = whole(said)
+        if days is None or not 1 <= days <= MAX_DAYS:
+            raise InvalidRequest(f"expected 1 to {MAX_DAYS} days, got {said!r}", param="days")
+        since = int(time() // DAY_S) - days + 1
         usage = await asyncio.to_thread(self.ledger.usage, since)
         return reply(UsageRows(date_of(since).isoformat(), usage))
 

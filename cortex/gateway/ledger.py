@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -135,10 +136,11 @@ class Ledger:
             raise
 
     def usage(self, since: int) -> list[Usage]:
-        """Return all that was used from a day on.  Blocks."""
+        """Return all that was used from a day on, but for what cannot be written now.  Blocks."""
         if self._database is None:
             return []
-        self.write()
+        with suppress(sqlite3.Error):  # the ticker tells of it
+            self.write()
         with self._writing:
             rows = self._database.execute(ROWS, (since,)).fetchall()
         return [
@@ -176,6 +178,7 @@ def _connected(where: str) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         database.executescript(SCHEMA)
+        database.execute(ROWS, (0,)).fetchall()  # a damaged page is found now, not by a request
     except sqlite3.Error:
         database.close()
         raise

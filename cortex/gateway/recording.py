@@ -19,6 +19,8 @@ from cortex.gateway.relay import Exchange
 if TYPE_CHECKING:
     from cortex.spans import Span
 
+MOST_TOKENS = 1 << 31  # of a request; their sums are counted too
+
 
 @attrs.define(kw_only=True)
 class Recording:
@@ -101,12 +103,17 @@ class Recording:
             queued_s=self.queued_s,
             decode_s=usage.decode_ms / 1e3 or decode_s,
             duration_s=now - self.began,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cached_tokens=usage.cached_tokens,
+            prompt_tokens=countable(usage.prompt_tokens),
+            completion_tokens=countable(usage.completion_tokens),
+            cached_tokens=countable(usage.cached_tokens),
             retried=self.retried,
             resumed=self.resumed,
         )
         if self.span is not None:
             self.span.finished(record, asked=self.asked, code=self.code, is_cold=self.is_cold)
         return record
+
+
+def countable(tokens: int) -> int:
+    """Return how many tokens count of so many, which a server that is not ours may have told."""
+    return min(max(tokens, 0), MOST_TOKENS)

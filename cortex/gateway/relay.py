@@ -160,6 +160,8 @@ class Exchange:
 
     def on_headers_complete(self) -> None:
         self._read_status()
+        if not self.status:
+            return
         if self.status in REFUSALS and not self._is_last:
             self.refused = True
         else:
@@ -174,6 +176,8 @@ class Exchange:
         self._pass_on(self._ended(data) if self._is_stream else data)
 
     def on_message_complete(self) -> None:
+        if not self.status:
+            return
         if self._hold is not None and self._tells_error:
             self._put(self._hold.event(self.error()))
         if not self.refused:
@@ -217,6 +221,9 @@ class Exchange:
     def _read_status(self) -> None:
         assert self._connection is not None  # noqa: S101 - set by run
         self.status = self._connection.parser.get_status_code()
+        if self.status < HTTPStatus.OK:  # interim, such as 100 or 103: the answer is yet to come
+            self.status = 0
+            self._passed.clear()
         self._keeps_upstream = self._connection.parser.should_keep_alive()
 
     def _put_head(self, status: int, framing: bytes) -> None:

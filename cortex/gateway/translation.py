@@ -170,6 +170,8 @@ class Translated(Exchange):
 
     def on_headers_complete(self) -> None:
         self._read_status()
+        if not self.status:
+            return
         if self.status in REFUSALS and not self._is_last:
             self.refused = True
         elif self.status < HTTPStatus.BAD_REQUEST and self._is_stream:
@@ -183,6 +185,8 @@ class Translated(Exchange):
             self._translate(data)
 
     def on_message_complete(self) -> None:
+        if not self.status:
+            return
         if self.status >= HTTPStatus.BAD_REQUEST:
             if not self.refused:
                 self._refuse(self.error())

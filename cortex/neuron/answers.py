@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,7 +24,7 @@ class LoadBody(msgspec.Struct, forbid_unknown_fields=False):
     tensor_parallel: int = 1
     devices: list[int] = []
     source: str | None = None
-    context: int | None = None
+    context: Annotated[int, msgspec.Meta(ge=1)] | None = None
     vram_mb: int | None = None
     defaults: dict[SamplingDefault, float] = {}
     wait: bool = True

@@ -35,6 +35,7 @@ from cortex.plugins import Plugins
 from cortex.replies import OPERATIONS, Replies, Turn
 from cortex.tracing import open_tracing
 from cortex.web import add_dialects, application, read_body, read_json, reply
+from cortex.wire import whole
 
 REFRESH_S = 1.0
 OPEN = ("/", "/health", PATH)  # what needs no token
@@ -190,11 +191,11 @@ class Neuron:
         return reply(Told("unloaded", body.model_id))
 
     async def _restart(self, request: web.Request) -> web.Response:
-        index = request.match_info["index"]
-        if not index.isdecimal():
-            raise InvalidRequest(f"expected the index of a device, got {index!r}", param="index")
-        await self.models.restart(int(index))
-        return reply(Restarted("restarted", int(index)))
+        said = request.match_info["index"]
+        if (index := whole(said)) is None:
+            raise InvalidRequest(f"expected the index of a device, got {said!r}", param="index")
+        await self.models.restart(index)
+        return reply(Restarted("restarted", index))
 
     async def _endpoint(self, request: web.Request) -> web.Response:
         self.models.serving(request.match_info["id"])

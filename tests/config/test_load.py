@@ -144,6 +144,7 @@ MODELS = {
     MODEL + "vram_mb = 'x'": "models[0].vram_mb: expected a whole number, got 'x' (a string)",
     MODEL + "vram = 1": "models[0].vram: unknown key (did you mean 'vram_mb'?)",
     MODEL + "vram_mb = -1": "models[0].vram_mb: expected at least 0, got -1",
+    MODEL + "context = 0": "models[0].context: expected at least 1, got 0",
     MODEL + "min_devices = 0": "models[0].min_devices: expected at least 1, got 0",
     MODEL + "priority = true": ("models[0].priority: expected a whole number, got true or false"),
     MODEL + "pinned_on = 'x'": "models[0].pinned_on: expected a list, got 'x' (a string)",
@@ -178,6 +179,9 @@ def test_a_mistake_in_models_toml(tmp_path, text, message):
 NODE = {
     "listen = 'x'": "listen: expected host:port, got 'x'",
     "token = 1": "token: expected a string, got 1 (a whole number)",
+    "[[default_models]]\nmodel_id = 'x'\ncontext = 0": (
+        "default_models[0].context: expected at least 1, got 0"
+    ),
     "default_models = [3]": "default_models[0]: expected a table, got 3 (a whole number)",
     "[[default_models]]\nmodel = 'x'": (
         "default_models[0].model_id: missing;"

@@ -191,7 +191,14 @@ async def test_pages_of_input(through):
         after = everything[2]["id"]
         assert await page(f"?after={after}") == (["1", "0"], False)
         assert await page(f"?after={everything[-1]['id']}") == ([], False)
-        for wrong in ("limit=0", "limit=101", "limit=x", "order=up", "after=nobody"):
+        for wrong in (
+            "limit=0",
+            "limit=101",
+            "limit=x",
+            "limit=" + "1" * 5000,
+            "order=up",
+            "after=nobody",
+        ):
             param = wrong.partition("=")[0]
             error = await server.refused("invalid_value", "GET", f"{where}?{wrong}", 400)
             assert error["param"] == param

@@ -11,6 +11,7 @@ from cortex.fleet.model import ModelSpec
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
 
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 BOMB = b'{"model": "m", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
 
 
@@ -157,12 +158,58 @@ async def test_a_packed_body_is_unpacked_and_a_bomb_is_413():
         assert json.loads(node.bodies[0])["user"] == "x" * 10
 
 
-async def test_a_request_that_is_no_http_is_refused_and_the_gateway_lives():
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (b"\x16\x03\x01 this is no HTTP\r\n\r\n", "the request is no valid HTTP: Received HTTPS"),
+        (
+            POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+            "the request is no valid HTTP: Transfer-Encoding can't be present with Content-Length",
+        ),
+        (
+            POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "the request is no valid HTTP: Invalid character in chunk size",
+        ),
+        (
+            POST + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
+            "the body is packed in a way that is not known here (send it as it is,",
+        ),
+    ],
+)
+async def test_a_request_that_is_no_http_is_refused_and_the_log_stays_empty(sent, message, caplog):
     async with FakeNeuron(["m"]) as node, running(node) as gateway:
         async with await Wire.to(gateway.address) as client:
-            client.writer.write(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
-            assert (await client.head())[0] == 400
+            client.writer.write(sent)
+            status, headers = await client.head()
+            error = json.loads(await client.rest())["error"]
+
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+        assert error["message"].startswith(message)
         await gateway.ask()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("known", ["\u00e9\u65e5", "tab\tin it"])
+async def test_an_id_that_is_no_plain_text_is_replaced(known):
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            client.post(chat("m"), headers=f"x-request-id: {known}\r\n")
+            status, headers = await client.head()
+
+        assert (status, len(headers["x-request-id"])) == (200, 32)
+        shown = await gateway.get("/api/v1/requests")
+        assert [row["id"] for row in shown["requests"]] == [headers["x-request-id"]]
+
+
+async def test_an_id_that_is_no_utf_8_is_replaced():
+    async with FakeNeuron(["m"]) as node, running(node) as gateway:
+        async with await Wire.to(gateway.address) as client:
+            client.writer.write(POST + b"x-request-id: \xff\r\nContent-Length: 2\r\n\r\n{}")
+            assert (await client.head())[0] == 400
+
+        (row,) = (await gateway.get("/api/v1/requests"))["requests"]
+        assert row["id"].isalnum()
 
 
 async def test_a_strategy_that_raises_is_our_fault_and_recorded_once():

@@ -122,6 +122,7 @@ def test_while_another_holds_the_database_nothing_is_lost(opened, tmp_path, monk
     ledger.add(record(), TODAY)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         ledger.write()
+    assert totals(ledger) == {}  # what is in there is told all the same
     other.execute("ROLLBACK")
     other.close()
     ledger.write()
@@ -147,6 +148,19 @@ def test_a_place_that_cannot_be_used_is_a_warning_and_usage_is_counted(
     assert "usage is counted until this process ends" in caplog.text
 
 
+def test_a_damaged_database_is_a_warning_and_usage_is_counted(opened, tmp_path, caplog):
+    path = tmp_path / "ledger.db"
+    before = opened(path)
+    before.add(record(), TODAY)
+    before.close()
+    path.write_bytes(path.read_bytes()[:4096] + b"x" * 4096)  # the schema is whole, the table not
+    ledger = opened(path)
+    assert ledger.days("zed", TODAY) == {}
+    ledger.add(record(), TODAY)
+    assert totals(ledger) == {("zed", "m"): (1, 3, 6)}
+    assert "malformed; usage is counted until this process ends" in caplog.text
+
+
 ROOT = Key(name="root", sha256=digest("root"), admin=True)
 ZED = Key(name="zed", sha256=digest("zed"), budget_tokens=15)
 
@@ -167,7 +181,7 @@ async def test_the_admin_api_says_who_used_what_up_to_now(tmp_path):
                 ("zed", "m", {"prompt_tokens": 7, "completion_tokens": 3}),
             )
         ]
-        for days in ("0", "x", "-1", "100000"):
+        for days in ("0", "x", "-1", "100000", "1" * 5000):
             url = f"{gateway.url}/api/v1/usage?days={days}"
             async with gateway.client.get(url, headers=bearer("root")) as response:
                 assert response.status == 400

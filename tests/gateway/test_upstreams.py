@@ -6,11 +6,14 @@ import json
 
 import pytest
 
+from cortex.chat.events import Usage
 from cortex.config.schema import UpstreamEntry
 from cortex.fleet.model import ModelSpec
+from cortex.gateway.recording import MOST_TOKENS
 from cortex.gateway.tail import Tail
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import running
+from tests.gateway.test_relay import INTERIM, chunked, raw
 
 
 def upstream(node: FakeNeuron, **more) -> UpstreamEntry:
@@ -140,6 +143,32 @@ async def test_what_its_answers_took_is_read_off_their_end():
 
     for record in gateway.records:
         assert (record.prompt_tokens, record.completion_tokens, record.cached_tokens) == (7, 3, 4)
+
+
+async def test_what_no_answer_can_have_taken_spoils_no_counter():
+    async with FakeNeuron(["m"]) as server:
+        server.tells_usage = False
+        server._usage = lambda: Usage(prompt_tokens=10**25, completion_tokens=-7)
+        async with running(models=[], upstreams=[upstream(server)]) as gateway:
+            await gateway.ask()
+            await until(lambda: gateway.records)
+
+    (record,) = gateway.records
+    assert (record.prompt_tokens, record.completion_tokens) == (MOST_TOKENS, 0)
+
+
+async def test_an_answer_that_is_translated_may_come_after_an_interim_one():
+    event = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}
+    events = f"data: {json.dumps(event)}\n\n".encode(), b"data: [DONE]\n\n"
+    async with raw([INTERIM + chunked(*events)]) as (node, _):
+        entry = upstream(node, dialects=("openai-chat",))
+        async with running(models=[], upstreams=[entry]) as gateway:
+            body = {"model": "m", "max_tokens": 5}
+            body["messages"] = [{"role": "user", "content": "hi"}]
+            async with gateway.client.post(f"{gateway.url}/v1/messages", json=body) as response:
+                said = await response.json()
+
+    assert (response.status, said["content"][0]["text"]) == (200, "hi")
 
 
 @pytest.mark.parametrize(

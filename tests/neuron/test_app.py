@@ -112,6 +112,14 @@ async def test_a_load_goes_on_when_who_asked_leaves():
             "this node has no harness 'ecko' (it has echo)",
         ),
         (
+            *("/models/load", {"model_id": "m", "context": 0}, 400, "invalid_value"),
+            "context: expected int >= 1",
+        ),
+        (
+            *(f"/devices/{'1' * 5000}/restart", {}, 400, "invalid_value"),
+            "expected the index of a device, got '111",
+        ),
+        (
             *("/models/load", {"model_id": "m", "harness": "echo", "devices": [9]}, 503),
             *("device_unavailable", "there is no device 9; this node has [0]"),
         ),

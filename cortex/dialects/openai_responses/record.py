@@ -15,7 +15,7 @@ import msgspec
 from cortex.chat.request import Ties
 from cortex.dialects.openai_responses.response import item_id, reply_id
 from cortex.errors import InvalidRequest, PreviousReplyNotFound, UnsupportedParameter
-from cortex.wire import decode, encode
+from cortex.wire import decode, encode, whole
 
 PREFIXES = {
     "message": "msg",
@@ -179,15 +179,15 @@ def render_inputs(record: bytes, query: Mapping[str, str]) -> bytes:
         raise InvalidRequest("order: expected asc or desc", param="order")
     if query.get("order", "desc") == "desc":
         items.reverse()
-    limit = query.get("limit", "20")
-    if not limit.isdecimal() or int(limit) not in LIMITS:
+    limit = whole(query.get("limit", "20"))
+    if limit not in LIMITS:
         raise InvalidRequest("limit: expected 1 to 100", param="limit")
     if (after := query.get("after")) is not None:
         ids = [known for known, _ in items]
         if after not in ids:
             raise InvalidRequest(f"after: no item has the id {after!r}", param="after")
         items = items[ids.index(after) + 1 :]
-    page = items[: int(limit)]
+    page = items[:limit]
     return encode(
         {
             "object": "list",

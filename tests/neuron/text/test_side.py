@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from time import sleep
 
 import attrs
 import pytest
@@ -292,3 +294,15 @@ def test_calls_nobody_asked_for_are_held_to_the_schema_of_a_strict_tool():
     assert allows(grammar, "<think>hm</think>\n\nNo.")
     harmony = side(templates.HARMONY)
     assert harmony.grammar(request, harmony.prompt(request)) is None
+
+
+def test_all_else_goes_on_while_a_long_prompt_is_read():
+    vocabulary, looks = side(templates.QWEN).vocabulary, 0
+    with ThreadPoolExecutor(1) as readers:
+        reading = readers.submit(vocabulary.encode, "word " * 400_000, special=False)
+        while not reading.done():
+            sleep(0.001)
+            looks += 1
+
+    assert len(reading.result()) == 2_000_000
+    assert looks > 30  # hundreds; if it holds the lock all the while, a few
