@@ -9,21 +9,25 @@ byte, or the client is told so and let go.  What is written waits in the kernel,
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import sys
+from http import HTTPStatus
 from struct import Struct
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from cortex.config.schema import Address
-from cortex.errors import ConfigError, RequestTimeout
+from cortex.errors import ConfigError, CortexError, InvalidRequest, RequestTimeout
 from cortex.wire import encode
 
 HEAD_S = 10.0
 WRITE_BYTES = 4 << 10
 BACKLOG = 4096
 ACKED, ACKED_AT = Struct("Q"), 120  # tcpi_bytes_acked of Linux's struct tcp_info
+log = logging.getLogger(__name__)
 
 
 async def accept(
@@ -112,6 +116,23 @@ class ClientConnection(web.RequestHandler):
         self._forget_deadline()
         super().connection_lost(exc)
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP as any bad request, and keep it out of the log."""
+        if status != HTTPStatus.BAD_REQUEST:
+            return super().handle_error(request, status, exc, message)
+        log.debug("%s sent no valid HTTP: %s", request.remote, message)
+        response = web.Response(
+            body=said_of(no_http(exc, message or "")), status=status, content_type="application/json"
+        )
+        response.force_close()
+        return response
+
     @property
     def _awaits_head(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
@@ -144,10 +165,25 @@ def taken_of(transport: asyncio.BaseTransport) -> int | None:
 
 
 def too_late() -> bytes:
-    """Return the answer to a request whose head did not come: its dialect is not known."""
-    error = RequestTimeout(f"the head of the request did not come within {HEAD_S:g} s")
-    said = {"message": str(error), "type": error.type, "code": error.code, "param": None}
-    body = encode({"error": said})
+    """Return the answer to a request whose head did not come."""
+    body = said_of(RequestTimeout(f"the head of the request did not come within {HEAD_S:g} s"))
     head = "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
+
+
+def no_http(error: BaseException | None, message: str) -> CortexError:
+    """Return what there is to say of a request that cannot be read, for the cause aiohttp names."""
+    if isinstance(error, ContentEncodingError):
+        return InvalidRequest(
+            "the body is packed in a way that is not known here",
+            hint="send it as it is, or with Content-Encoding: gzip",
+        )
+    cause = message.partition("\n")[0].rstrip(":.")
+    return InvalidRequest(f"the request is no valid HTTP: {cause}")
+
+
+def said_of(error: CortexError) -> bytes:
+    """Return the body of an error of a request whose dialect is not known."""
+    said = {"message": str(error), "type": error.type, "code": error.code, "param": None}
+    return encode({"error": said})

@@ -15,6 +15,7 @@ from cortex.errors import ConfigError, PluginError
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+LONGEST_NAME = 256  # comparing one of megabytes takes seconds
 
 
 @attrs.frozen(kw_only=True)
@@ -105,7 +106,7 @@ class Registry(Generic[T]):
 
 def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str:
     """Return a hint: the nearest of *known*; empty if none is so much *alike*."""
-    near = get_close_matches(name, list(known), n=1, cutoff=alike)
+    near = get_close_matches(name[:LONGEST_NAME], list(known), n=1, cutoff=alike)
     return f"did you mean {near[0]!r}?" if near else ""
 
 

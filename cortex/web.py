@@ -138,9 +138,15 @@ def error_response(request: web.Request, error: CortexError) -> web.Response:
 
 
 def request_id(request: web.Request) -> str:
-    """Return the client's request id, or a new one, the same for the life of the request."""
+    """
+    Return the client's request id, or a new one, the same for the life of the request.
+
+    An id goes into headers, JSON and logs: what is not plain text in each of them is none.
+    """
     if (known := request.get(REQUEST_ID)) is None:
-        known = request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"
+        known = request.headers.get("x-request-id", "")
+        if not (known and known.isascii() and known.isprintable()):
+            known = f"{random.getrandbits(128):032x}"
         request[REQUEST_ID] = known
     return known
 

@@ -41,7 +41,9 @@ class Vocabulary:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of a text, with what the tokenizer puts around one if *special*."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        # unlike that of one text it lets other threads run meanwhile, which may be for seconds
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
