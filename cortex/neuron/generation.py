@@ -13,6 +13,8 @@ from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.begun import Begun
 from cortex.neuron.text.side import Prompt
 
+SEEDS = 1 << 63  # that many there are: a worker takes no larger number
+
 
 def generate_job(
     request: ChatRequest, prompt: Prompt, running: Running, job_id: str, grammar: str | None
@@ -54,14 +56,14 @@ def generate_job(
         max_tokens=min(sampling.max_tokens or room, room),
         temperature=chosen(sampling.temperature, "temperature", 1.0),
         top_p=chosen(sampling.top_p, "top_p", 1.0),
-        top_k=int(chosen(sampling.top_k, "top_k", 0)),
+        top_k=min(int(chosen(sampling.top_k, "top_k", 0)), running.text.vocabulary.size),
         min_p=chosen(sampling.min_p, "min_p", 0.0),
         repetition_penalty=chosen(sampling.repetition_penalty, "repetition_penalty", 1.0),
         ignore_eos=sampling.ignore_eos,
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         logit_bias=dict(sampling.logit_bias),
-        seed=sampling.seed,
+        seed=None if sampling.seed is None else sampling.seed % SEEDS,
         logprobs=sampling.logprobs,
         principal=request.principal,
         priority=request.priority,

@@ -248,9 +248,8 @@ class DeviceWorker:
             raise
         finally:
             theirs.close()
-        self.pid, self._process = process.pid, process
+        self.pid, self._process, self._was_ready = process.pid, process, False
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self._was_ready = False
         try:
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read(reader))
@@ -346,6 +345,8 @@ class DeviceWorker:
         """Load again what the last worker had, then call the device well."""
         await self._ready.wait()
         for model, job in list(self._kept.items()):
+            if self._kept.get(model) is not job:
+                continue  # it was unloaded since
             del self._kept[model]  # if this load ends the worker, the next life goes without
             try:
                 loaded = await self._load(job, lambda *_: None)
@@ -354,8 +355,9 @@ class DeviceWorker:
                 if isinstance(error, DeviceUnavailable):
                     return
             else:
-                self._kept[model] = job
-                self._watcher.model_back(model, loaded)
+                if model not in self._unloads:
+                    self._kept[model] = job
+                    self._watcher.model_back(model, loaded)
         self._watcher.device_changed(self.index, "ok")
 
     def _lose_everything(self) -> None:

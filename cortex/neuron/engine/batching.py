@@ -106,7 +106,7 @@ class Batching:
         while self._guesser and self._launched and self.scheduler.is_drafting:
             self._take(self._launched.popleft(), tokens, ended)
         if chunks := self._able(self.scheduler.plan(perf_counter()), ended):
-            self._launch(chunks, ended)
+            self._launch(chunks, tokens, ended)
         if self._launched and (len(self._launched) > self._runs_ahead or not chunks):
             self._take(self._launched.popleft(), tokens, ended)
         return tokens, ended
@@ -137,7 +137,7 @@ class Batching:
                 able.append(chunk)
         return able
 
-    def _launch(self, chunks: list[Chunk], ended: list[End]) -> None:
+    def _launch(self, chunks: list[Chunk], tokens: list[Token], ended: list[End]) -> None:
         plan = self.scheduler
         self._runner.change(plan.moved, plan.entered, plan.copies)
         try:
@@ -145,8 +145,11 @@ class Batching:
                 chunk.sequence.starts()
             launched = self._runner.launch(chunks)
         except torch.OutOfMemoryError as error:  # who asks for most goes, the others try again
+            while self._launched:  # the host has to know what they go on from
+                self._take(self._launched.popleft(), tokens, ended)
             most = max(chunks, key=lambda chunk: chunk.count).sequence
-            self._end(most, lost(most.id, error), ended)
+            if most.reason is None:
+                self._end(most, lost(most.id, error), ended)
             self.scheduler.broken(chunks)
         except Exception as error:
             if is_poison(error):

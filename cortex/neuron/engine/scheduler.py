@@ -206,13 +206,18 @@ class Scheduler:
             sequence.guesser.settle(len(chunk.draft), accepted)
 
     def broken(self, chunks: list[Chunk]) -> None:
-        """Take note that a step of *chunks* broke off: states are anything now, blocks are not."""
-        for chunk in chunks:
-            sequence = chunk.sequence
-            if sequence.row >= 0 and self.snapshots is not None:
+        """
+        Take note that a step of *chunks* broke off, and that none before it is on its way.
+
+        States and what rows keep of their sequences are anything now, blocks are not.
+        """
+        for sequence in (chunk.sequence for chunk in chunks):
+            if sequence.row < 0:
+                continue
+            if self.snapshots is not None:
                 self._preempt(sequence)
-            elif sequence.row >= 0 and chunk.draft:
-                self.entered[sequence.row] = sequence
+            else:
+                self.entered[sequence.row], sequence.tallied = sequence, -1
 
     def keep(self, sequence: Sequence) -> None:
         """Let the full blocks of a sequence be found."""

@@ -1,4 +1,8 @@
-"""Stop strings: found wherever the text is cut, and never part of it."""
+"""
+Stop strings: found wherever the text is cut, and never part of it.
+
+Of several that overlap, the one that ends first is found.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,11 @@ class Stops:
     def feed(self, text: str) -> str:
         """Return the text that is certain."""
         text = self._held + text
-        found = [(at, stop) for stop in self._strings if (at := text.find(stop)) >= 0]
+        found = [
+            (at + len(stop), at, stop) for stop in self._strings if (at := text.find(stop)) >= 0
+        ]
         if found:
-            at, self.matched = min(found)
+            _, at, self.matched = min(found)
             self._held = ""
             return text[:at]
         keep = max((overlap(text, stop) for stop in self._strings), default=0)

@@ -271,6 +271,34 @@ def test_memory_that_runs_out_costs_who_asked_for_most_of_it_and_nobody_else(lla
     engine.scheduler.check()
 
 
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "ahead"])
+def test_whom_memory_that_runs_out_did_not_cost_goes_on_from_where_it_was(
+    llama, monkeypatch, runs_ahead
+):
+    penalties = dict(enumerate([1.0, 1.0, 1.5, 1.5]))
+    jobs = [ask(str(n), prompts(1, n)[0], 16, repetition_penalty=p) for n, p in penalties.items()]
+    wanted, _ = run(engine_of(llama), jobs)
+    engine, steps = engine_of(llama, runs_ahead=runs_ahead), 0
+    real = engine._runner.launch
+
+    def launch(chunks):
+        nonlocal steps
+        steps += 1
+        launched = real(chunks)
+        if steps == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return launched
+
+    monkeypatch.setattr(engine._runner, "launch", launch)
+    said, ends = run(engine, jobs, losing=["0", "1", "2", "3"])
+
+    (gone,) = (name for name, event in ends.items() if isinstance(event, Lost))
+    cut = said.pop(gone)
+    assert cut == wanted.pop(gone)[: len(cut)]
+    assert said == wanted
+    engine.scheduler.check()
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

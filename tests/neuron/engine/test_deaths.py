@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import Counter
+from unittest.mock import Mock
 
 import attrs
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from cortex.chat.events import Failed
 from cortex.errors import DeviceBusy
 from cortex.fleet.model import ModelSpec
+from cortex.neuron.engine import jobs
+from cortex.neuron.workers import DeviceWorker, Watcher
 from cortex.testing import until
 from tests.neuron.engine.conftest import CPU, load, running_harness, running_neuron
 from tests.neuron.engine.test_harness import answer, ask
@@ -34,6 +38,38 @@ async def test_a_killed_worker_fails_its_answers_and_comes_back_with_its_models(
         assert host.model_states == [("tiny", "recovering"), ("tiny", "loaded")]
         assert "recovering" in host.device_states
         assert (await answer(harness, ask("same", "c")))[0] == before[0]
+
+
+@pytest.mark.parametrize("gone", ["first", "second"])
+async def test_a_model_may_be_unloaded_while_a_new_worker_loads_the_last_ones(gone):
+    """Whether its own turn is yet to come, or its load is through before the worker hears of it."""
+    watcher = Mock(spec=Watcher)
+    worker = DeviceWorker(0, "cpu", watcher, threads=1, watchdog_s=5.0)
+    told = Counter()
+    worker._send = lambda job: told.update([(type(job), job.model)])
+    names = ["first", "second"]
+    worker._kept = {name: jobs.Load(model=name, path="", dtype="auto") for name in names}
+    worker._ready.set()
+
+    def loaded(name):
+        worker._handle(jobs.Loaded(model=name, used_bytes=1, context=1, text=Mock()))
+
+    recovering = asyncio.create_task(worker._recover())
+    await until(lambda: told[jobs.Load, "first"])
+    unloading = asyncio.create_task(worker.unload(gone))
+    await until(lambda: told[jobs.Unload, gone])
+    loaded("first")
+    worker._handle(jobs.Unloaded(model=gone))
+    await unloading
+    if gone == "first":
+        await until(lambda: told[jobs.Load, "second"])
+        loaded("second")
+    await recovering
+
+    (left,) = {*names} - {gone}
+    assert [*worker._kept] == [left]
+    assert [call.args[0] for call in watcher.model_back.call_args_list] == [left]
+    watcher.device_changed.assert_called_once_with(0, "ok")
 
 
 async def test_a_stopped_worker_is_replaced_by_the_watchdog(tiny_llama, monkeypatch):

@@ -198,6 +198,14 @@ async def test_top_k_of_one_and_a_tiny_top_p_are_greedy(narrow, harness):
     assert (await answer(harness, ask("x", "b", temperature=1.5, **narrow)))[0] == greedy[0]
 
 
+@pytest.mark.parametrize("huge", [(1 << 32) + 1, 1 << 63, 1 << 70])
+async def test_a_top_k_and_a_seed_of_any_size_are_taken(harness, huge):
+    every = await answer(harness, ask("hi", temperature=1.0, seed=7))
+    same = await answer(harness, ask("hi", temperature=1.0, seed=7 + (huge << 63), top_k=huge))
+    assert isinstance(same[1], Finished)
+    assert same[0] == every[0]
+
+
 async def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(harness):
     whole, _ = await answer(harness, ask("stop", "a", max_tokens=64))
     stop = whole[5:8]

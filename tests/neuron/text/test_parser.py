@@ -211,6 +211,13 @@ def test_stop_strings_are_found_in_the_text_alone():
     assert reader.stop_string is None
 
 
+@pytest.mark.parametrize("pieces", [["a\nUser: b"], ["a\nUser:", " b"], "a\nUser: b"])
+def test_of_stop_strings_that_overlap_the_first_to_end_is_found_however_it_is_cut(pieces):
+    reader = parser(HERMES, stop=("\nUser:", "User", "r: b"))
+    assert meaning(fed(reader, pieces)) == [text("a\n")]
+    assert reader.stop_string == "User"
+
+
 def test_a_stop_string_of_blank_lines_is_found_too():
     reader = parser(HERMES, stop=("\n\n",))
     assert meaning(fed(reader, "one\n\ntwo")) == [text("one")]
