@@ -161,3 +161,11 @@ def test_a_configuration_that_is_not_there_is_named(capsys, tmp_path):
     assert main(["plugins", "--config", str(path)]) == 2
 
     assert f"{path}: no such file" in capsys.readouterr().err
+
+
+def test_the_plugins_of_the_cortex_toml_that_is_here_are_listed(config, monkeypatch, capsys):
+    monkeypatch.chdir(config.parent)
+
+    assert main(["plugins"]) == 0
+
+    assert "good (cortex-good)" in rows(capsys.readouterr().out)
