@@ -12,6 +12,7 @@ import asyncio
 import socket
 import ssl
 import sys
+from errno import EADDRINUSE
 from struct import Struct
 
 from aiohttp import web
@@ -81,9 +82,10 @@ def bind(address: Address) -> None:
 def refused(address: Address, error: OSError, option: str = "--listen") -> ConfigError:
     """Return what there is to say of an *address* that cannot be listened on."""
     cause = (error.strerror or str(error)).rpartition("): ")[2]  # asyncio adds the address
-    return ConfigError(
-        f"cannot listen on {address}: {cause}", hint=f"stop what holds it, or use {option}"
-    )
+    hint = f"use {option}"
+    if error.errno == EADDRINUSE:
+        hint = f"stop what holds it, or {hint}"
+    return ConfigError(f"cannot listen on {address}: {cause}", hint=hint)
 
 
 class ClientConnection(web.RequestHandler):
