@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from errno import ENOSPC
 from importlib import import_module
 
 COMMANDS = {
@@ -140,6 +141,12 @@ def _guarded(command: str, work: Callable[[], int]) -> int:
         print(f"cortex {command}: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"cortex {command}: {error.strerror}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
