@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from errno import ENOSPC
 from importlib import import_module
 
 COMMANDS = {
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             return failed
     if completing:
         import_module("cortex.cli.completion").answer(parser)
-    args = parser.parse_args(argv)
+    args = _parsed(parser, commands, argv)
     if args.version:
         from cortex import __version__
 
@@ -76,6 +77,19 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     return _guarded(args.command, lambda: int(args.run(args)))
+
+
+def _parsed(
+    parser: argparse.ArgumentParser,
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    argv: list[str],
+) -> argparse.Namespace:
+    """Parse; what nobody knows is told with the usage of the command it was given to."""
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        told = commands.choices.get(args.command, parser)
+        told.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def wrong_python() -> str | None:
@@ -127,6 +141,12 @@ def _guarded(command: str, work: Callable[[], int]) -> int:
         print(f"cortex {command}: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"cortex {command}: {error.strerror}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -13,6 +13,7 @@ import logging
 import socket
 import ssl
 import sys
+from errno import EADDRINUSE
 from http import HTTPStatus
 from struct import Struct
 
@@ -85,9 +86,10 @@ def bind(address: Address) -> None:
 def refused(address: Address, error: OSError, option: str = "--listen") -> ConfigError:
     """Return what there is to say of an *address* that cannot be listened on."""
     cause = (error.strerror or str(error)).rpartition("): ")[2]  # asyncio adds the address
-    return ConfigError(
-        f"cannot listen on {address}: {cause}", hint=f"stop what holds it, or use {option}"
-    )
+    hint = f"use {option}"
+    if error.errno == EADDRINUSE:
+        hint = f"stop what holds it, or {hint}"
+    return ConfigError(f"cannot listen on {address}: {cause}", hint=hint)
 
 
 class ClientConnection(web.RequestHandler):

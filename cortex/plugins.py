@@ -63,6 +63,16 @@ EXAMPLES = {  # of what each built-in source can be asked for
 log = logging.getLogger(__name__)
 
 
+def at_fault(what: str, chosen: object, error: Exception) -> PluginError:
+    """Log that *chosen*, the *what* of the configuration, failed; return what to tell who asked."""
+    name = f"{what} {type(chosen).__module__}.{type(chosen).__qualname__}"
+    log.error("%s failed", name, exc_info=error)
+    return PluginError(
+        f"{name} failed: {type(error).__name__}: {error}",
+        hint="the log has the traceback; cortex.toml can choose another",
+    )
+
+
 @attrs.frozen
 class Failure:
     """A plugin that was found and cannot be used, wholly or for one kind of offer."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import time
 
+from cortex.config.mistakes import cause
 from cortex.config.schema import RepliesSection
 
 SCHEMA = """
@@ -112,7 +113,7 @@ def opened(path: Path | None) -> sqlite3.Connection:
         path.touch(mode=0o600)
         return _connected(str(path))
     except (OSError, sqlite3.Error) as error:
-        log.warning("%s: %s; answers are kept until this process ends", path, error)
+        log.warning("%s: %s; answers are kept until this process ends", path, cause(error, path))
         return _connected(IN_MEMORY)
 
 

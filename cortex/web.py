@@ -368,17 +368,15 @@ async def _guarded(lifespan: AbstractAsyncContextManager[None]) -> AsyncIterator
 
 
 def run(main: Coroutine[Any, Any, None], log_level: str, log_format: str) -> None:
-    """
-    Run a program's *main* on its event loop; for its log see `cortex.log_lines`.
-
-    Raises:
-        ConfigError: What kept it from starting.
-    """
+    """Run *main* on its event loop, with `cortex.log_lines`; raise a `ConfigError` as it is."""
     log_lines.begin(log_level, log_format)
     try:
         uvloop.run(main)
-    except* ConfigError as group:
-        raise group.exceptions[0] from None
+    except ExceptionGroup as group:  # `except*` wraps what is raised in it, before Python 3.11.4
+        mistakes, others = group.split(ConfigError)
+        if mistakes is None or others is not None:
+            raise
+        raise mistakes.exceptions[0] from None
 
 
 async def until_signal(again: Callable[[], None] | None = None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import attrs
 import pytest
 
@@ -71,12 +69,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(registry, name, message):
     assert str(caught.value) == message
 
 
-def test_to_compare_a_name_of_megabytes_takes_no_time():
-    began = perf_counter()
-
+def test_only_the_beginning_of_a_name_is_compared():
     assert did_you_mean("m" * 40_000_000, {"m" * 300: 0}) == f"did you mean {'m' * 300!r}?"
-
-    assert perf_counter() - began < 5  # milliseconds; with all of it, three times that
 
 
 def test_where_nothing_is_offered_that_is_said():

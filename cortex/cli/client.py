@@ -25,7 +25,11 @@ DEFAULT_URL = "http://127.0.0.1:31313"
 ANSWER_S = 30.0
 SILENCE_S = 700.0  # of a stream; longer than a gateway lets a request wait for a load
 MAX_ERROR_BYTES = 65536
-UNAUTHORIZED = 401
+UNAUTHORIZED, FORBIDDEN = 401, 403
+KEY_HINTS = {
+    UNAUTHORIZED: "give a key with --key or CORTEX_KEY",
+    FORBIDDEN: "give another key with --key or CORTEX_KEY",
+}
 
 
 class GatewayUnreachable(CortexError):
@@ -218,17 +222,24 @@ class Gateway:
             error = {"message": message, "hint": "is a cortex gateway at this address?"}
             if elsewhere:
                 error["hint"] = f"it says to look at {elsewhere}"
-        if isinstance(error, dict) and status == UNAUTHORIZED:
-            error.setdefault("hint", "give a key with --key or CORTEX_KEY")
+        if isinstance(error, dict) and status in KEY_HINTS:
+            error.setdefault("hint", KEY_HINTS[status])
         return remote_error(error, status)
 
     def unreachable(self, cause: object, timeout_s: float) -> GatewayUnreachable:
         """Return the exception for a gateway that could not be asked within *timeout_s*."""
+        from socket import gaierror
+        from ssl import SSLError
+
         hint = "start it with: cortex serve; name another one with --gateway or CORTEX_URL"
         if isinstance(cause, ConnectionRefusedError):
             return GatewayUnreachable(f"no gateway listens at {self.url}", hint=hint)
         if isinstance(cause, TimeoutError):
             return GatewayUnreachable(f"{self.url} was silent for {timeout_s:g} s")
+        if isinstance(cause, SSLError):
+            hint = "is it http there, or its authority one of SSL_CERT_FILE?"
+        if isinstance(cause, gaierror):
+            hint = "is the name right? see --gateway and CORTEX_URL"
         if isinstance(cause, ConnectionError):
             return GatewayUnreachable(f"{self.url} broke the connection")
         return GatewayUnreachable(f"cannot talk to {self.url}: {cause}", hint=hint)

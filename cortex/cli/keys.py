@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from cortex.fleet.principal import Key
 
 PREFIX = "sk-cortex-"  # some clients want the first three letters
-LATER = "a running gateway goes by it once it has read its configuration again"
+LATER = "a running gateway goes by it after `cortex reload`"
+ANYBODY = "who has no key is served too, as anonymous: see [auth] require"
 LIMITS = {
     "max_concurrency": "requests under way at once",
     "requests_per_minute": "requests a minute",
@@ -100,6 +101,7 @@ def _new(args: argparse.Namespace, path: Path | None) -> int:
 
     from cortex.config import edit
     from cortex.config.load import check_keys, load_gateway
+    from cortex.config.schema import AuthSection
     from cortex.config.strict import structure
     from cortex.fleet.principal import Key, digest
 
@@ -110,8 +112,8 @@ def _new(args: argparse.Namespace, path: Path | None) -> int:
     if args.admin:
         values["admin"] = True
     key = structure(values, Key, "the new key")
-    known = load_gateway(path)[0].auth.keys if path else ()
-    check_keys((*known, key), "cortex.toml")
+    auth = load_gateway(path)[0].auth if path else AuthSection()
+    check_keys((*auth.keys, key), "cortex.toml")
     written = path if path and not args.print_only else None
     if written is not None:
         edit.add_key(written, values)
@@ -122,6 +124,8 @@ def _new(args: argparse.Namespace, path: Path | None) -> int:
     print(secret)
     if written is not None:
         print(f"{written}: {key.name} is added; {LATER}", file=sys.stderr)
+        if not auth.require:
+            print(ANYBODY, file=sys.stderr)
     else:
         print(f"\n{edit.key_table(values)}", end="")
     print("the key is shown this once: nothing keeps it", file=sys.stderr)
@@ -136,7 +140,7 @@ def _list(args: argparse.Namespace, auth: AuthSection) -> int:
         return 0
     from cortex.cli.console import console, table
 
-    shown = table("key", "models", "limits", "digest", wrap=frozenset({"models", "limits"}))
+    shown = table("KEY", "MODELS", "LIMITS", "DIGEST", wrap=frozenset({"MODELS", "LIMITS"}))
     for key in auth.keys:
         name = f"{key.name} (admin)" if key.admin else key.name
         shown.add_row(name, " ".join(key.models), _limits(key), key.sha256[:8])
@@ -174,6 +178,8 @@ def _revoke(args: argparse.Namespace, auth: AuthSection, path: Path) -> int:
     else:
         print(f"revoked: {args.name}")
         print(f"{path}: {args.name} is removed; {LATER}", file=sys.stderr)
+        if not auth.require:
+            print(ANYBODY, file=sys.stderr)
     return 0
 
 
@@ -201,8 +207,8 @@ def _used(answer: dict[str, Any]) -> RenderableType:
         counts.update({name: row[name] for name in what})
     if not sums:
         return f"nothing was used since {answer['since']}"
-    numbers = ("requests", "prompt tokens", "answer tokens")
-    shown = table("key", "model", *numbers, right=frozenset(numbers), wrap=frozenset({"model"}))
+    numbers = ("REQUESTS", "PROMPT TOKENS", "ANSWER TOKENS")
+    shown = table("KEY", "MODEL", *numbers, right=frozenset(numbers), wrap=frozenset({"MODEL"}))
     for (principal, model), counts in sorted(sums.items()):
         shown.add_row(principal, model or "-", *(f"{counts[name]:,}" for name in what))
     return shown

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        help="a cortex.toml, for its [plugins] section (default: none)",
+        help="a cortex.toml, for its [plugins] section (default: ./cortex.toml if there is one)",
     )
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
 
@@ -35,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
     """Show the plugins; those that failed are part of the answer."""
     import attrs
 
-    from cortex.config.load import load_gateway
+    from cortex.config.load import default_file, load_gateway
     from cortex.plugins import Plugins
 
     logging.getLogger("cortex.plugins").addHandler(logging.NullHandler())  # we say it all here
-    settings = load_gateway(args.config)[0].plugins
+    settings = load_gateway(args.config or default_file("cortex.toml"))[0].plugins
     # What is required and broken is what this command is there to explain.
     plugins = Plugins(attrs.evolve(settings, require=()))
     found = describe(plugins, settings)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cortex.cli import client
+from cortex.errors import CortexError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 REQUESTS = "/api/v1/requests"
 RIGHT = frozenset({"AGE", "TTFT", "TOKENS", "STATUS"})
 WRAP = frozenset({"ID", "MODEL"})
+ID_COLUMNS = 9  # eight, and that there are more
 EXAMPLES = """\
 examples:
   cortex requests
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what the gateway says, as JSON")
     actions = parser.add_subparsers(metavar="action", dest="action", title="actions")
     action = client.add_action(actions, "cancel", "cancel a request, wherever it is")
-    action.add_argument("id", metavar="ID", help="an id `cortex requests` lists")
+    action.add_argument("id", metavar="ID", help="an id `cortex requests` lists, or how it begins")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +54,17 @@ def run(args: argparse.Namespace) -> int:
 def _cancel(gateway: client.Gateway, args: argparse.Namespace) -> int:
     from urllib.parse import quote
 
-    answer = gateway.delete_as(dict, f"{REQUESTS}/{quote(args.id, safe='')}")
+    rows = gateway.get_as(dict, REQUESTS)["requests"]
+    begun = {
+        row["id"] for row in rows if row["id"].startswith(args.id) and row.get("duration_s") is None
+    }
+    if len(begun) > 1 and args.id not in begun:
+        raise CortexError(
+            f"{len(begun)} requests under way have an id that begins with {args.id!r}",
+            hint="give more of it; `cortex requests --json` has it whole",
+        )
+    chosen = begun.pop() if len(begun) == 1 else args.id
+    answer = gateway.delete_as(dict, f"{REQUESTS}/{quote(chosen, safe='')}")
     if args.json:
         return client.print_json(answer)
     print(f"cancelled: {answer['id']}")
@@ -60,13 +72,16 @@ def _cancel(gateway: client.Gateway, args: argparse.Namespace) -> int:
 
 
 def _table(rows: Sequence[RequestState]) -> RenderableType:
+    from rich.text import Text
+
     from cortex.cli.console import duration, state, table
 
     heads = ("ID", "STATE", "WHO", "MODEL", "NODE", "AGE", "TTFT", "TOKENS", "STATUS")
     shown = table(*heads, right=RIGHT, wrap=WRAP)
+    shown.columns[0].min_width = ID_COLUMNS
     for row in rows:
         shown.add_row(
-            row.id,
+            Text(row.id, no_wrap=True, overflow="ellipsis"),
             state(row.state),
             row.principal,
             row.model,

@@ -78,7 +78,10 @@ def _picture_or_problem(gateway: client.Gateway) -> RenderableType:
 
 
 def _interval(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - said in the message
         raise argparse.ArgumentTypeError(f"expected 0.1 to 3600 seconds, got {text!r}")
     return seconds

@@ -147,7 +147,10 @@ def _catalogue(table: Mapping[str, Any], folder: Path, where: str, *, needed: bo
     if path.exists():
         return load_catalogue(path)
     if needed:
-        raise ConfigError(f"{where}: gateway.models_config: no file {path}")
+        raise ConfigError(
+            f"{where}: gateway.models_config: no file {path}",
+            hint="make it, it may be empty, or name another",
+        )
     return Catalogue()
 
 

@@ -1,5 +1,5 @@
 """
-Mistakes in a configuration: all of them at once, and the lines they are in.
+Mistakes in a configuration: all at once, and the lines they are in; files of no use, and why.
 
 A check raises a `ConfigError`; what is checked independently is checked all the same.
 """
@@ -11,6 +11,7 @@ import tomllib
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +43,14 @@ class Mistakes(AbstractContextManager["Mistakes"]):
         """
         if self.found:
             raise ConfigError.of(self.found)
+
+
+def cause(error: Exception, path: Path) -> str:
+    """Say why *path* cannot be used: without a number, with a path only if it is another."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    other = error.filename if error.filename not in (None, str(path)) else ""
+    return f"{error.strerror}: {other}" if other else error.strerror
 
 
 def line_of(text: str, key: str) -> int | None:

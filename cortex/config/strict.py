@@ -87,7 +87,9 @@ def _list_of(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
         if isinstance(value, FromEnvironment):
             value = value.value()
         if not isinstance(value, list):
-            raise ValueError(f"expected a list, got {shown(value)}")  # noqa: TRY004 - collected
+            tables = isinstance(value, Mapping) and attrs.has(get_args(cls)[0])
+            hint = " (its name goes between [[ and ]])" if tables else ""
+            raise ValueError(f"expected a list, got {shown(value)}{hint}")  # noqa: TRY004 - collected
         return get_origin(cls)(structure_items(value, cls))
 
     return hook

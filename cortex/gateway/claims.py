@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from cortex.config.mistakes import Mistakes
+from cortex.config.mistakes import Mistakes, cause
 from cortex.config.schema import GatewaySection
 from cortex.connection import check_free
 from cortex.errors import ConfigError
@@ -65,7 +65,7 @@ def _lock(state_path: Path, where: str) -> int | None:
         assert file is not None  # noqa: S101 - it is its lock that somebody has
         raise _in_use(state_path, where, file) from None
     except OSError as error:
-        log.warning("%s: %s; another gateway may use the same files", path, error)
+        log.warning("%s: %s; another gateway may use the same files", path, cause(error, path))
     return file
 
 

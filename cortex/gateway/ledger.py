@@ -17,6 +17,7 @@ from pathlib import Path
 
 import attrs
 
+from cortex.config.mistakes import cause
 from cortex.fleet.model import RequestRecord
 from cortex.fleet.principal import MAX_BUDGET_DAYS
 from cortex.gateway.ticker import Ticker
@@ -168,7 +169,9 @@ def _opened(path: Path | None) -> tuple[sqlite3.Connection, sqlite3.Connection |
             path.touch(mode=0o600)
             return _connected(str(path)), _connected(str(path))
         except (OSError, sqlite3.Error) as error:
-            log.warning("%s: %s; usage is counted until this process ends", path, error)
+            log.warning(
+                "%s: %s; usage is counted until this process ends", path, cause(error, path)
+            )
     return _connected(":memory:"), None
 
 

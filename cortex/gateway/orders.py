@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from cortex.config.mistakes import cause
 from cortex.gateway.catalogue import Names
 from cortex.gateway.nodes import Nodes
 from cortex.gateway.sizes import put
@@ -51,7 +52,11 @@ class Orders:
         except FileNotFoundError:
             return
         except (OSError, msgspec.MsgspecError) as error:
-            log.warning("%s: %s; pins and drains by hand are forgotten", self._path, error)
+            log.warning(
+                "%s: %s; pins and drains by hand are forgotten",
+                self._path,
+                cause(error, self._path),
+            )
             return
         self._written = given
         self._names.restore(given.pins)
@@ -72,4 +77,8 @@ class Orders:
                 await asyncio.to_thread(put, self._path, msgspec.json.encode(now))
                 self._written = now
             except OSError as error:
-                log.warning("%s: %s; a restart forgets pins and drains", self._path, error)
+                log.warning(
+                    "%s: %s; a restart forgets pins and drains",
+                    self._path,
+                    cause(error, self._path),
+                )

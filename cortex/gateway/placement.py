@@ -14,10 +14,12 @@ from typing import Literal
 import attrs
 
 from cortex.api import EvictionPolicy
+from cortex.errors import CortexError
 from cortex.fleet.model import LoadedModel, ModelSpec
 from cortex.fleet.node import Device
 from cortex.gateway.islands import Devices, choose, gets_on, split_on
 from cortex.gateway.node import Node
+from cortex.plugins import at_fault
 
 MIB = 1 << 20
 LOOK_AT = 8  # nodes to compare, of those that would do
@@ -136,7 +138,7 @@ def _making_room(
     node, options, _ = found[0]
     if len(found) > 1:
         all_last = [last for _, _, last in found if last is not None]
-        first = next(iter(rules.policy.victims(1, spec, all_last, rules.now)), None)
+        first = next(iter(_victims(1, spec, all_last, rules)), None)
         node, options, _ = next((row for row in found if row[2] is first), found[0])
     return _placement(node, options)
 
@@ -264,10 +266,21 @@ def _options(spec: ModelSpec, node: Node, rules: Rules, *, evicting: bool) -> It
             continue
         if missing_mb > 0:
             movable = evictable(node, device.index, rules)
-            victims = rules.policy.victims(missing_mb * MIB, spec, movable, rules.now)
+            victims = _victims(missing_mb * MIB, spec, movable, rules)
             if not victims:
                 continue
         yield Option(device.index, free_mb, victims)
+
+
+def _victims(
+    need_bytes: int, spec: ModelSpec, loaded: Sequence[LoadedModel], rules: Rules
+) -> Sequence[LoadedModel]:
+    try:
+        return rules.policy.victims(need_bytes, spec, loaded, rules.now)
+    except CortexError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a stranger's
+        raise at_fault("eviction policy", rules.policy, error) from None
 
 
 def _best(spec: ModelSpec, node: Node, rules: Rules, *, evicting: bool) -> list[Option]:

@@ -88,7 +88,10 @@ class Recording:
             usage = exchange.usage() or Usage(completion_tokens=exchange.tokens())
             if exchange.first_byte_s and exchange.status < HTTPStatus.BAD_REQUEST:
                 ttft_s = exchange.first_byte_s - self.began
-                decode_s = now - exchange.first_byte_s if self.stream else None
+                if self.stream and not self.resumed:  # its first byte may be a keep-alive's
+                    prefilled_s = (usage.queue_ms + usage.prefill_ms) / 1e3
+                    ttft_s = max(ttft_s, (self.queued_s or 0.0) + prefilled_s)
+                decode_s = now - self.began - ttft_s if self.stream else None
         record = RequestRecord(
             id=self.id,
             model=self.model,

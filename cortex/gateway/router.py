@@ -31,6 +31,7 @@ from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import feasible_on, state_of
 from cortex.gateway.queue import Queue, Queues, Ticket
 from cortex.gateway.translation import Translators
+from cortex.plugins import at_fault
 
 TOKENIZER_TIMEOUT_S = 300.0  # it may have to be fetched
 ALL_EVERY_S = 1.0  # some things change by time alone
@@ -247,7 +248,12 @@ class Router:
             )
             for name, node in nodes.items()
         ]
-        return nodes[self._strategy.choose(head, candidates).node]
+        try:
+            return nodes[self._strategy.choose(head, candidates).node]
+        except CortexError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a stranger's
+            raise at_fault("routing strategy", self._strategy, error) from None
 
     def _check_spoken(self, head: RequestHead, spec: ModelSpec) -> None:
         having = [node.name for node in self._nodes.having(spec.id) if node.serves(spec.id)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from cortex.config.mistakes import cause
 from cortex.config.schema import Catalogue
 from cortex.fleet.model import ModelSpec
 
@@ -68,7 +69,7 @@ class Sizes:
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as error:
-            log.warning("%s: %s; sizes are learned again", self._path, error)
+            log.warning("%s: %s; sizes are learned again", self._path, cause(error, self._path))
             return {}
         self._written = kept.models
         return {
@@ -90,7 +91,11 @@ class Sizes:
         try:
             put(self._path, msgspec.json.encode(Kept(now)))
         except OSError as error:
-            log.warning("%s: %s; sizes are learned again after a restart", self._path, error)
+            log.warning(
+                "%s: %s; sizes are learned again after a restart",
+                self._path,
+                cause(error, self._path),
+            )
 
 
 def put(path: Path, data: bytes) -> None:

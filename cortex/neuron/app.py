@@ -270,8 +270,8 @@ def build_harnesses(
     """
     for name in config.harness:
         plugins.choose("harness", name, f"{where}: harness")
-    for name in config.sources:
-        plugins.choose("source", name, f"{where}: sources")
+    for name, table in config.sources.items():
+        plugins.choose("source", name, f"{where}: sources").read(table, f"{where}: sources.{name}")
     names = config.harnesses
     if names is None:
         names = tuple(offer.name for offer in plugins.offers("harness"))

@@ -237,7 +237,9 @@ def test_a_file_that_is_no_run_is_told(tmp_path, capsys):
     (tmp_path / "odd.json").write_text("{}")
     for name in ("odd.json", "missing.json"):
         assert main(["bench", "--compare", str(tmp_path / name)]) == 1
-        assert "cannot compare with" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"cannot compare with {tmp_path / name}: " in said
+        assert "Errno" not in said
 
 
 # What is asked.

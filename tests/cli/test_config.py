@@ -236,3 +236,20 @@ def test_what_cannot_be_used_is_not_shown(folder, capsys):
     (folder / "cortex.toml").write_text(BROKEN)
     assert main(["config", "show"]) == 2
     assert "cortex config: cortex.toml: gateway.lisen: unknown key" in capsys.readouterr().err
+
+
+def test_plugins_that_are_left_out_are_warnings(folder, capsys, monkeypatch):
+    info = folder / "installed" / "bad-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cortex]\nbad = no_such_module_of_bad\n")
+    monkeypatch.setenv("CORTEX_PLUGINS", "bad")
+    for name in ("cortex.toml", "neuron.toml"):
+        (folder / name).write_text('[plugins]\ndirectories = ["installed", "elsewhere"]\n')
+
+        assert main(["config", "check", name, "--json"]) == 0
+
+        elsewhere, bad = findings(capsys)
+        assert (elsewhere["state"], elsewhere["line"]) == ("warning", 2)
+        assert elsewhere["message"] == "no folder elsewhere"
+        assert bad["message"].startswith("plugin 'bad' (bad): ModuleNotFoundError: ")

@@ -34,7 +34,10 @@ def test_a_new_key_is_printed_once_and_only_its_digest_is_kept(folder, capsys):
     said = capsys.readouterr()
     [secret] = said.out.splitlines()
     assert re.fullmatch(r"sk-cortex-[\w-]{43}", secret)
-    assert "cortex.toml: zed is added; a running gateway goes by it once" in said.err
+    assert (
+        "cortex.toml: zed is added; a running gateway goes by it after `cortex reload`" in said.err
+    )
+    assert "who has no key is served too, as anonymous" in said.err
     text = (folder / "cortex.toml").read_text()
     assert secret not in text
     assert (
@@ -161,7 +164,7 @@ def test_usage_is_summed_by_key_and_model(gateway, capsys):
 
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert shown == [
-        "key model requests prompt tokens answer tokens",
+        "KEY MODEL REQUESTS PROMPT TOKENS ANSWER TOKENS",
         "amy - 1 1,000 5",
         "zed m 2 3,000 10",
     ]

@@ -113,8 +113,54 @@ def test_json_is_what_the_gateway_says(gateway, capsys, argv, method, path, answ
 
 
 def test_a_request_is_cancelled(gateway, capsys):
+    gateway.json("GET", "/api/v1/requests", under_way())
     gateway.json("DELETE", "/api/v1/requests/r1", {"id": "r1", "cancelled": 1})
 
     assert main(["requests", "cancel", "r1"]) == 0
 
     assert capsys.readouterr().out == "cancelled: r1\n"
+
+
+def under_way(*ids: str) -> dict[str, list[RequestState]]:
+    over = RequestState(id="abc9", state="ok", status=200, duration_s=1.0)
+    going = [RequestState(id=one, state="answering", status=200) for one in ids]
+    return {"requests": [*going, over]}
+
+
+def test_the_beginning_of_an_id_is_enough_to_cancel_it(gateway, capsys):
+    gateway.json("GET", "/api/v1/requests", under_way("abc1", "def2"))
+    gateway.json("DELETE", "/api/v1/requests/abc1", {"id": "abc1", "cancelled": 1})
+
+    assert main(["requests", "cancel", "abc"]) == 0
+
+    assert capsys.readouterr().out == "cancelled: abc1\n"
+
+
+def test_the_beginning_of_two_ids_cancels_neither(gateway, capsys):
+    gateway.json("GET", "/api/v1/requests", under_way("abc1", "abc2"))
+
+    assert main(["requests", "cancel", "abc"]) == 1
+
+    assert "2 requests under way have an id that begins with 'abc'" in capsys.readouterr().err
+    assert [call.method for call in gateway.calls] == ["GET"]
+
+
+def test_an_id_keeps_to_one_line_where_the_terminal_is_narrow(gateway, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = RequestState(
+        id="0c5d7ec4c50728f75c3e7e7a0dcb0ad6",
+        state="cancelled",
+        model="smollm2-135m",
+        principal="anonymous",
+        node="beast",
+        age_s=661,
+        ttft_s=12.5,
+        status=200,
+    )
+    gateway.json("GET", "/api/v1/requests", {"requests": [row]})
+
+    assert main(["requests"]) == 0
+
+    _, first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith("0c5d7ec4")
+    assert [line[:8].strip() for line in more] == [""] * len(more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -161,3 +162,22 @@ def test_a_configuration_that_is_not_there_is_named(capsys, tmp_path):
     assert main(["plugins", "--config", str(path)]) == 2
 
     assert f"{path}: no such file" in capsys.readouterr().err
+
+
+def test_the_plugins_of_the_cortex_toml_that_is_here_are_listed(config, monkeypatch, capsys):
+    monkeypatch.chdir(config.parent)
+
+    assert main(["plugins"]) == 0
+
+    assert "good (cortex-good)" in rows(capsys.readouterr().out)
+
+
+def test_a_full_disk_is_a_sentence(capsys, monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["plugins"]) == 1
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+    assert capsys.readouterr().err == "cortex plugins: No space left on device\n"

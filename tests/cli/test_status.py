@@ -195,3 +195,20 @@ def test_as_a_program_it_prints_and_says_0(gateway, fleet, command):
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "Qwen/Qwen3-8B" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "0"])
+def test_an_interval_that_is_none_is_told_as_it_was_given(capsys, text):
+    with pytest.raises(SystemExit):
+        main(["status", "--watch", text])
+
+    assert f"expected 0.1 to 3600 seconds, got '{text}'" in capsys.readouterr().err
+
+
+def test_an_option_nobody_knows_is_told_with_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["status", "--jsn"])
+
+    said = capsys.readouterr().err
+    assert said.startswith("usage: cortex status ")
+    assert said.endswith("cortex status: error: unrecognized arguments: --jsn\n")

@@ -101,7 +101,9 @@ CORTEX = {
     "[queue]\nmax_wait_s = -1": "queue.max_wait_s: expected at least 0, got -1",
     "[eviction]\nmin_residency_s = []": ("eviction.min_residency_s: expected a number, got a list"),
     "neurons = 3": "neurons: expected a list, got 3 (a whole number)",
-    "[neurons]\nname = 'x'": "neurons: expected a list, got a table",
+    "[neurons]\nname = 'x'": (
+        "neurons: expected a list, got a table (its name goes between [[ and ]])"
+    ),
     "neurons = [1]": "neurons[0]: expected a table, got 1 (a whole number)",
     "[[neurons]]\nname = 'a'": "neurons[0].endpoint: missing",
     NEURON + "weight = 1": (
@@ -221,6 +223,7 @@ def test_a_catalogue_that_is_not_there_is_never_an_empty_one(tmp_path):
 
     assert str(caught.value) == (
         f"cortex.toml: gateway.models_config: no file {tmp_path}/absent.toml"
+        " (make it, it may be empty, or name another)"
     )
 
 

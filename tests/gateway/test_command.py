@@ -299,7 +299,7 @@ async def test_a_state_file_that_cannot_be_locked_is_a_warning(tmp_path):
         gateway.process.terminate()
         said = (await gateway.process.stderr.read()).decode()
 
-    assert "state.lock" in said
+    assert f"state.lock: File exists: {tmp_path}/file; " in said
     assert "another gateway may use the same files" in said
 
 

@@ -212,7 +212,7 @@ async def test_an_id_that_is_no_utf_8_is_replaced():
         assert row["id"].isalnum()
 
 
-async def test_a_strategy_that_raises_is_our_fault_and_recorded_once():
+async def test_a_strategy_that_raises_is_named_and_recorded_once(caplog):
     class Broken:
         def choose(self, *_):
             raise RuntimeError("boom")
@@ -220,9 +220,11 @@ async def test_a_strategy_that_raises_is_our_fault_and_recorded_once():
     async with FakeNeuron(["m"]) as a, FakeNeuron(["m"]) as b, running(a, b) as gateway:
         gateway.gateway._router._strategy = Broken()
 
-        error = await gateway.refused(500, "internal_error")
+        error = await gateway.refused(500, "plugin")
 
-        assert error["message"] == "internal error; the log has the cause"
+        assert error["message"].startswith("routing strategy tests.gateway.test_errors.")
+        assert ".Broken failed: RuntimeError: boom (the log has" in error["message"]
+        assert caplog.records[-1].exc_info, "the traceback is where it says"
         assert [(r.status, r.outcome) for r in gateway.records] == [(500, "error")]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from cortex.config.schema import NeuronEntry
+from cortex.errors import PluginError
 from cortex.eviction.lru import LeastRecentlyUsed
 from cortex.fleet.model import ModelSpec
 from cortex.fleet.node import Device, DeviceInfo, Discovery, Health, ModelHealth, NodeModel
@@ -165,6 +167,18 @@ def test_only_what_is_idle_unpinned_and_old_enough_goes(full, known, evicts):
     else:
         assert isinstance(found, Nowhere)
         assert (found.ever, found.waits, str(found)) == (True, True, f"a: {FULL}")
+
+
+def test_a_policy_that_raises_is_named():
+    class Broken:
+        def victims(self, *_):
+            raise RuntimeError("boom")
+
+    broken = attrs.evolve(rules(), policy=Broken())
+    with pytest.raises(
+        PluginError, match=r"^eviction policy .*\.Broken failed: RuntimeError: boom"
+    ):
+        place(spec(), [node("a", loaded("x", 90))], (), broken)
 
 
 def test_eviction_is_just_enough_and_oldest_first():

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
+from time import monotonic, perf_counter
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
 
 import cortex
+from cortex.chat.events import Usage
 from cortex.errors import DeviceUnavailable, RepoFetchFailed
 from cortex.fleet.model import ModelSpec
+from cortex.fleet.principal import Principal
+from cortex.gateway.recording import Recording
+from cortex.gateway.relay import Exchange
 from cortex.testing import FakeNeuron, until
 from tests.gateway.running import Wire, chat, running
 
@@ -159,3 +167,19 @@ async def test_a_node_that_is_busy_is_not_ejected():
             polled = monotonic()
             await until(lambda: monotonic() > polled + 0.5)
             assert all(known.healthy for known in gateway.gateway.nodes)
+
+
+def test_a_keep_alive_is_no_first_token():
+    began = perf_counter() - 30
+    usage = Usage(completion_tokens=5, queue_ms=1000, prefill_ms=20_000)
+    exchange = SimpleNamespace(first_byte_s=began + 5, status=200, usage=lambda: usage)
+    principal = Principal(name="zed")
+    recording = Recording(
+        id="1", dialect="d", operation="chat", principal=principal, began=began, stream=True
+    )
+    recording.exchange, recording.queued_s = cast("Exchange", exchange), 2.0
+
+    record = recording.close()
+
+    assert record.ttft_s == 23
+    assert record.decode_s == pytest.approx(7, abs=1)

@@ -595,6 +595,11 @@ async def test_sigterm_while_a_model_loads_exits_soon(tmp_path):
         ("[harness.ecko]", [], "bad.toml: harness: no harness is called 'ecko'"),
         ("[sources.fiel]", [], "bad.toml: sources: no source is called 'fiel'"),
         (
+            "[sources.file]\npaths = 'x'",
+            [],
+            "bad.toml: sources.file: paths: expected a list, got 'x' (a string)",
+        ),
+        (
             ECHO + "delay = 1",
             *([], "bad.toml: harness.echo: delay: unknown key (did you mean 'delay_s'?)"),
         ),

@@ -17,6 +17,7 @@ import msgspec
 
 from cortex.cli.bench.answer import Answer
 from cortex.cli.bench.workload import Workload
+from cortex.config.mistakes import cause
 from cortex.errors import CortexError
 
 BUSY = 0.85  # of a core: above, what we measure may be ourselves
@@ -182,7 +183,7 @@ def read(file: Path) -> Report:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Report)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CortexError(f"cannot compare with {file}: {error}") from None
+        raise CortexError(f"cannot compare with {file}: {cause(error, file)}") from None
 
 
 def write(report: Report, file: Path) -> None:
@@ -195,4 +196,4 @@ def write(report: Report, file: Path) -> None:
     try:
         file.write_text(report.json() + "\n", "utf-8")
     except OSError as error:
-        raise CortexError(f"cannot save to {file}: {error}") from None
+        raise CortexError(f"cannot save to {file}: {cause(error, file)}") from None

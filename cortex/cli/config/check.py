@@ -16,9 +16,9 @@ from cortex import tls
 from cortex.cli.config.files import Subject
 from cortex.config.load import catalogue_path, load_catalogue, load_gateway, load_neuron, read_table
 from cortex.config.mistakes import Mistakes, line_of
-from cortex.config.schema import Catalogue, GatewayConfig, NeuronConfig
+from cortex.config.schema import Catalogue, GatewayConfig, NeuronConfig, PluginSettings
 from cortex.errors import ConfigError
-from cortex.plugins import Plugins
+from cortex.plugins import KINDS, Plugins
 from cortex.registry import did_you_mean
 
 BAD_CONFIGURATION = 2
@@ -72,7 +72,13 @@ def check(subject: Subject) -> list[Finding]:
                     raise error
     elif subject.kind == "neuron":
         with wrong:
-            check_neuron(load_neuron(subject.path), subject.name)
+            settings = load_neuron(subject.path)
+            found = Plugins(settings.plugins)
+            with wrong:
+                check_neuron(settings, found, subject.name)
+            for error in left_out(found, settings.plugins, subject.name):
+                with doubtful:
+                    raise error
     else:
         with wrong:
             config, catalogue = load_gateway(subject.path)
@@ -80,7 +86,12 @@ def check(subject: Subject) -> list[Finding]:
             for error in doubts(catalogue, config, models):
                 with doubtful:
                     raise error
-            check_gateway(config, catalogue, subject.name)
+            found = Plugins(config.plugins)
+            with wrong:
+                check_gateway(config, catalogue, found, subject.name)
+            for error in left_out(found, config.plugins, subject.name):
+                with doubtful:
+                    raise error
     places = {path.name: path for path in _files(subject)}
     return [
         *(located(error, "error", places) for error in wrong.found),
@@ -99,7 +110,9 @@ def _files(subject: Subject) -> Iterator[Path]:
                 yield models
 
 
-def check_gateway(config: GatewayConfig, catalogue: Catalogue, where: str) -> None:
+def check_gateway(
+    config: GatewayConfig, catalogue: Catalogue, plugins: Plugins, where: str
+) -> None:
     """
     Check what only plugins and other files can tell of a gateway.
 
@@ -107,7 +120,6 @@ def check_gateway(config: GatewayConfig, catalogue: Catalogue, where: str) -> No
         ConfigError: With every mistake.
     """
     mistakes = Mistakes()
-    plugins = Plugins(config.plugins)
     chosen = [
         ("routing strategy", config.routing.strategy, "routing.strategy"),
         ("eviction policy", config.eviction.strategy, "eviction.strategy"),
@@ -140,7 +152,7 @@ def check_gateway(config: GatewayConfig, catalogue: Catalogue, where: str) -> No
     mistakes.raise_any()
 
 
-def check_neuron(config: NeuronConfig, where: str) -> None:
+def check_neuron(config: NeuronConfig, plugins: Plugins, where: str) -> None:
     """
     Check what only plugins and other files can tell of a neuron.
 
@@ -148,7 +160,6 @@ def check_neuron(config: NeuronConfig, where: str) -> None:
         ConfigError: With every mistake.
     """
     mistakes = Mistakes()
-    plugins = Plugins(config.plugins)
     for name in config.harnesses or ():
         with mistakes:
             plugins.choose("harness", name, f"{where}: harnesses")
@@ -177,6 +188,17 @@ def _check_options(
     for name, table in tables.items():
         with mistakes:
             plugins.choose(kind, name, at).read(table, f"{at}.{name}")
+
+
+def left_out(plugins: Plugins, settings: PluginSettings, where: str) -> Iterator[ConfigError]:
+    """Yield what a program starts without: plugins that cannot be used, folders not there."""
+    for directory in settings.directories:
+        if not directory.is_dir():
+            yield ConfigError(f"{where}: plugins.directories: no folder {directory}")
+    for kind in KINDS:
+        plugins.offers(kind)
+    for failure in plugins.failures:
+        yield ConfigError(f"{where}: plugins: {failure}", hint="it is left out; mend or block it")
 
 
 def doubts(catalogue: Catalogue, config: GatewayConfig | None, where: str) -> Iterator[ConfigError]:

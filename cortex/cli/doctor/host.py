@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -85,6 +86,7 @@ def configuration(host: Host) -> Iterator[Finding]:
     if not subjects:
         said = "neither cortex.toml nor neuron.toml is here: no program of ours is run from here"
         yield Finding(check="config", state="skip", message=said)
+    logging.getLogger("cortex.plugins").addHandler(logging.NullHandler())  # `check` says it all
     for subject in subjects:
         found = check(subject)
         for each in found:

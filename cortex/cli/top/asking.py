@@ -26,7 +26,7 @@ class Ask(ModalScreen[Action | None]):
     Ask OptionList { height: auto; max-height: 10; margin-top: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "yes", "yes, the first"),
+        Binding("y", "yes", "yes"),
         Binding("n,escape", "no", "no"),
     ]
 
@@ -40,7 +40,7 @@ class Ask(ModalScreen[Action | None]):
             yield Static(Text(self.question.text), markup=False)
             choices = (choice.label for choice in self.question.choices)
             yield OptionList(*map(Text, (NO, *choices)))
-            yield Static(Text("y: the first   n, Esc: no   Enter: the one chosen", "dim"))
+            yield Static(Text("y: the second   n, Esc: no   Enter: the one chosen", "dim"))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(self.question.choices[event.option_index - 1] if event.option_index else None)
