@@ -260,7 +260,7 @@ class Plugins:
         examples = (EXAMPLES.get(o.name, f"cortex pull ID --source {o.name}:WHERE") for o in offers)
         raise RepoFetchFailed(
             f"no source knows the model {spec.id!r}, asked were {asked}",
-            hint=f"name one, for example: {'; '.join(examples)}",
+            hint=f"name one, as source in models.toml, or for example: {'; '.join(examples)}",
         )
 
     def notify(self, hook: str, **arguments: object) -> None:

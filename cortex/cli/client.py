@@ -224,6 +224,10 @@ class Gateway:
                 error["hint"] = f"it says to look at {elsewhere}"
         if isinstance(error, dict) and status in KEY_HINTS:
             error.setdefault("hint", KEY_HINTS[status])
+        if isinstance(error, dict) and str(error.get("message")).startswith("no such path"):
+            error.setdefault(
+                "hint", "is a cortex gateway at this address, and none of its neurons?"
+            )
         return remote_error(error, status)
 
     def unreachable(self, cause: object, timeout_s: float) -> GatewayUnreachable:

@@ -1,5 +1,5 @@
 """
-Mistakes in a configuration: all at once, and the lines they are in; files of no use, and why.
+Mistakes in a configuration, all at once and with their lines; why a file is of no use.
 
 A check raises a `ConfigError`; what is checked independently is checked all the same.
 """

@@ -13,6 +13,7 @@ from cortex.errors import InvalidRequest, ModelNotFound, NoNodeAvailable
 from cortex.fleet.model import ModelCard, ModelSpec
 from cortex.fleet.node import NodeModel
 from cortex.fleet.principal import Principal
+from cortex.gateway.node import Node
 from cortex.gateway.nodes import Nodes
 from cortex.gateway.placement import feasible_on
 from cortex.plugins import Plugins
@@ -181,7 +182,7 @@ class Names:
                 "feasible_on": [
                     node.name for node in self._nodes if feasible_on(spec, node) is None
                 ],
-                "locations": [location(node.name, model) for node, model in here],
+                "locations": [location(node, model) for node, model in here],
                 "capabilities": capabilities,
                 "limit": limit,
             },
@@ -196,7 +197,8 @@ def tightest(models: Iterable[NodeModel]) -> dict[str, int]:
     return {"context": context, "output": output}
 
 
-def location(node: str, model: NodeModel) -> dict[str, Any]:
+def location(node: Node, model: NodeModel) -> dict[str, Any]:
     """Return where a model is and how far."""
-    row = {"node": node, "status": model.status, "vram_estimate_mb": model.vram_used_mb}
+    status = model.status if node.healthy else "unreachable"
+    row = {"node": node.name, "status": status, "vram_estimate_mb": model.vram_used_mb}
     return row if model.progress is None else {**row, "progress": model.progress}

@@ -55,7 +55,10 @@ class Nowhere:
         return self.why()
 
     def __str__(self) -> str:
-        return "; ".join(f"{node}: {why}" for node, why in self.reasons.items()) or "no node"
+        return (
+            "; ".join(f"{node}: {why}" for node, why in self.reasons.items())
+            or "none is configured"
+        )
 
 
 @attrs.frozen(kw_only=True)

@@ -212,3 +212,11 @@ def test_an_option_nobody_knows_is_told_with_the_usage_of_its_command(capsys):
     said = capsys.readouterr().err
     assert said.startswith("usage: cortex status ")
     assert said.endswith("cortex status: error: unrecognized arguments: --jsn\n")
+
+
+def test_what_is_no_gateway_is_told(gateway, capsys):
+    gateway.error("GET", "/api/v1/fleet", 404, "not_found", "no such path: /api/v1/fleet")
+
+    assert main(["status"]) == 1
+
+    assert "is a cortex gateway at this address" in capsys.readouterr().err

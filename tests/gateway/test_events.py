@@ -75,6 +75,9 @@ async def test_a_node_that_dies_is_told():
             await listener.next()
             await node.stop()
             assert (await listener.until("node", healthy=False))["node"] == "node0"
+            [card] = (await gateway.get("/v1/models"))["data"]
+            [where] = card["locations"]
+            assert (card["loaded"], where["status"]) == (False, "unreachable")
 
 
 async def test_a_silent_stream_has_keep_alives(monkeypatch):

@@ -425,3 +425,10 @@ async def test_a_status_that_is_not_loaded_is_not_routable(status):
         await gateway.ask()
 
         assert node.counts["load"] == 1
+
+
+async def test_a_gateway_without_nodes_says_so():
+    async with running() as gateway:
+        error = await gateway.refused(422, "model_not_feasible")
+
+    assert error["message"] == "no node can hold m: none is configured"

@@ -276,7 +276,7 @@ def test_where_room_is_made_nothing_else_is_placed():
 
 
 def test_without_a_node_there_is_no_reason_but_that():
-    assert str(place(spec(), [], (), rules())) == "no node"
+    assert str(place(spec(), [], (), rules())) == "none is configured"
 
 
 def test_a_node_that_is_asked_for_the_first_time_is_waited_for():
