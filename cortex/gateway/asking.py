@@ -172,7 +172,7 @@ def compose(
     headers += f"x-cortex-usage: 1\r\nx-cortex-joined: 1\r\ncontent-length: {len(body)}\r\n"
     target = node.client.prefix + (path or request.rel_url.raw_path_qs).encode()
     first = b"POST %b HTTP/1.1\r\n%b" % (target, node.client.head)
-    return b"%b%b\r\n%b" % (first, headers.encode("latin-1", "replace"), body)
+    return b"%b%b\r\n%b" % (first, headers.encode("utf-8", "surrogateescape"), body)
 
 
 def splice(body: bytes, model: str) -> bytes:

@@ -245,7 +245,7 @@ class Exchange:
             status,
             reason(status),
             b"".join(b"%b: %b\r\n" % pair for pair in self._passed),
-            ours.encode("latin-1", "replace"),
+            ours.encode(),
             framing,
         )
         self._writer.output_size += len(head)  # see `cortex.web.answer_errors`

@@ -251,6 +251,15 @@ async def test_an_alias_is_named_beside_the_body_and_every_byte_stays():
             assert node.headers[0]["x-cortex-model"] == "org/real"
 
 
+async def test_a_model_may_be_called_in_any_script():
+    name = "mod\u00e8le \u6a21\u578b"
+    async with FakeNeuron([name]) as node:
+        async with running(node, models=[ModelSpec(id=name)]) as gateway:
+            answer = await gateway.ask(name)
+
+    assert node.headers[0]["x-cortex-model"] == answer["headers"]["x-cortex-model"] == name
+
+
 async def test_a_body_is_not_touched_at_all():
     body = b' {\n"model" : "m", "messages":[ {"content":"\\u20ac","role":"user"} ]\t}\n'
     async with FakeNeuron(["m"]) as node, running(node) as gateway:
