@@ -112,8 +112,7 @@ def explain(request: web.Request, error: web.HTTPException) -> CortexError:
     """Return our error for one aiohttp raised."""
     match error:
         case web.HTTPNotFound():
-            routes = request.app[ROUTES]
-            hint = nearest(request.path, routes, ALIKE)
+            hint = nearest(request.path, request.app[ROUTES].keys(), ALIKE)
             return RouteNotFound(f"no such path: {request.path}", hint=hint)
         case web.HTTPMethodNotAllowed():
             allowed = error.headers["Allow"].replace(",", ", ")
@@ -138,23 +137,18 @@ def error_response(request: web.Request, error: CortexError) -> web.Response:
 
 
 def request_id(request: web.Request) -> str:
-    """
-    Return the client's request id, or a new one, the same for the life of the request.
-
-    An id goes into headers, JSON and logs: what is not plain text in each of them is none.
-    """
+    """Return the client's request id, or a new one, the same for the life of the request."""
     if (known := request.get(REQUEST_ID)) is None:
-        known = request.headers.get("x-request-id", "")
-        if not (known and known.isascii() and known.isprintable()):
-            known = f"{random.getrandbits(128):032x}"
+        given = request.headers.get("x-request-id", "")
+        is_plain = given.isascii() and given.isprintable()  # in headers, JSON and logs
+        known = given if given and is_plain else f"{random.getrandbits(128):032x}"
         request[REQUEST_ID] = known
     return known
 
 
 def id_headers(request: web.Request) -> dict[str, str]:
     """Return the headers that name a request: ours and OpenAI's, and Anthropic's."""
-    known = request_id(request)
-    return {"x-request-id": known, "request-id": known}
+    return dict.fromkeys(("x-request-id", "request-id"), request_id(request))
 
 
 class InferenceServer(Protocol):
