@@ -65,8 +65,8 @@ class Worker:
                     self._send(jobs.Pong(busy_s=perf_counter() - began if began else 0.0))
                 case jobs.Shutdown():
                     return
-                case jobs.Generate(grammar=str(source)) if job.model in self._models:
-                    if self._compiled(job, source):
+                case jobs.Generate(grammar=str(source)) if known := self._models.get(job.model):
+                    if self._compiled(job, source, known):
                         self._jobs.put(job)
                 case jobs.Unload(model=model):
                     self._unwanted.add(model)
@@ -91,10 +91,10 @@ class Worker:
             )
         self._send(event)
 
-    def _compiled(self, job: jobs.Generate, source: str) -> bool:
+    def _compiled(self, job: jobs.Generate, source: str, model: Model) -> bool:
         """Compile a request's grammar, which may take a second: no step waits for it."""
         try:
-            self._grammars[job.id] = Grammar(source, self._models[job.model].weights.grammar_tokens)
+            self._grammars[job.id] = Grammar(source, model.weights.grammar_tokens)
         except ValueError as error:
             self._send(jobs.Lost(id=job.id, message=str(error)))
             return False
