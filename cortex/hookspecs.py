@@ -46,7 +46,8 @@ def cortex_register_routing_strategies(register: Register[RoutingStrategy]) -> N
 
     One instance is built at start, and its `choose` is called for each request that has more than
     one candidate, or for each one at all if the strategy has `reads_affinity`.  Candidates are
-    healthy, have the model loaded, and are never empty.
+    healthy, have the model loaded, and are never empty.  What it raises, or chooses that is not
+    among them, fails the request with ``plugin``; the log has the traceback.
     """
 
 
@@ -56,7 +57,8 @@ def cortex_register_eviction_policies(register: Register[EvictionPolicy]) -> Non
     Offer eviction policies, chosen by ``[eviction] strategy``; they take no options.
 
     Busy and pinned models, and those younger than ``min_residency_s``, are left out before the
-    call.
+    call.  What it raises fails the load, and who waits for it, with ``plugin``; the log has the
+    traceback.
     """
 
 
