@@ -774,7 +774,11 @@ def test_events_that_are_not_read_may_look_like_anything():
     assert sent(CREATED, strange, {}, TEXT) == [BEGAN, TextDelta("hi")]
 
 
-@pytest.mark.parametrize("junk", [b'{"type":"\xff"}', b'{"x":' + b"[" * 100_000, b"[1]"])
+@pytest.mark.parametrize(
+    "junk",
+    [b'{"type":"\xff"}', b'{"x":' + b"[" * 100_000, b"[1]"],
+    ids=["no UTF-8", "too deep", "no object"],
+)
 def test_what_is_no_event_is_a_failure(junk):
     [failed] = read(b"data: " + junk + b"\n\n")
     assert isinstance(failed.error, UpstreamFailed)
