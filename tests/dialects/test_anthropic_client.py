@@ -566,6 +566,13 @@ def test_a_server_that_does_not_begin_is_taken_at_its_word():
     ]
 
 
+def test_events_that_are_not_read_may_look_like_anything():
+    strange = {"type": "note", "delta": "x", "content_block": [], "usage": "none"}
+    assert decoded(stream(strange, begin(), strange, block("text", text="x"), *end())) == (
+        decoded(stream(begin(), block("text", text="x"), *end()))
+    )
+
+
 def error(kind: str, message: str = "x") -> dict:
     return {"type": "error", "error": {"type": kind, "message": message}}
 

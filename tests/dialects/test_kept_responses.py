@@ -380,6 +380,29 @@ async def test_other_dialects_keep_nothing(through, monkeypatch):
             assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"event: e\ndata: %b\n\n",
+        b"data: %b\n\ndata: [DONE]\n\n",
+        b"data:%b\n\n",
+        b"event: e\r\ndata: %b\r\n\r\n: over\r\n\r\ndata: [DONE]\r\n\r\n",
+    ],
+)
+def test_the_end_of_a_stream_is_found_however_a_server_writes_it(stream):
+    said = {"id": "resp_1", "status": "completed", "output": [], "x": "\ndata: {}"}
+    whole = json.dumps({"type": "response.completed", "response": said}).encode()
+    began = b'data: {"type":"response.created","response":{}}\n\n'
+    reply_id, kept = DIALECT.record(b'{"model":"m","input":"hi"}', began + stream % whole)
+
+    assert (reply_id, json.loads(DIALECT.render_reply(kept, {}))) == ("resp_1", said)
+
+
+@pytest.mark.parametrize("stream", [b'data: {"type":"error"}\n\n', b": nothing\n\n"])
+def test_a_stream_without_a_response_at_its_end_is_not_kept(stream):
+    assert DIALECT.record(b'{"model":"m","input":"hi"}', stream) is None
+
+
 def test_a_failed_answer_is_not_kept():
     failed = {"id": "resp_1", "status": "failed", "output": []}
     event = {"type": "response.failed", "response": failed}

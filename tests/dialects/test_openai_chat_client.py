@@ -165,6 +165,10 @@ WHOLE = {"name": "f", "arguments": "{}"}
             [tool(None, id="a", **WHOLE), tool(None, id="b", name="g"), tool(None, arguments="1")],
             [begun(0, "a"), EMPTY, begun(1, "b", "g"), more(1, "1")],
         ),
+        (
+            [tool(None, **WHOLE), tool(None, name="g", arguments="1")],
+            [begun(0, "call_r1_0"), EMPTY, begun(1, "call_r1_1", "g"), more(1, "1")],
+        ),
         # indices that begin at one
         ([tool(1, id="a", name="f"), tool(2, id="b", name="f")], [begun(0, "a"), begun(1, "b")]),
         # no id

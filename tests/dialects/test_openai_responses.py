@@ -727,8 +727,87 @@ def test_an_error_of_a_server_is_a_failure(data, message):
 def test_a_summary_is_a_thought_where_there_is_no_other():
     summary = b'data: {"type":"response.reasoning_summary_text.delta","delta":"s"}\n\n'
     full = b'data: {"type":"response.reasoning_text.delta","delta":"f"}\n\n'
-    assert DIALECT.client.decoder(parse()).feed(summary) == [(0, ThinkingDelta("s"))]
-    assert DIALECT.client.decoder(parse()).feed(full + summary) == [(0, ThinkingDelta("f"))]
+    assert read(summary) == [BEGAN, ThinkingDelta("s")]
+    assert read(full + summary) == [BEGAN, ThinkingDelta("f")]
+
+
+BEGAN = Started(prompt_tokens=0)
+CREATED = {"type": "response.created"}
+ENDED = {"type": "response.completed", "response": {}}
+TEXT = {"type": "response.output_text.delta", "output_index": 0, "delta": "hi"}
+
+
+def read(data: bytes, **more: object) -> list[object]:
+    """Return what a server's stream says, its end apart."""
+    return [event for _, event in DIALECT.client.decoder(parse(**more)).feed(data)]
+
+
+def sent(*events: object, **more: object) -> list[object]:
+    said = (b"data: " + json.dumps(event).encode() + b"\n\n" for event in (*events, ENDED))
+    return [event for event in read(b"".join(said), **more) if not isinstance(event, Finished)]
+
+
+def called(place: int, **more: object) -> list[dict]:
+    """Return how a server says a call; *more* are its pieces, and the whole at its end."""
+    item = {"type": "function_call", "call_id": f"c{place}", "name": "f"}
+    kind = "response.function_call_arguments."
+    return [
+        {"type": "response.output_item.added", "output_index": place, "item": item},
+        *(
+            {"type": kind + name, "output_index": place, "delta": said, "arguments": said}
+            for name, said in more.items()
+        ),
+    ]
+
+
+def begun(index: int) -> ToolCallStarted:
+    return ToolCallStarted(index=index, id=f"c{index}", name="f")
+
+
+@pytest.mark.parametrize("begins", [[], [CREATED], [CREATED, CREATED]])
+def test_an_answer_begins_once_however_its_server_does(begins):
+    assert sent(*begins, TEXT) == [BEGAN, TextDelta("hi")]
+
+
+def test_events_that_are_not_read_may_look_like_anything():
+    strange = {"type": "response.mcp_call.delta", "delta": {"a": 1}, "item": {"type": None}}
+    assert sent(CREATED, strange, {}, TEXT) == [BEGAN, TextDelta("hi")]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b'{"type":"\xff"}', b'{"x":' + b"[" * 100_000, b"[1]"],
+    ids=["no UTF-8", "too deep", "no object"],
+)
+def test_what_is_no_event_is_a_failure(junk):
+    [failed] = read(b"data: " + junk + b"\n\n")
+    assert isinstance(failed.error, UpstreamFailed)
+
+
+def test_what_an_item_says_only_at_its_end_is_read():
+    text = {"type": "response.output_text.done", "output_index": 0, "text": "hi"}
+    one = ToolCallDelta(index=0, arguments="[1]")
+
+    assert sent(text) == sent(TEXT, text) == [BEGAN, TextDelta("hi")]
+    assert sent(*called(0, done="[1]")) == [BEGAN, begun(0), one]
+    assert sent(*called(0, delta="[1]", done="[1]")) == [BEGAN, begun(0), one]
+
+
+def test_of_one_call_at_a_time_the_first_is_read():
+    first, second = called(0, delta="[1]"), called(1, delta="[2]")
+    one, two = (ToolCallDelta(index=n, arguments=f"[{n + 1}]") for n in (0, 1))
+
+    assert sent(*first, *second) == [BEGAN, begun(0), one, begun(1), two]
+    assert sent(*first, *second, parallel_tool_calls=False) == [BEGAN, begun(0), one]
+
+
+def test_arguments_that_come_late_are_not_anothers():
+    (first, piece), (second, done) = called(0, delta="[1]"), called(1, done="{}")
+    *_, failed = sent(first, second, piece)
+    ended = {**done, "output_index": 0}
+
+    assert failed.error.message == "the server mixes up what its calls say"
+    assert sent(first, second, done, ended) == [BEGAN, begun(0), begun(1)]
 
 
 parts = st.one_of(

@@ -93,6 +93,15 @@ class WireEvent(msgspec.Struct):
     error: Any = None
 
 
+class WireKind(msgspec.Struct):
+    """What tells whether an event is read at all."""
+
+    type: str = ""
+    error: Any = None
+
+
+READ = ("message_", "content_block_")  # how the types of events begin that are read
+_decode_kind = msgspec.json.Decoder(WireKind).decode
 _decode = msgspec.json.Decoder(WireEvent).decode
 
 
@@ -126,6 +135,9 @@ class StreamDecoder:
 
     def _read(self, data: bytes) -> Iterator[ChatEvent]:
         try:
+            kind = _decode_kind(data)
+            if kind.error is None and not kind.type.startswith(READ):
+                return
             event = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             yield self._fail(UpstreamFailed(f"the server sent an event that is none: {error}"))
@@ -135,9 +147,8 @@ class StreamDecoder:
             return
         if event.message is not None:
             self._count(event.message.usage)
-        if event.usage is not None:
-            self._count(event.usage)
-        if not self._is_started and event.type.startswith(("message_", "content_block_")):
+        self._count(event.usage)
+        if not self._is_started:
             self._is_started = True
             yield Started(prompt_tokens=self._usage.prompt_tokens)
         match event.type:

@@ -155,11 +155,20 @@ class StreamDecoder:
             yield from self._call(answer, call)
 
     def _call(self, answer: Answer, said: WireCall) -> Iterator[ChatEvent]:
-        """Read a delta of a call; a new id with a name is a new call, whatever its index."""
+        """
+        Read a delta of a call.
+
+        A new id with a name is a new call, whatever its index; so is another name where there is
+        neither.
+        """
         function = said.function or WireFunction()
         key = said.index if said.index is not None else max(answer.calls, default=0)
         call = answer.calls.get(key)
-        if call is None or (said.id and said.id != call.id and function.name):
+        is_new = call is None or (
+            bool(function.name)
+            and (said.id != call.id if said.id else said.index is None and call.index is not None)
+        )
+        if call is None or is_new:
             call = answer.calls[key] = Call(id=said.id or "")
         arguments = function.arguments or ""
         call.held += arguments if isinstance(arguments, str) else encode(arguments).decode()

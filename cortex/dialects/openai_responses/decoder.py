@@ -14,12 +14,12 @@ from cortex.chat.events import (
     Started,
     TextDelta,
     ThinkingDelta,
-    TokenLogprob,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
 )
 from cortex.chat.request import ChatRequest
+from cortex.dialects.openai_chat.chunk import WireLogprob, read_logprob
 from cortex.dialects.openai_errors import read_error_object
 from cortex.dialects.openai_responses.tools import joined
 from cortex.dialects.sse import SseReader
@@ -27,20 +27,6 @@ from cortex.errors import UpstreamDied, UpstreamFailed
 from cortex.wire import encode
 
 IN_STREAM = 200
-
-
-class WireTop(msgspec.Struct):
-    """A likely token."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None = None
-
-
-class WireLogprob(WireTop):
-    """A token of the answer."""
-
-    top_logprobs: list[WireTop] = []
 
 
 class WireDetails(msgspec.Struct):
@@ -86,9 +72,12 @@ class WireEvent(msgspec.Struct):
     """An event, of whichever type."""
 
     type: str
+    output_index: int | None = None
     delta: str = ""
     logprobs: list[WireLogprob] | None = None
     item: WireOutput | None = None
+    text: str = ""
+    arguments: str = ""
     input: str = ""
     response: WireResponse | None = None
     error: object = None
@@ -96,18 +85,41 @@ class WireEvent(msgspec.Struct):
     code: object = None
 
 
+class WireKind(msgspec.Struct):
+    """What tells whether an event is read at all."""
+
+    type: str = ""
+
+
+READ = (
+    *("response.created", "response.output_item.added", "error"),
+    *("response.completed", "response.incomplete", "response.failed"),
+    *("response.output_text.delta", "response.output_text.done", "response.refusal.delta"),
+    *("response.reasoning_text.delta", "response.reasoning_summary_text.delta"),
+    *("response.function_call_arguments.delta", "response.function_call_arguments.done"),
+    "response.custom_tool_call_input.done",
+)
+decode_kind = msgspec.json.Decoder(WireKind).decode
 decode_event = msgspec.json.Decoder(WireEvent).decode
 
 
 class StreamDecoder:
-    """See `cortex.api.ReplyDecoder`."""
+    """
+    See `cortex.api.ReplyDecoder`.
+
+    Takes what servers are known to do: no beginning, what an item says only at its end.  Of a
+    request that wants one call at a time it is the first call.
+    """
 
     def __init__(self, request: ChatRequest) -> None:
         self._has_logprobs = request.sampling.logprobs is not None
+        self._is_parallel = request.tool_choice.parallel
         self._reader = SseReader()
         self._calls = 0
+        self._places: dict[int | None, int | None] = {}  # output to call; None is left out
+        self._said: set[int | None] = set()  # outputs that came in pieces
         self._thought = False
-        self._is_over = False
+        self._is_started = self._is_over = False
 
     def feed(self, data: bytes) -> Sequence[tuple[int, ChatEvent]]:
         return [(0, event) for _, said in self._reader.feed(data) for event in self._read(said)]
@@ -122,17 +134,22 @@ class StreamDecoder:
         if self._is_over or data == b"[DONE]":
             return
         try:
+            if decode_kind(data).type not in READ:
+                return
             event = decode_event(data)
-        except msgspec.DecodeError:
-            self._is_over = True
-            yield Failed(UpstreamFailed("the server sent what is no event of a response"))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            yield self._fail("the server sent what is no event of a response")
             return
+        if not self._is_started and event.type not in ("response.failed", "error"):
+            self._is_started = True
+            yield Started(prompt_tokens=0)
         yield from self._events(event)
 
     def _events(self, event: WireEvent) -> Iterator[ChatEvent]:
         match event.type:
             case "response.output_text.delta":
                 logprobs = event.logprobs if self._has_logprobs else None
+                self._said.add(event.output_index)
                 if event.delta or logprobs:
                     yield TextDelta(event.delta, tuple(map(read_logprob, logprobs or ())))
             case "response.refusal.delta" if event.delta:
@@ -143,29 +160,51 @@ class StreamDecoder:
             case "response.reasoning_summary_text.delta" if event.delta and not self._thought:
                 yield ThinkingDelta(event.delta)
             case "response.function_call_arguments.delta" if event.delta:
-                yield ToolCallDelta(index=self._calls - 1, arguments=event.delta)
+                self._said.add(event.output_index)
+                yield from self._grow(event, event.delta)
             case "response.custom_tool_call_input.done":
-                arguments = encode({"input": event.input}).decode()
-                yield ToolCallDelta(index=self._calls - 1, arguments=arguments)
+                yield from self._grow(event, encode({"input": event.input}).decode())
             case _:
                 yield from self._steps(event)
 
     def _steps(self, event: WireEvent) -> Iterator[ChatEvent]:
         """Read what is no piece of anything."""
         match event.type:
-            case "response.created":
-                yield Started(prompt_tokens=0)
             case "response.output_item.added" if event.item is not None:
-                yield from self._begin(event.item)
+                yield from self._begin(event.item, event.output_index)
+            case "response.output_text.done" if event.output_index not in self._said:
+                if event.text:
+                    yield TextDelta(event.text)
+            case "response.function_call_arguments.done" if event.output_index not in self._said:
+                if event.arguments.strip() not in ("", "{}"):
+                    yield from self._grow(event, event.arguments)
             case "response.completed" | "response.incomplete" | "response.failed" | "error":
                 self._is_over = True
                 yield self._last(event)
 
-    def _begin(self, item: WireOutput) -> Iterator[ChatEvent]:
-        if item.type in ("function_call", "custom_tool_call"):
-            name = joined(item.namespace, item.name)
-            yield ToolCallStarted(index=self._calls, id=item.call_id, name=name)
-            self._calls += 1
+    def _begin(self, item: WireOutput, place: int | None) -> Iterator[ChatEvent]:
+        if item.type not in ("function_call", "custom_tool_call"):
+            return
+        if self._calls and not self._is_parallel:
+            self._places[place] = None
+            return
+        self._places[place] = self._calls
+        name = joined(item.namespace, item.name)
+        yield ToolCallStarted(index=self._calls, id=item.call_id, name=name)
+        self._calls += 1
+
+    def _grow(self, event: WireEvent, arguments: str) -> Iterator[ChatEvent]:
+        """Read a piece of a call, which has to be the last that began."""
+        last = self._calls - 1
+        index = self._places.get(event.output_index, last)
+        if index == last:
+            yield ToolCallDelta(index=last, arguments=arguments)
+        elif index is not None:
+            yield self._fail("the server mixes up what its calls say")
+
+    def _fail(self, message: str) -> Failed:
+        self._is_over = True
+        return Failed(UpstreamFailed(message))
 
     def _last(self, event: WireEvent) -> ChatEvent:
         response = event.response or WireResponse()
@@ -192,17 +231,4 @@ def read_usage(wire: WireUsage) -> Usage:
         completion_tokens=wire.output_tokens,
         cached_tokens=prompt.cached_tokens or 0,
         reasoning_tokens=completion.reasoning_tokens or 0,
-    )
-
-
-def read_logprob(wire: WireLogprob) -> TokenLogprob:
-    """Read the log probability of a token."""
-    top = wire.top_logprobs
-    return TokenLogprob(
-        token=wire.token,
-        logprob=wire.logprob,
-        data=bytes(wire.bytes or ()),
-        top=tuple(
-            TokenLogprob(token=t.token, logprob=t.logprob, data=bytes(t.bytes or ())) for t in top
-        ),
     )

@@ -7,6 +7,7 @@ id says which answer it belongs to: ``msg_REQUEST_0`` to ``resp_REQUEST``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ PREFIXES = {
     "custom_tool_call_output": "ctco",
 }
 LIMITS = range(1, 101)
+LAST = re.compile(rb"(?:.*\n)?data: ?(\{[^\r\n]*)", re.DOTALL)  # not ``[DONE]``
 NO_ITEM = msgspec.Raw(b"")
 
 
@@ -73,9 +75,9 @@ class Reply(msgspec.Struct):
 
 
 class Ended(msgspec.Struct):
-    """The last event of a stream."""
+    """The last event of a stream; one that broke off ends without a response."""
 
-    response: msgspec.Raw
+    response: msgspec.Raw = msgspec.Raw(b"")
 
 
 _peek = msgspec.json.Decoder(Peek).decode
@@ -144,8 +146,10 @@ def record(body: bytes, reply: bytes) -> tuple[str, bytes] | None:
     """See `cortex.api.ReplyDialect`; an answer that failed is not kept."""
     response = reply
     if not reply.startswith(b"{"):
-        last = reply.rpartition(b"\ndata: ")[2].partition(b"\n")[0]
-        response = bytes(_ended(last).response)
+        last = LAST.match(reply)
+        response = bytes(_ended(last[1]).response) if last is not None else b""
+    if not response:
+        return None
     said = _reply(response)
     if said.status not in ("completed", "incomplete"):
         return None

@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 
 import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +21,8 @@ from cortex.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from cortex.chat.request import ChatRequest, Message, Text
-from cortex.errors import InvalidRequest, UpstreamDied, UpstreamFailed
+from cortex.chat.request import ChatRequest, Message, Text, ToolCall, ToolChoice
+from cortex.errors import InvalidRequest, UnsupportedParameter, UpstreamDied, UpstreamFailed
 from cortex_dialect_ollama.chat import OllamaChat
 from cortex_dialect_ollama.generate import OllamaGenerate
 
@@ -121,6 +122,33 @@ def test_a_stream_that_breaks_off_has_failed(events, place):
 
     assert isinstance(came[-1], Failed)
     assert isinstance(came[-1].error, UpstreamDied)
+
+
+def test_the_last_line_may_do_without_a_newline():
+    line = b'{"message":{"content":"hi"},"done":%b}'
+
+    assert decoded(line % b"true", ())[1:] == [
+        TextDelta("hi"),
+        Finished(reason="stop", usage=Usage()),
+    ]
+    assert isinstance(decoded(line % b"false", ())[-1].error, UpstreamDied)
+    assert isinstance(decoded(b'{"message":{"content":"hi"}', ())[-1].error, UpstreamDied)
+
+
+def test_of_one_call_at_a_time_the_first_is_read():
+    two = b'{"message":{"tool_calls":[{"function":{"name":"f"}},{"function":{"name":"g"}}]}}\n'
+    for parallel, names in ((True, ["f", "g"]), (False, ["f"])):
+        asked = attrs.evolve(ASKED, tool_choice=ToolChoice(parallel=parallel))
+        came = DIALECT.client.decoder(asked).feed(two)
+        assert [e.name for _, e in came if isinstance(e, ToolCallStarted)] == names
+
+
+@pytest.mark.parametrize("arguments", ['{"a":', "[1]", '{},"role":"system"'])
+def test_arguments_that_are_no_object_spoil_no_body(arguments):
+    call = ToolCall(id="c", name="f", arguments=arguments)
+    said = Message(role="assistant", parts=(call,))
+    with pytest.raises(UnsupportedParameter):
+        DIALECT.client.render_request(attrs.evolve(ASKED, messages=(*ASKED.messages, said)))
 
 
 @given(deltas(), st.text(min_size=1))

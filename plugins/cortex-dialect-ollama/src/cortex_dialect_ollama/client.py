@@ -2,7 +2,7 @@
 The other half: asks a server that speaks Ollama's API.
 
 What a chat of Ollama's cannot say is refused: bare prompts, several answers, a tool that must be
-called, logit biases, images by address.
+called, logit biases, images by address, arguments that are no object.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class Line(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(Line).decode
+_is_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class OllamaChatClient:
@@ -228,8 +229,14 @@ def render_turns(message: Message, names: Mapping[str, str]) -> list[dict[str, A
 
 def render_call(call: ToolCall) -> dict[str, Any]:
     """Return a call of an earlier turn."""
-    arguments = msgspec.Raw(call.arguments.encode() or b"{}")
-    return {"id": call.id, "function": {"name": call.name, "arguments": arguments}}
+    arguments = call.arguments.encode() or b"{}"
+    try:
+        _is_object(arguments)
+    except (msgspec.DecodeError, RecursionError):
+        raise UnsupportedParameter(
+            f"the arguments of the call {call.id!r} are no JSON object", param="messages"
+        ) from None
+    return {"id": call.id, "function": {"name": call.name, "arguments": msgspec.Raw(arguments)}}
 
 
 def render_images(parts: Sequence[Part]) -> dict[str, list[str]]:
@@ -245,10 +252,15 @@ def render_images(parts: Sequence[Part]) -> dict[str, list[str]]:
 
 
 class LineDecoder:
-    """Reads the lines of an answer; the prompt's tokens are known at its end only."""
+    """
+    Reads the lines of an answer; the prompt's tokens are known at its end only.
+
+    Of a request that wants one call at a time it is the first call.
+    """
 
     def __init__(self, request: ChatRequest) -> None:
         self._id = request.id
+        self._is_parallel = request.tool_choice.parallel
         self._rest = b""
         self._calls = 0
         self._has_started = self._is_over = False
@@ -262,10 +274,17 @@ class LineDecoder:
         return [(0, event) for event in events]
 
     def end(self) -> Sequence[tuple[int, ChatEvent]]:
-        if self._is_over:
-            return []
-        self._is_over = True
-        return [(0, Failed(UpstreamDied("the server broke off its answer")))]
+        """Return what the end means; the last line may do without a newline."""
+        try:
+            _is_object(self._rest)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            events = []
+        else:
+            events = list(self.feed(b"\n"))
+        if not self._is_over:
+            self._is_over = True
+            events.append((0, Failed(UpstreamDied("the server broke off its answer"))))
+        return events
 
     def _take(self, raw: bytes) -> list[ChatEvent]:
         try:
@@ -296,6 +315,8 @@ class LineDecoder:
         return [Failed(UpstreamFailed(message))]
 
     def _call(self, call: LineCall) -> list[ChatEvent]:
+        if self._calls and not self._is_parallel:
+            return []
         index, self._calls = self._calls, self._calls + 1
         call_id = call.id or f"call_{self._id}_{index}"
         arguments = bytes(call.function.arguments).decode()
