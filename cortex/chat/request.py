@@ -10,6 +10,7 @@ import attrs
 
 Role = Literal["system", "user", "assistant", "tool"]
 Prompt = str | tuple[int, ...]
+MAX_STOPS = 256  # each is looked for at every token
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from cortex.chat.request import Sampling
+from cortex.chat.request import MAX_STOPS, Sampling
 
 MAX_CHOICES = 128
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
@@ -36,7 +36,7 @@ class WireSampling(msgspec.Struct, kw_only=True):
     repeat_penalty: Repetition | None = None  # llama.cpp's name for it
     seed: int | None = None
     ignore_eos: bool | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     logit_bias: dict[int, Bias] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None

@@ -20,6 +20,7 @@ from cortex.errors import InvalidRequest
 # One space, or a line break and its indent: a small model that may write any space never stops.
 WHITESPACE = r"( |\n[ \t]{0,40})?"
 TEXT = r"/(.|\n)*/"
+MAX_SYMBOLS = 20_000  # of one schema: time grows with the cube of an object's properties
 MARK = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
@@ -158,19 +159,22 @@ class Constraint:
         """Write arguments one by one: those of the schema, in its order."""
         before, middle, after = around
         schema, parts = tool.parameters, []
+        properties, required = schema.get("properties"), schema.get("required")
+        properties = properties if isinstance(properties, Mapping) else {}
+        required = required if isinstance(required, list) else []
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        for number, (name, one) in enumerate(schema.get("properties", {}).items()):
+        for number, (name, one) in enumerate(properties.items()):
             part, value = f"{rule}_{number}", one if isinstance(one, Mapping) else {}
             if value.get("type") != "string":
                 json_value = _argument({**value, **shared}, where, tool, otherwise={})
                 yield f"{part}_value: {json_value} {self._literal(after)}"
-            elif "enum" in value:
+            elif isinstance(value.get("enum"), list):
                 several = " | ".join(self._literal(str(member)) for member in value["enum"])
                 yield f"{part}_value: ({several}) {self._literal(after)}"
             else:
                 yield from self._until(f"{part}_value", after)
             yield f"{part}: {self._literal(before + name + middle)} {part}_value"
-            parts.append(part if name in schema.get("required", ()) else f"{part}?")
+            parts.append(part if name in required else f"{part}?")
         yield f"{rule}: {' '.join(parts)}" if parts else f'{rule}: ""'
 
     def _until(self, rule: str, end: str) -> Iterator[str]:
@@ -208,12 +212,13 @@ def enforced(schema: Mapping[str, Any], where: str, *, strict: bool) -> str:
     Raises:
         InvalidRequest: It is no schema, or cannot be enforced.
     """
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
     options = {"whitespace_pattern": WHITESPACE, "lenient": not strict}
     whole = json.dumps({**schema, "x-guidance": options})
     failed, said = LLMatcher.validate_grammar_with_warnings(
-        LLMatcher.grammar_from_json_schema(whole)
+        LLMatcher.grammar_from_json_schema(whole),
+        limits=LLParserLimits(max_grammar_size=MAX_SYMBOLS),
     )
     if failed:
         reason = " ".join(said[0].split())

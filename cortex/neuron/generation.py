@@ -13,6 +13,7 @@ from cortex.neuron.text.answer import Answer
 from cortex.neuron.text.begun import Begun
 from cortex.neuron.text.side import Prompt
 
+LEAST_TEMPERATURE = 1e-6  # lower is greedy: of logits over it floats would be infinite
 SEEDS = 1 << 63  # that many there are: a worker takes no larger number
 
 
@@ -48,13 +49,14 @@ def generate_job(
     def chosen(asked: float | None, name: str, otherwise: float) -> float:
         return asked if asked is not None else defaults.get(name, otherwise)
 
+    temperature = chosen(sampling.temperature, "temperature", 1.0)
     return jobs.Generate(
         id=job_id,
         model=request.model,
         prompt=prompt.ids,
         pictures=prompt.pictures,
         max_tokens=min(sampling.max_tokens or room, room),
-        temperature=chosen(sampling.temperature, "temperature", 1.0),
+        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
         top_p=chosen(sampling.top_p, "top_p", 1.0),
         top_k=min(int(chosen(sampling.top_k, "top_k", 0)), running.text.vocabulary.size),
         min_p=chosen(sampling.min_p, "min_p", 0.0),

@@ -12,6 +12,7 @@ import attrs
 
 from cortex.api import Count, Places
 from cortex.chat.request import ChatRequest
+from cortex.errors import RepoFetchFailed
 from cortex.fleet.model import ModelStats
 from cortex.neuron.engine import jobs
 from cortex.neuron.images.gallery import Gallery, Shown
@@ -87,6 +88,20 @@ class Running:
         if done.decode_ms and done.completion_tokens > 1:
             rate = 1e3 * (done.completion_tokens - 1) / done.decode_ms
             self.tok_s_decode = smooth(self.tok_s_decode, rate)
+
+
+def text_of(files: jobs.TextFiles, path: str) -> Text:
+    """
+    Return the text side of a checkpoint.
+
+    Raises:
+        RepoFetchFailed: Its tokenizer or chat template is of no use.
+    """
+    try:
+        return Text(files)
+    except BaseException as error:  # noqa: BLE001 - of files of others; panics are no Exceptions
+        said = f"{path}: its tokenizer or chat template is of no use: {error}"
+        raise RepoFetchFailed(said) from None
 
 
 async def look(text: Text, gallery: Gallery, request: ChatRequest) -> Shown:

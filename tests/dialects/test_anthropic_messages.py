@@ -434,6 +434,7 @@ def test_what_we_know_and_cannot_honour_is_refused_by_name(asked, param, what):
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 1.1}, "temperature"),
+        ({"stop_sequences": ["x"] * 257}, "stop_sequences"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 0}, "top_p"),
         ({"messages": []}, "messages"),

@@ -360,6 +360,7 @@ def one(**message: object) -> dict[str, object]:
         ),
         ({"stop": 5}, "invalid_value", "stop", "stop: expected str | array | null, got int"),
         ({"stop": [1]}, "invalid_value", "stop[0]", "stop[0]: expected str, got int"),
+        ({"stop": ["x"] * 257}, "invalid_value", "stop", "stop: expected array of length <= 256"),
         (
             {"stream_options": {"include_usage": "yes"}},
             "invalid_value",

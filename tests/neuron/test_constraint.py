@@ -107,6 +107,7 @@ def test_nothing_is_constrained_unless_something_asks_for_it():
         ({"$ref": "#/nowhere"}, "nowhere"),
         ({"type": "string", "pattern": "("}, "regex parse error"),
         ({"type": "string", "not": {"const": "a"}}, "not"),
+        ({"properties": {str(number): {} for number in range(6000)}}, "too big"),
     ],
 )
 def test_a_schema_that_cannot_be_enforced_is_refused_with_the_reason(schema, said):
@@ -180,6 +181,21 @@ def test_arguments_written_one_by_one_are_text_or_json_by_their_schema(inside, a
     grammar = Constraint(syntax=SPELLED).grammar(None, (tool, STOP), REQUIRED)
     assert allows(grammar, f"<call>\n<function=go>\n{inside}</function>\n</call>") == allowed
     assert allows(grammar, "<call>\n<function=stop>\n</function>\n</call>")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": [], "required": 5},
+        {"properties": None, "required": None},
+        {"properties": {"to": {"type": "string", "enum": 5}}, "required": {}},
+    ],
+)
+def test_arguments_written_one_by_one_may_have_an_odd_schema(schema, allows):
+    grammar = Constraint(syntax=SPELLED).grammar(
+        None, (Tool(name="go", parameters=schema),), REQUIRED
+    )
+    assert allows(grammar, "<call>\n<function=go>\n</function>\n</call>")
 
 
 def test_arguments_of_a_lax_tool_are_any_object_where_its_schema_cannot_be_enforced(allows):

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from cortex.chat.request import MAX_STOPS
+
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
@@ -107,7 +109,7 @@ class WireRequest(msgspec.Struct):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     top_p: Share | None = None
     top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    stop_sequences: list[Name] | None = None
+    stop_sequences: Annotated[list[Name], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     tools: list[WireTool] | None = None
     tool_choice: WireToolChoice | None = None
     thinking: WireThinking | None = None

@@ -8,12 +8,13 @@ from time import perf_counter
 
 import torch
 
+from cortex.errors import InvalidRequest
 from cortex.neuron.engine.blocks import Blocks
 from cortex.neuron.engine.drafts import Guesser
 from cortex.neuron.engine.grammar import Grammar
-from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Lost, Token
+from cortex.neuron.engine.jobs import Embed, End, Figures, Generate, Token
 from cortex.neuron.engine.launched import Launched
-from cortex.neuron.engine.poison import is_poison, lost
+from cortex.neuron.engine.poison import lost
 from cortex.neuron.engine.runner import Runner
 from cortex.neuron.engine.scheduler import Chunk, Scheduler
 from cortex.neuron.engine.sequence import Sequence
@@ -125,14 +126,8 @@ class Batching:
                 if chunk.samples and sequence.grammar is not None:
                     sequence.allowed = sequence.grammar.allowed()
                 self._runner.look(chunk)
-            except ValueError as error:
-                self._lose(sequence, str(error), ended)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:  # noqa: BLE001 - it is raised again if it is not its alone
                 self._end(sequence, lost(sequence.id, error), ended)
-            except Exception as error:
-                if is_poison(error):
-                    raise
-                self._lose(sequence, f"{type(error).__name__}: {error}", ended)
             else:
                 able.append(chunk)
         return able
@@ -151,11 +146,9 @@ class Batching:
             if most.reason is None:
                 self._end(most, lost(most.id, error), ended)
             self.scheduler.broken(chunks)
-        except Exception as error:
-            if is_poison(error):
-                raise
+        except Exception as error:  # noqa: BLE001 - it is raised again if it is not theirs alone
             for chunk in chunks:
-                self._lose(chunk.sequence, f"{type(error).__name__}: {error}", ended)
+                self._end(chunk.sequence, lost(chunk.sequence.id, error), ended)
         else:
             self.scheduler.launched(chunks)
             self._launched.append(launched)
@@ -170,8 +163,8 @@ class Batching:
             sequence.in_flight -= pick.follows is None
             try:
                 is_said = sequence.take(token, self._end_tokens)
-            except ValueError as error:  # its grammar has no way on
-                self._lose(sequence, str(error), ended)
+            except InvalidRequest as error:  # its grammar has no way on
+                self._end(sequence, lost(sequence.id, error), ended)
                 continue
             if is_said:
                 tokens.append(self._token(sequence, launched, number, token))
@@ -197,6 +190,3 @@ class Batching:
         self.scheduler.remove(sequence)
         self._found.pop(sequence.id, None)
         ended.append(event)
-
-    def _lose(self, sequence: Sequence, message: str, ended: list[End]) -> None:
-        self._end(sequence, Lost(id=sequence.id, message=message), ended)

@@ -7,6 +7,8 @@ from collections.abc import Set as AbstractSet
 import torch
 from llguidance import LLMatcher, LLTokenizer
 
+from cortex.errors import InvalidRequest
+
 
 def tokenizer(text: str, vocabulary: int, end_tokens: AbstractSet[int]) -> LLTokenizer:
     """
@@ -25,7 +27,7 @@ class Grammar:
     Follows one answer.  An end token may come where the answer could end.
 
     Raises:
-        ValueError: The grammar does not compile.
+        InvalidRequest: The grammar does not compile, or, later, nothing can follow it.
     """
 
     def __init__(self, source: str, tokens: LLTokenizer) -> None:
@@ -46,4 +48,5 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"grammar: {self._matcher.get_error()}")
+            said, *_ = self._matcher.get_error().splitlines()  # then comes the state it is in
+            raise InvalidRequest(f"the answer's form cannot be kept to: {said}")

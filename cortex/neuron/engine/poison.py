@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cortex.errors import InsufficientVram
+from cortex.errors import CortexError, InsufficientVram
 from cortex.neuron.engine.jobs import Lost
 
 
@@ -12,7 +12,7 @@ class GroupBroken(RuntimeError):
     """The ranks of a group do no longer do the same."""
 
 
-def is_poison(error: Exception) -> bool:
+def is_poison(error: BaseException) -> bool:
     """Tell whether *error* leaves the device's context beyond use."""
     if isinstance(error, GroupBroken):
         return True
@@ -27,6 +27,8 @@ def lost(request: str, error: Exception) -> Lost:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         message = f"the device has too little memory for it: {error}"
         return Lost(id=request, message=message, code=InsufficientVram.code)
+    if isinstance(error, CortexError):
+        return Lost(id=request, message=error.message, code=error.code)
     if is_poison(error):
         raise error
     return Lost(id=request, message=f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ def text_files(
     special = {name: getattr(tokenizer, name, None) for name in names}
     said = DRAWN if generation.do_sample else ()
     sampling = {k: getattr(generation, k, None) for k in (*said, "repetition_penalty")}
+    for name, value in sampling.items():
+        if value is not None and not math.isfinite(value):
+            raise RepoFetchFailed(f"{folder}: {name} of generation_config.json is {value}")
     return TextFiles(
         tokenizer=backend.to_str(),
         chat_template=named.get("default"),

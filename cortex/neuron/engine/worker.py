@@ -20,11 +20,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from time import perf_counter
+from typing import Any
 
 import msgspec
 import torch
 
-from cortex.errors import ContextLengthExceeded, CortexError, LoadFailed
+from cortex.errors import (
+    ContextLengthExceeded,
+    CortexError,
+    InsufficientVram,
+    LoadFailed,
+    RepoFetchFailed,
+)
 from cortex.neuron.engine import architecture, frames, jobs, plan, text_files, weights
 from cortex.neuron.engine.grammar import Grammar
 from cortex.neuron.engine.group import RankFailed, Ranks
@@ -32,8 +39,10 @@ from cortex.neuron.engine.leading import Follower
 from cortex.neuron.engine.meter import INTERVAL_S, Meter
 from cortex.neuron.engine.model import Model, build
 from cortex.neuron.engine.places import flaw
+from cortex.neuron.engine.poison import is_poison, lost
 
 EXIT_POISONED = 70
+FORESEEN = (CortexError, RankFailed, torch.OutOfMemoryError, MemoryError)  # of a load
 SWITCH_S = 0.001  # the other thread waits that long; each step and each job is a matter of few ms
 
 
@@ -85,18 +94,16 @@ class Worker:
                 event = jobs.Checked(id=job.id)
             else:
                 event = jobs.TextRead(id=job.id, text=text_files.read(job.path))
-        except CortexError as error:
-            event = jobs.TextFailed(
-                id=job.id, code=error.code, message=error.message, details=_details(error)
-            )
+        except BaseException as error:  # noqa: BLE001 - else who asked waits for ever
+            event = jobs.TextFailed(id=job.id, **_reason(job.path, error))
         self._send(event)
 
     def _compiled(self, job: jobs.Generate, source: str, model: Model) -> bool:
         """Compile a request's grammar, which may take a second: no step waits for it."""
         try:
             self._grammars[job.id] = Grammar(source, model.weights.grammar_tokens)
-        except ValueError as error:
-            self._send(jobs.Lost(id=job.id, message=str(error)))
+        except Exception as error:  # noqa: BLE001 - of the library, and of no concern to others
+            self._send(lost(job.id, error))
             return False
         return True
 
@@ -188,17 +195,11 @@ class Worker:
             loaded = build(job, found, self._device)
             if group is not None:
                 group.meet("")
-        except RankFailed as error:
-            self._fail(job, jobs.LoadFailed(model=job.model, code=error.code, message=str(error)))
-        except CortexError as error:
-            failed = jobs.LoadFailed(
-                model=job.model, code=error.code, message=error.message, details=_details(error)
-            )
-            self._fail(job, failed, group)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            code = "insufficient_vram"
-            failed = jobs.LoadFailed(model=job.model, code=code, message=str(error))
-            self._fail(job, failed, group)
+        except BaseException as error:
+            if not isinstance(error, FORESEEN) and is_poison(error):
+                raise
+            failed = jobs.LoadFailed(model=job.model, **_reason(job.path, error))
+            self._fail(job, failed, None if isinstance(error, RankFailed) else group)
         else:
             self._models[job.model] = loaded
             if not isinstance(loaded.engine, Follower):
@@ -301,8 +302,23 @@ def _largest(job: jobs.Generate | jobs.Embed) -> int:
     return max(chain.from_iterable(inputs), default=-1)
 
 
-def _details(error: CortexError) -> dict[str, str | int | list[str]]:
-    return msgspec.convert(error.details, dict[str, str | int | list[str]])
+def _reason(path: str, error: BaseException) -> dict[str, Any]:
+    """
+    Return code, message and details of what kept a checkpoint from being used.
+
+    What nobody foresaw is blamed on its files, and may be a library's panic: those are no
+    Exceptions.
+    """
+    match error:
+        case CortexError():
+            details = msgspec.convert(error.details, dict[str, str | int | list[str]])
+            return {"code": error.code, "message": error.message, "details": details}
+        case RankFailed():
+            return {"code": error.code, "message": str(error)}
+        case torch.OutOfMemoryError() | MemoryError():
+            return {"code": InsufficientVram.code, "message": str(error)}
+    said = f"cannot load {path}: {type(error).__name__}: {error}"
+    return {"code": RepoFetchFailed.code, "message": said}
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from cortex.errors import (
     DeviceUnavailable,
     ModelNotFound,
     OperationUnsupported,
+    RepoFetchFailed,
 )
 from cortex.fleet.model import Checkpoint, ModelSpec, ModelStats, Progress, RunningModel
 from cortex.fleet.node import Device, DeviceState
@@ -37,9 +38,8 @@ from cortex.neuron.generation import finished, generate_job, whole
 from cortex.neuron.groups import Groups, WorkerGroup
 from cortex.neuron.images.gallery import Gallery, Shown
 from cortex.neuron.images.options import ImageOptions
-from cortex.neuron.running import Running, counter, look
+from cortex.neuron.running import Running, counter, look, text_of
 from cortex.neuron.text.answer import Answer
-from cortex.neuron.text.side import Text
 from cortex.neuron.workers import DeviceWorker, error_of
 
 if TYPE_CHECKING:
@@ -170,11 +170,16 @@ class TorchHarness:
         self._on[spec.id] = on
         loaded = await on.load(job, stage)
         worker = on.workers[0] if isinstance(on, WorkerGroup) else on
+        try:
+            text = await asyncio.to_thread(text_of, loaded.text, job.path)
+        except RepoFetchFailed:
+            await self.unload(spec.id)
+            raise
         log.info("%s on device %d runs %s", spec.id, worker.index, loaded.body)
         defaults = (checkpoint.sampling, loaded.text.sampling, spec.defaults)  # the last wins
         self._models[spec.id] = Running(
             worker=worker,
-            text=await asyncio.to_thread(Text, loaded.text),
+            text=text,
             context=loaded.context,
             body=loaded.body,
             defaults=dict(itertools.chain(*(d.items() for d in defaults))),
@@ -182,11 +187,10 @@ class TorchHarness:
             width=loaded.dimensions,
             gallery=self._gallery,
         )
-        text = self._models[spec.id].text.capabilities
         return RunningModel(
             used_bytes=loaded.used_bytes,
             context=loaded.context,
-            capabilities=text if loaded.dimensions is None else ("embedding",),
+            capabilities=text.capabilities if loaded.dimensions is None else ("embedding",),
         )
 
     async def unload(self, model_id: str) -> None:
@@ -200,7 +204,8 @@ class TorchHarness:
     async def counter(self, spec: ModelSpec, checkpoint: Checkpoint | None) -> Count:  # noqa: ARG002
         assert checkpoint is not None  # noqa: S101 - needs_weights
         files = await self._any_worker().read_text(str(checkpoint.path))
-        return counter(await asyncio.to_thread(Text, files), self._gallery)
+        text = await asyncio.to_thread(text_of, files, str(checkpoint.path))
+        return counter(text, self._gallery)
 
     async def check(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
         with suppress(DeviceUnavailable):  # there is time until the weights are here

@@ -214,7 +214,7 @@ def as_object(arguments: str) -> dict[str, Any] | None:
     """Return the object a text says; None if it says none."""
     try:
         said = json.loads(arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
 

@@ -103,7 +103,10 @@ class Text:
         Raises:
             InvalidRequest: The model cannot be asked this; says why.
         """
-        return self._bare(request) if request.prompts else self._chat(request, seen)
+        try:
+            return self._bare(request) if request.prompts else self._chat(request, seen)
+        except RecursionError:
+            raise InvalidRequest("messages: something in them is nested too deeply") from None
 
     def read(self, request: ChatRequest, seen: Seen = NOTHING) -> tuple[Prompt, str | None]:
         """Return `prompt` and `grammar` of a request; arguments are those of the first."""

@@ -116,9 +116,10 @@ def is_string(schema: Any) -> bool:
     """Tell whether a schema takes strings alone."""
     if not isinstance(schema, Mapping):
         return False
-    return schema.get("type") in ("string", ["string"]) or (
-        "type" not in schema and all(isinstance(one, str) for one in schema.get("enum") or [None])
-    )
+    if "type" in schema:
+        return schema["type"] in ("string", ["string"])
+    several = schema.get("enum")
+    return isinstance(several, list) and {*map(type, several)} == {str}
 
 
 def as_json(text: str) -> str:
@@ -127,6 +128,6 @@ def as_json(text: str) -> str:
     text = literals.get(text, text)
     try:
         json.loads(text, parse_constant=lambda _: 1 / 0)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     return text

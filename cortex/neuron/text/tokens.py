@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from cortex.chat.events import TokenLogprob
+from cortex.errors import InvalidRequest
 from cortex.neuron.engine.jobs import Token
 
 
@@ -40,9 +41,17 @@ class Vocabulary:
         }
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of a text, with what the tokenizer puts around one if *special*."""
+        """
+        Return the ids of a text, with what the tokenizer puts around one if *special*.
+
+        Raises:
+            InvalidRequest: The tokenizer gives up on it, as many do on 12 MB of blanks.
+        """
         # unlike that of one text it lets other threads run meanwhile, which may be for seconds
-        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        try:
+            (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        except BaseException as error:  # noqa: BLE001 - the library panics, which is no Exception
+            raise InvalidRequest(f"the model's tokenizer cannot read the text: {error}") from None
         ids: list[int] = encoded.ids
         return ids
 

@@ -59,6 +59,7 @@ def test_the_tag_that_says_nothing_is_dropped(name, chosen):
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"options": {"presence_penalty": 1, "repeat_last_n": 64}}, "options.repeat_last_n"),
         ({"options": {"temperature": 3}}, "options.temperature"),
+        ({"options": {"stop": ["x"] * 257}}, "options.stop"),
         ({"options": {"top_p": 0}}, "options.top_p"),
         ({"options": {"stop": 5}}, "options.stop"),
         ({"options": {"num_predict": "many"}}, "options.num_predict"),

@@ -12,6 +12,7 @@ import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cortex.errors import InvalidRequest
 from cortex.neuron.engine import probe
 from cortex.neuron.engine.blocks import BLOCK_TOKENS
 from cortex.neuron.engine.cache import Cache
@@ -158,7 +159,7 @@ def test_an_end_token_ends_an_answer_and_is_no_part_of_it(llama, runs_ahead):
 def test_who_has_no_way_on_from_the_start_leaves_the_rows_of_others_alone(llama):
     class NoWay:
         def allowed(self):
-            raise ValueError("no way on")
+            raise InvalidRequest("no way on")
 
     short, long = prompts(2)
     engine = engine_of(llama, rows=2)
@@ -171,7 +172,7 @@ def test_who_has_no_way_on_from_the_start_leaves_the_rows_of_others_alone(llama)
     said, ends = run(engine, losing=["none"])
 
     assert first["long"] + said["long"] == greedy(llama, long, 12)
-    assert ends["none"].message == "no way on"
+    assert (ends["none"].message, ends["none"].code) == ("no way on", "invalid_value")
     engine.scheduler.check()
 
 

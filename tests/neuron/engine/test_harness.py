@@ -192,10 +192,10 @@ async def test_the_same_seed_gives_the_same_answer_whatever_else_runs(harness):
     assert other[0] != alone[0]
 
 
-@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}])
-async def test_top_k_of_one_and_a_tiny_top_p_are_greedy(narrow, harness):
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-39}])
+async def test_top_k_of_one_and_a_tiny_top_p_or_temperature_are_greedy(narrow, harness):
     greedy = await answer(harness, ask("x", "a"))
-    assert (await answer(harness, ask("x", "b", temperature=1.5, **narrow)))[0] == greedy[0]
+    assert (await answer(harness, ask("x", "b", **{"temperature": 1.5, **narrow})))[0] == greedy[0]
 
 
 @pytest.mark.parametrize("huge", [(1 << 32) + 1, 1 << 63, 1 << 70])
@@ -278,6 +278,39 @@ async def test_a_damaged_checkpoint_and_a_strange_architecture_are_told(
         with pytest.raises(kind) as caught:
             await load(harness, Checkpoint(path=folder, format="safetensors", size_bytes=1), "bad")
         assert caught.value.status == 422
+    assert await answer(harness, ask("hi"))
+
+
+PANICS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("generation_config.json", {"do_sample": True, "temperature": "hot"}),
+        ("generation_config.json", {"do_sample": True, "top_k": float("inf")}),
+        ("generation_config.json", {"eos_token_id": [[0]]}),
+        ("sentence_bert_config.json", []),
+        ("tokenizer.json", {"normalizer": PANICS}),
+        ("tokenizer_config.json", {"chat_template": "{% if %}"}),
+    ],
+)
+async def test_odd_files_end_no_worker_and_leave_nothing_on_it(
+    file, change, harness, tiny_llama, tmp_path
+):
+    """Neither what is found once the weights are there nor what makes a library panic."""
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_llama.path, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=file == "tokenizer_config.json")
+    if isinstance(change, dict):
+        change = {**json.loads((folder / file).read_text()), **change}
+    (folder / file).write_text(json.dumps(change))
+    worker = harness._workers[0]
+    pid = worker.pid
+    with pytest.raises(RepoFetchFailed):
+        await load(harness, Checkpoint(path=folder, format="safetensors", size_bytes=1), "odd")
+    assert worker.pid == pid
+    assert "odd" not in worker._kept
     assert await answer(harness, ask("hi"))
 
 
@@ -367,6 +400,17 @@ async def test_tokens_are_counted_for_a_model_whose_weights_are_not_even_here(
     assert await count(request) == await harness.count(request) > 20
     assert set(harness._models) >= {"tiny"}
     assert "cold" not in harness._models
+
+
+async def test_a_tokenizer_that_makes_its_library_panic_is_told(harness, tiny_llama, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_llama.path, folder)
+    said = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**said, "normalizer": PANICS}))
+    checkpoint = Checkpoint(path=folder, format="safetensors", size_bytes=0)
+    async with asyncio.timeout(20):
+        with pytest.raises(RepoFetchFailed, match="charsmap"):
+            await harness.counter(ModelSpec(id="cold"), checkpoint)
 
 
 async def test_a_tokenizer_that_cannot_be_read_is_told(harness, tmp_path):

@@ -90,6 +90,15 @@ async def test_a_schema_nobody_can_enforce_is_refused_before_the_answer_starts(h
     assert harness.stats("tiny").in_flight == 0
 
 
+async def test_a_schema_nothing_can_follow_is_the_clients_fault_and_told_in_a_line(harness):
+    request = formatted("x", schema={"$ref": "#"})
+    *_, failed = [event async for event in harness.generate(request)]
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, InvalidRequest)
+    assert failed.error.status == 400
+    assert "\n" not in failed.error.message
+
+
 async def test_a_constrained_answer_leaves_the_others_as_they_were(harness):
     alone = await answer(harness, ask("hello", "a"))
     events = harness.generate(formatted("x", 3, SCHEMAS["nested"]))

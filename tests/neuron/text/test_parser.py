@@ -294,3 +294,17 @@ def test_a_call_written_for_a_family_is_what_its_grammar_allows(calls):
     matcher = LLMatcher(tokens, grammar, log_level=0)
     assert matcher.consume_tokens(tokens.tokenize_str(text))
     assert matcher.is_accepting()
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "is_text"),
+    [({}, "[" * 50_000, True), ({"enum": 5}, "1", False), ({"enum": ["1"]}, "1", True)],
+    ids=["deep", "odd", "text"],
+)
+def test_a_value_is_read_however_deep_it_nests_and_odd_its_schema_is(schema, written, is_text):
+    tool = Tool(name="go", parameters={"properties": {"a": schema}})
+    value = f"<parameter=a>\n{written}\n</parameter>"
+    said = f"<tool_call>\n<function=go>\n{value}\n</function>\n</tool_call>"
+    events = fed(parser(CODER, tools=(tool,)), [said])
+    arguments = "".join(e.arguments for e in events if isinstance(e, ToolCallDelta))
+    assert (json.loads(arguments) == {"a": written if is_text else json.loads(written)}) is True

@@ -182,3 +182,11 @@ def test_how_much_to_think_is_told_to_who_sees_too():
     source = "{{ enable_thinking }}" + SEEING
     prompt = side(source).prompt(chat(user(ONE), reasoning=Reasoning(enabled=True)), SEEN)
     assert said(prompt).startswith("True")
+
+
+def test_template_arguments_nested_too_deeply_are_refused():
+    nested: object = "x"
+    for _ in range(900):
+        nested = {"a": nested}
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        side().prompt(chat(user("x"), template_args={"hint": nested}))

@@ -28,6 +28,7 @@ from cortex.chat.request import (
 from cortex.errors import InvalidRequest, ToolsUnsupported, UnsupportedParameter
 from cortex.neuron.engine.jobs import TextFiles
 from cortex.neuron.text.side import Text
+from cortex.neuron.text.tokens import Vocabulary
 from tests.chat.test_turns import assistant, results, system, turn, user
 from tests.neuron.text import templates
 from tests.neuron.text.answers import TOOLS
@@ -306,3 +307,27 @@ def test_all_else_goes_on_while_a_long_prompt_is_read():
 
     assert len(reading.result()) == 2_000_000
     assert looks > 30  # hundreds; if it holds the lock all the while, a few
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None},  # raises
+        None,  # panics
+    ],
+)
+def test_a_text_that_a_tokenizer_gives_up_on_is_the_clients_error(model):
+    said = json.loads(TOKENIZER)
+    if model is None:
+        said["normalizer"] = {"type": "Replace", "pattern": {"String": ""}, "content": "xx"}
+    else:
+        said |= {"model": model, "added_tokens": [], "pre_tokenizer": None}
+    vocabulary = Vocabulary(json.dumps(said))
+    with pytest.raises(InvalidRequest, match="tokenizer cannot read"):
+        vocabulary.encode("some text", special=False)
+
+
+def test_arguments_nested_beyond_reading_are_text():
+    nested = "[" * 50_000
+    said = chat(user("x"), assistant(ToolCall(id="1", name="f", arguments=nested)))
+    assert (nested in prompted(templates.QWEN, said)) is True

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cortex.chat.request import JsonFormat, Reasoning, Sampling
+from cortex.chat.request import MAX_STOPS, JsonFormat, Reasoning, Sampling
 from cortex.errors import UnsupportedParameter
 
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
@@ -26,7 +26,7 @@ class Options(msgspec.Struct):
     repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     seed: int | None = None
     num_predict: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     # Known, and not honoured unless they say nothing.
