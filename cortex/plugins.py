@@ -24,7 +24,7 @@ import pluggy
 from cortex import hookspecs
 from cortex.api import Source
 from cortex.config.schema import PluginSettings
-from cortex.errors import ConfigError, PluginError, RepoFetchFailed
+from cortex.errors import ConfigError, CortexError, PluginError, RepoFetchFailed
 from cortex.fleet.model import ModelSpec
 from cortex.registry import Offer, Registry, did_you_mean
 
@@ -63,8 +63,14 @@ EXAMPLES = {  # of what each built-in source can be asked for
 log = logging.getLogger(__name__)
 
 
-def at_fault(what: str, chosen: object, error: Exception) -> PluginError:
-    """Log that *chosen*, the *what* of the configuration, failed; return what to tell who asked."""
+def at_fault(what: str, chosen: object, error: Exception) -> CortexError:
+    """
+    Log that *chosen*, the *what* of the configuration, failed; return what to tell who asked.
+
+    A `CortexError` is meant for who asked, and told as it is.
+    """
+    if isinstance(error, CortexError):
+        return error
     name = f"{what} {type(chosen).__module__}.{type(chosen).__qualname__}"
     log.error("%s failed", name, exc_info=error)
     return PluginError(

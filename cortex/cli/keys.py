@@ -123,9 +123,7 @@ def _new(args: argparse.Namespace, path: Path | None) -> int:
         return 0
     print(secret)
     if written is not None:
-        print(f"{written}: {key.name} is added; {LATER}", file=sys.stderr)
-        if not auth.require:
-            print(ANYBODY, file=sys.stderr)
+        _tell(f"{written}: {key.name} is added", auth)
     else:
         print(f"\n{edit.key_table(values)}", end="")
     print("the key is shown this once: nothing keeps it", file=sys.stderr)
@@ -177,10 +175,14 @@ def _revoke(args: argparse.Namespace, auth: AuthSection, path: Path) -> int:
         print(json.dumps({"name": args.name, "file": str(path)}))
     else:
         print(f"revoked: {args.name}")
-        print(f"{path}: {args.name} is removed; {LATER}", file=sys.stderr)
-        if not auth.require:
-            print(ANYBODY, file=sys.stderr)
+        _tell(f"{path}: {args.name} is removed", auth)
     return 0
+
+
+def _tell(done: str, auth: AuthSection) -> None:
+    print(f"{done}; {LATER}", file=sys.stderr)
+    if not auth.require:
+        print(ANYBODY, file=sys.stderr)
 
 
 def _usage(args: argparse.Namespace) -> int:

@@ -14,7 +14,6 @@ from typing import Literal
 import attrs
 
 from cortex.api import EvictionPolicy
-from cortex.errors import CortexError
 from cortex.fleet.model import LoadedModel, ModelSpec
 from cortex.fleet.node import Device
 from cortex.gateway.islands import Devices, choose, gets_on, split_on
@@ -280,8 +279,6 @@ def _victims(
 ) -> Sequence[LoadedModel]:
     try:
         return rules.policy.victims(need_bytes, spec, loaded, rules.now)
-    except CortexError:
-        raise
     except Exception as error:  # noqa: BLE001 - a stranger's
         raise at_fault("eviction policy", rules.policy, error) from None
 

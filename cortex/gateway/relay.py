@@ -159,13 +159,13 @@ class Exchange:
             self._usage_header = value
 
     def on_headers_complete(self) -> None:
-        self._read_status()
-        if not self.status:
+        assert self._connection is not None  # noqa: S101 - set by run
+        status = self._connection.parser.get_status_code()
+        if status < HTTPStatus.OK:  # interim, such as 100 or 103: the answer is yet to come
+            self._passed.clear()
             return
-        if self.status in REFUSALS and not self._is_last:
-            self.refused = True
-        else:
-            self._put_head(self.status, self._framing)
+        self.status, self._keeps_upstream = status, self._connection.parser.should_keep_alive()
+        self._answer_begins()
 
     def on_body(self, data: bytes) -> None:
         if self.refused or self._tells_error:
@@ -176,8 +176,18 @@ class Exchange:
         self._pass_on(self._ended(data) if self._is_stream else data)
 
     def on_message_complete(self) -> None:
-        if not self.status:
-            return
+        if self.status:
+            self._answer_ends()
+
+    # What the answer is to us.
+
+    def _answer_begins(self) -> None:
+        if self.status in REFUSALS and not self._is_last:
+            self.refused = True
+        else:
+            self._put_head(self.status, self._framing)
+
+    def _answer_ends(self) -> None:
         if self._hold is not None and self._tells_error:
             self._put(self._hold.event(self.error()))
         if not self.refused:
@@ -217,14 +227,6 @@ class Exchange:
         self._woken.set()
 
     # What the client gets.
-
-    def _read_status(self) -> None:
-        assert self._connection is not None  # noqa: S101 - set by run
-        self.status = self._connection.parser.get_status_code()
-        if self.status < HTTPStatus.OK:  # interim, such as 100 or 103: the answer is yet to come
-            self.status = 0
-            self._passed.clear()
-        self._keeps_upstream = self._connection.parser.should_keep_alive()
 
     def _put_head(self, status: int, framing: bytes) -> None:
         """Put out the head; without *framing* the body is chunked, or ends with the connection."""

@@ -200,8 +200,7 @@ class Resumed(Translated):
         self._decoder = cast("ReplyDecoder", Continued(decoder))
         await Exchange.run(self, connection, client, request)
 
-    def on_headers_complete(self) -> None:
-        self._read_status()
+    def _answer_begins(self) -> None:
         if self.status >= HTTPStatus.BAD_REQUEST:
             self.refused = True
         else:

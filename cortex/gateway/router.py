@@ -250,8 +250,6 @@ class Router:
         ]
         try:
             return nodes[self._strategy.choose(head, candidates).node]
-        except CortexError:
-            raise
         except Exception as error:  # noqa: BLE001 - a stranger's
             raise at_fault("routing strategy", self._strategy, error) from None
 

@@ -168,10 +168,7 @@ class Translated(Exchange):
         super().on_header(name, value)
         self._is_stream = self._between.chat.stream
 
-    def on_headers_complete(self) -> None:
-        self._read_status()
-        if not self.status:
-            return
+    def _answer_begins(self) -> None:
         if self.status in REFUSALS and not self._is_last:
             self.refused = True
         elif self.status < HTTPStatus.BAD_REQUEST and self._is_stream:
@@ -184,9 +181,7 @@ class Translated(Exchange):
         else:
             self._translate(data)
 
-    def on_message_complete(self) -> None:
-        if not self.status:
-            return
+    def _answer_ends(self) -> None:
         if self.status >= HTTPStatus.BAD_REQUEST:
             if not self.refused:
                 self._refuse(self.error())

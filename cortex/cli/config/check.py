@@ -63,39 +63,31 @@ def run(subjects: Sequence[Subject], args: argparse.Namespace) -> int:
 
 def check(subject: Subject) -> list[Finding]:
     """Return what there is to say about a file, and about the models.toml it names."""
-    wrong, doubtful = Mistakes(), Mistakes()
+    wrong, doubtful = Mistakes(), list[ConfigError]()
     if subject.kind == "models":
         assert subject.path is not None  # noqa: S101 - a catalogue is never a default
         with wrong:
-            for error in doubts(load_catalogue(subject.path), None, subject.name):
-                with doubtful:
-                    raise error
+            doubtful += doubts(load_catalogue(subject.path), None, subject.name)
     elif subject.kind == "neuron":
         with wrong:
             settings = load_neuron(subject.path)
             found = Plugins(settings.plugins)
             with wrong:
                 check_neuron(settings, found, subject.name)
-            for error in left_out(found, settings.plugins, subject.name):
-                with doubtful:
-                    raise error
+            doubtful += left_out(found, settings.plugins, subject.name)
     else:
         with wrong:
             config, catalogue = load_gateway(subject.path)
             models = config.gateway.models_config.name
-            for error in doubts(catalogue, config, models):
-                with doubtful:
-                    raise error
+            doubtful += doubts(catalogue, config, models)
             found = Plugins(config.plugins)
             with wrong:
                 check_gateway(config, catalogue, found, subject.name)
-            for error in left_out(found, config.plugins, subject.name):
-                with doubtful:
-                    raise error
+            doubtful += left_out(found, config.plugins, subject.name)
     places = {path.name: path for path in _files(subject)}
     return [
         *(located(error, "error", places) for error in wrong.found),
-        *(located(error, "warning", places) for error in doubtful.found),
+        *(located(error, "warning", places) for error in doubtful),
     ]
 
 
